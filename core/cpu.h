@@ -1,0 +1,20 @@
+/* The machine's processor: features that select kernels, and the number of threads. */
+#ifndef NB_CORE_CPU_H
+#define NB_CORE_CPU_H
+
+#include <stdbool.h>
+#include <stddef.h>
+
+typedef struct nb_cpu {
+    bool avx2_fma, avx512, avx512_bf16; /* avx512 = F, BW, DQ, VL, VBMI not asked for */
+    int cores;                          /* usable by this process (affinity, cgroup quota) */
+    size_t memory, memory_available;    /* bytes; available also honours the cgroup limit */
+    char name[64];
+} nb_cpu;
+const nb_cpu *nb_cpu_get(void); /* found once */
+
+/* The process's one thread pool is OpenMP's. 0 = all usable cores. Also sets OpenBLAS to 1. */
+void nb_threads_set(int n);
+int nb_threads(void);
+
+#endif

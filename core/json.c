@@ -1,0 +1,88 @@
+#include "core/json.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/file.h"
+
+nb_status nb_json_load(const char *path, json_t **root) {
+    char *text;
+    size_t size;
+    *root = NULL;
+    NB_TRY(nb_file_read(path, &text, &size));
+    json_error_t err;
+    *root = json_loadb(text, size, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &err);
+    free(text);
+    if (!*root)
+        return nb_fail(NB_EINPUT, "%s:%d:%d: not valid JSON: %s", path, err.line, err.column, err.text);
+    return NB_OK;
+}
+
+nb_status nb_json_save(const char *path, const json_t *root) {
+    char *s = json_dumps(root, JSON_INDENT(2) | JSON_SORT_KEYS | JSON_REAL_PRECISION(17));
+    if (!s) return nb_fail(NB_EIO, "%s: cannot be written as JSON (not UTF-8, or not finite)", path);
+    nb_out o;
+    nb_status st = nb_out_open(&o, path);
+    if (st == NB_OK) {
+        st = nb_out_write(&o, s, strlen(s));
+        if (st == NB_OK) st = nb_out_write(&o, "\n", 1);
+        if (st == NB_OK) st = nb_out_commit(&o);
+        else nb_out_abort(&o);
+    }
+    free(s);
+    return st;
+}
+
+const char *nb_json_type(const json_t *v) {
+    switch (v ? json_typeof(v) : JSON_NULL) {
+    case JSON_OBJECT: return "object";
+    case JSON_ARRAY: return "array";
+    case JSON_STRING: return "string";
+    case JSON_INTEGER: return "integer";
+    case JSON_REAL: return "number";
+    case JSON_TRUE:
+    case JSON_FALSE: return "boolean";
+    default: return "null";
+    }
+}
+
+static const json_t *find(const json_t *obj, const char *key) {
+    const json_t *v = json_object_get(obj, key);
+    return json_is_null(v) ? NULL : v;
+}
+
+static nb_status wrong(const char *where, const char *key, const char *want, const json_t *v) {
+    return nb_fail(NB_EINPUT, "%s: \"%s\" should be %s, not %s", where, key, want, nb_json_type(v));
+}
+
+nb_status nb_json_int(const json_t *obj, const char *key, int64_t *out, const char *where) {
+    const json_t *v = find(obj, key);
+    if (!v) return NB_OK;
+    if (!json_is_integer(v)) return wrong(where, key, "an integer", v);
+    *out = json_integer_value(v);
+    return NB_OK;
+}
+
+nb_status nb_json_real(const json_t *obj, const char *key, double *out, const char *where) {
+    const json_t *v = find(obj, key);
+    if (!v) return NB_OK;
+    if (!json_is_number(v)) return wrong(where, key, "a number", v);
+    *out = json_number_value(v);
+    return NB_OK;
+}
+
+nb_status nb_json_bool(const json_t *obj, const char *key, bool *out, const char *where) {
+    const json_t *v = find(obj, key);
+    if (!v) return NB_OK;
+    if (!json_is_boolean(v)) return wrong(where, key, "true or false", v);
+    *out = json_is_true(v);
+    return NB_OK;
+}
+
+nb_status nb_json_str(const json_t *obj, const char *key, const char **out, const char *where) {
+    const json_t *v = find(obj, key);
+    if (!v) return NB_OK;
+    if (!json_is_string(v)) return wrong(where, key, "a string", v);
+    *out = json_string_value(v);
+    return NB_OK;
+}

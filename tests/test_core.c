@@ -1,0 +1,82 @@
+#include "core/dtype.h"
+#include "core/file.h"
+#include "core/hash.h"
+#include "core/rng.h"
+#include "tests/test.h"
+
+static void philox_known_answers(void **s) { /* Random123's kat_vectors */
+    (void)s;
+    uint32_t out[4], c0[4] = {0}, k0[2] = {0}, c1[4] = {~0u, ~0u, ~0u, ~0u}, k1[2] = {~0u, ~0u};
+    nb_philox(out, c0, k0);
+    const uint32_t want0[4] = {0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8};
+    assert_memory_equal(out, want0, 16);
+    nb_philox(out, c1, k1);
+    const uint32_t want1[4] = {0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd};
+    assert_memory_equal(out, want1, 16);
+}
+
+static void half_precision_round_trips(void **s) {
+    (void)s;
+    for (uint32_t h = 0; h < 65536; h++) {
+        float f = nb_f16_to_f32((uint16_t)h);
+        if (!isnan(f)) assert_int_equal(nb_f32_to_f16(f), h);
+        float b = nb_bf16_to_f32((uint16_t)h);
+        if (!isnan(b)) assert_int_equal(nb_f32_to_bf16(b), h);
+    }
+    assert_int_equal(nb_f32_to_bf16(1.00390625f), 0x3f80); /* tie to even */
+    assert_int_equal(nb_f32_to_f16(65520.0f), 0x7c00);
+    assert_true(isnan(nb_bf16_to_f32(nb_f32_to_bf16(NAN))));
+}
+
+static void sha256_and_crc(void **s) {
+    (void)s;
+    nb_hex h;
+    nb_sha256_of("abc", 3, h);
+    assert_string_equal(h, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+    assert_int_equal(nb_crc32c(0, "123456789", 9), 0xe3069283u);
+}
+
+static void files(void **s) {
+    (void)s;
+    char *p = nb_path_join(nb_test_tmp(), "x/y/z.bin"), *dir = nb_path_join(nb_test_tmp(), "x");
+    assert_fails(nb_file_write(p, "hello", 5), NB_EIO, "z.bin");
+    char *yd = nb_path_join(dir, "y");
+    assert_ok(nb_mkdirs(yd));
+    assert_ok(nb_file_write(p, "hello", 5));
+    nb_map m;
+    assert_ok(nb_map_open(&m, p));
+    assert_int_equal(m.size, 5);
+    nb_map_close(&m);
+    char **names;
+    int n;
+    assert_ok(nb_list_dir(yd, &names, &n));
+    assert_int_equal(n, 1); /* no temporary file left */
+    free(names[0]);
+    free(names);
+    assert_fails(nb_map_open(&m, yd), NB_EINPUT, "not a regular file");
+    assert_ok(nb_remove_tree(dir));
+    assert_false(nb_file_exists(dir));
+    uint64_t room = 0;
+    assert_ok(nb_free_space("/nowhere/at/all", &room));
+    free(p), free(dir), free(yd);
+}
+
+static void shuffle_is_a_permutation(void **s) {
+    (void)s;
+    int64_t v[100];
+    char seen[100] = {0};
+    for (int i = 0; i < 100; i++) v[i] = i;
+    nb_rng r = nb_rng_open(7, NB_RNG_TEST, 3);
+    nb_rng_shuffle(&r, v, 100);
+    for (int i = 0; i < 100; i++) seen[v[i]]++;
+    for (int i = 0; i < 100; i++) assert_int_equal(seen[i], 1);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(philox_known_answers), cmocka_unit_test(half_precision_round_trips),
+        cmocka_unit_test(sha256_and_crc),       cmocka_unit_test(files),
+        cmocka_unit_test(shuffle_is_a_permutation),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
