@@ -1,0 +1,49 @@
+/* safetensors files and folders of shards, read through maps, every offset checked before use.
+ * Format: u64 LE header length N, N bytes of JSON {name: {dtype, shape, data_offsets: [begin, end]}}, data.
+ * https://github.com/huggingface/safetensors */
+#ifndef NB_MODEL_SAFETENSORS_H
+#define NB_MODEL_SAFETENSORS_H
+
+#include <jansson.h>
+
+#include "core/dtype.h"
+#include "core/file.h"
+#include "core/status.h"
+
+typedef struct nb_st_tensor {
+    char *name;
+    nb_dtype dtype;
+    int n_dims;
+    int64_t d[8];
+    const void *data; /* in the map; may be unaligned for its dtype only in foreign files (then refused) */
+    size_t bytes;
+    int shard;        /* index into files */
+} nb_st_tensor;
+
+typedef struct nb_st {
+    nb_map *files;
+    int n_files;
+    nb_st_tensor *tensors; /* sorted by name */
+    int n_tensors;
+    json_t *metadata;      /* __metadata__ of the first file, or NULL */
+} nb_st;
+
+nb_status nb_st_open_file(nb_st *s, const char *path);
+/* DIR/STEM.safetensors.index.json if present, else DIR/STEM.safetensors ("model", "adapter_model"). */
+nb_status nb_st_open_dir(nb_st *s, const char *dir, const char *stem);
+void nb_st_close(nb_st *s);
+const nb_st_tensor *nb_st_find(const nb_st *s, const char *name); /* NULL when absent */
+/* Element i..i+n of a float tensor (F32, BF16, F16, F64) as f32. */
+void nb_st_read_f32(const nb_st_tensor *t, float *out, int64_t first, int64_t n);
+
+/* Writing: declare every tensor, then give the data in declaration order (in any number of pieces). Names are
+ * laid out sorted, so that equal content gives equal bytes. Atomic: PATH appears at nb_st_write_end. */
+typedef struct nb_st_writer nb_st_writer;
+nb_status nb_st_write_begin(nb_st_writer **w, const char *path, const json_t *metadata /* borrowed, may be NULL */);
+nb_status nb_st_write_declare(nb_st_writer *w, const char *name, nb_dtype dtype, int n_dims, const int64_t *d);
+/* Data of a declared tensor, whole; order free, each exactly once. */
+nb_status nb_st_write_data(nb_st_writer *w, const char *name, const void *data, size_t bytes);
+nb_status nb_st_write_end(nb_st_writer *w);   /* frees w, also on failure */
+void nb_st_write_abort(nb_st_writer *w);      /* frees w and removes the temporary file */
+
+#endif

@@ -1,0 +1,57 @@
+/* The frozen base: a Hugging Face folder's weights in the form products read them, quantized to NF4 on the way
+ * if asked, from a cache where that was done before. */
+#ifndef NB_MODEL_WEIGHTS_H
+#define NB_MODEL_WEIGHTS_H
+
+#include "core/hash.h"
+#include "kernels/weight.h"
+#include "model/spec.h"
+
+typedef struct nb_base_linear {
+    char *name;        /* module path, "model.layers.0.self_attn.q_proj" */
+    nb_weight w;       /* rows 0: the family has no such layer */
+    const float *bias; /* [rows] f32, or NULL */
+} nb_base_linear;
+
+typedef struct nb_base_layer {
+    nb_base_linear lin[NB_SLOTS];
+    const float *norm[NB_NORMS]; /* [hidden] f32 */
+} nb_base_layer;
+
+typedef struct nb_base {
+    nb_spec spec;
+    char *dir;             /* resolved folder (a hub name is looked up in the local Hugging Face cache) */
+    nb_hex sha256;         /* of all weight files and config.json: names this base in manifests and cache keys */
+    bool quantized, double_quant, prequantized; /* linear layers are NF4; ... already so in the folder */
+    nb_weight embed;       /* [V, C] f32, bf16 or f16: never quantized */
+    nb_base_linear head;   /* lm_head; head.w = embed when tied */
+    const float *final_norm;
+    nb_base_layer *layer;  /* [spec.layers] */
+    struct nb_base_store *store; /* owns maps and buffers */
+} nb_base;
+
+typedef struct nb_base_options {
+    bool load_in_4bit, double_quant;
+    const char *quantized_cache; /* folder of cache files; NULL: the user's cache folder; "" = no cache */
+    bool reinit;                 /* ignore the weight files (there may be none): normal(0, 0.02) as transformers' */
+    uint64_t seed;               /* for reinit */
+    bool keep_f32;               /* reinit only: hold weights as f32 (adapter: full) */
+} nb_base_options;
+
+/* Messages name file and tensor: missing file, truncated shard, impossible offsets, missing tensor, shape that
+ * does not match config.json. Quantizing is parallel and shows progress. Checkpoints saved by bitsandbytes in 4 bits
+ * load as they are (load_in_4bit false then is an error). */
+nb_status nb_base_load(nb_base **out, const char *dir_or_name, const nb_base_options *o);
+void nb_base_free(nb_base *b);
+
+/* "org/name" -> snapshot folder in the local Hugging Face cache ($HF_HUB_CACHE, $HF_HOME/hub, ~/.cache/huggingface/hub);
+ * an existing folder -> itself. Caller frees *dir. */
+nb_status nb_base_resolve(const char *dir_or_name, char **dir);
+/* sha256 over a folder's config.json and weight files, remembered in the cache folder by path, size, time and inode. */
+nb_status nb_base_sha256(const char *dir, nb_hex out);
+
+/* Writes DIR_OUT as transformers + bitsandbytes save a 4-bit model: linear layers packed with their quant_state,
+ * the rest as it is, config.json with quantization_config, tokenizer files copied. The cache has the same form. */
+nb_status nb_base_quantize_dir(const char *dir_or_name, const char *dir_out, bool double_quant);
+
+#endif
