@@ -1,0 +1,14 @@
+/* The cpu backend's kernels: one nb_cpu_<row> for each row of kernels.def, which documents them. */
+#ifndef NB_KERNELS_CPU_CPU_H
+#define NB_KERNELS_CPU_CPU_H
+
+#include "kernels/backend.h"
+
+#define KERNEL(name, args) nb_status nb_cpu_##name args;
+#include "kernels/kernels.def"
+#undef KERNEL
+
+/* Bytes attention_fwd and attention_bwd take from d->ws for Tq query rows and Tk key rows. */
+size_t nb_cpu_attention_ws(const nb_dev *d, int64_t Tq, int64_t Tk, int64_t H, int64_t KV, int64_t D);
+
+#endif

@@ -1,0 +1,86 @@
+/* Additions, biases, row gathers and scalings: bound by memory bandwidth. beta 0 never reads the output. */
+#include <string.h>
+
+#include "kernels/cpu/cpu.h"
+
+nb_status nb_cpu_add(nb_dev *d, float *y, const float *x1, const float *x2, int64_t n, float beta) {
+    (void)d;
+    if (x2 && beta == 0) {
+#pragma omp parallel for simd schedule(static)
+        for (int64_t i = 0; i < n; i++) y[i] = x1[i] + x2[i];
+    } else if (x2) {
+#pragma omp parallel for simd schedule(static)
+        for (int64_t i = 0; i < n; i++) y[i] = x1[i] + x2[i] + beta * y[i];
+    } else if (beta == 0) {
+#pragma omp parallel for simd schedule(static)
+        for (int64_t i = 0; i < n; i++) y[i] = x1[i];
+    } else {
+#pragma omp parallel for simd schedule(static)
+        for (int64_t i = 0; i < n; i++) y[i] = x1[i] + beta * y[i];
+    }
+    return NB_OK;
+}
+
+nb_status nb_cpu_bias_fwd(nb_dev *d, float *y, const float *bias, int64_t T, int64_t C) {
+    (void)d;
+#pragma omp parallel for schedule(static)
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t c = 0; c < C; c++) y[t * C + c] += bias[c];
+    return NB_OK;
+}
+
+enum { STRIP = 64, ROWS = 128 }; /* columns a task sums; rows summed on their own before joining the total */
+
+nb_status nb_cpu_bias_bwd(nb_dev *d, float *dbias, const float *dy, int64_t T, int64_t C, float beta) {
+    (void)d;
+#pragma omp parallel for schedule(static)
+    for (int64_t c0 = 0; c0 < C; c0 += STRIP) {
+        int64_t n = C - c0 < STRIP ? C - c0 : STRIP;
+        float total[STRIP] = {0};
+        for (int64_t t0 = 0; t0 < T; t0 += ROWS) {
+            float part[STRIP] = {0};
+            for (int64_t t = t0; t < T && t < t0 + ROWS; t++)
+                for (int64_t c = 0; c < n; c++) part[c] += dy[t * C + c0 + c];
+            for (int64_t c = 0; c < n; c++) total[c] += part[c];
+        }
+        for (int64_t c = 0; c < n; c++) dbias[c0 + c] = beta != 0 ? total[c] + beta * dbias[c0 + c] : total[c];
+    }
+    return NB_OK;
+}
+
+nb_status nb_cpu_gather_rows(nb_dev *d, float *y, const float *x, const int32_t *index, int64_t n, int64_t C) {
+    (void)d;
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n; i++) memcpy(y + i * C, x + index[i] * C, sizeof(float) * (size_t)C);
+    return NB_OK;
+}
+
+/* y = x * k + beta * y over one row. */
+static void scale_row(float *y, const float *x, float k, int64_t C, float beta) {
+    if (beta == 0)
+        for (int64_t c = 0; c < C; c++) y[c] = x[c] * k;
+    else
+        for (int64_t c = 0; c < C; c++) y[c] = x[c] * k + beta * y[c];
+}
+
+nb_status nb_cpu_scatter_rows(nb_dev *d, float *y, const float *x, const int32_t *index, const float *row_scale, int64_t n,
+                              int64_t C, float beta) {
+    (void)d;
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n; i++) scale_row(y + index[i] * C, x + i * C, row_scale ? row_scale[i] : 1.0f, C, beta);
+    return NB_OK;
+}
+
+nb_status nb_cpu_scale_rows(nb_dev *d, float *y, const float *x, const float *row_scale, int64_t n, int64_t C, float beta) {
+    (void)d;
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n; i++) scale_row(y + i * C, x + i * C, row_scale[i], C, beta);
+    return NB_OK;
+}
+
+nb_status nb_cpu_fill(nb_dev *d, float *x, float value, int64_t n) {
+    (void)d;
+#pragma omp parallel for simd schedule(static)
+    for (int64_t i = 0; i < n; i++) x[i] = value;
+    return NB_OK;
+}
