@@ -1,0 +1,64 @@
+/* The rows gemm, weight_fwd and weight_bwd: they name the operands and hand over to the variant in use. */
+#include "kernels/cpu/gemm.h"
+
+#include <string.h>
+
+#include "core/cpu.h"
+#include "core/mem.h"
+#include "kernels/cpu/cpu.h"
+
+const nb_gemm_impl *const nb_gemm_impls[] = {&nb_gemm_openblas, &nb_gemm_naive, NULL};
+
+nb_status nb_cpu_choose_gemm(nb_dev *d, const char *variant) {
+    for (const nb_gemm_impl *const *v = nb_gemm_impls; *v; v++) {
+        if (variant && strcmp(variant, (*v)->name)) continue;
+        if (!(*v)->supported(d->compute)) {
+            if (!variant) continue;
+            return nb_fail(NB_EUNSUPPORTED, "the product variant \"%s\" does not run on this processor (%s) with %s operands",
+                           variant, nb_cpu_get()->name, nb_dtype_name(d->compute));
+        }
+        d->gemm = (*v)->name;
+        d->gemm_impl = *v;
+        return NB_OK;
+    }
+    return nb_fail(NB_EUNSUPPORTED, "there is no product variant \"%s\"", variant);
+}
+
+size_t nb_cpu_gemm_ws(const nb_dev *d, int64_t M, int64_t N, int64_t K) {
+    return ((const nb_gemm_impl *)d->gemm_impl)->ws(M, N, K, nb_threads());
+}
+
+static nb_status run(nb_dev *d, nb_product *p) {
+    const nb_gemm_impl *impl = d->gemm_impl;
+    if (p->M <= 0 || p->N <= 0) return NB_OK;
+    p->threads = nb_threads();
+    p->bf16 = d->compute == NB_BF16;
+    p->ws = d->ws;
+    size_t need = impl->ws(p->M, p->N, p->K, p->threads);
+    if (need > d->ws_size)
+        return nb_fail(NB_ENOMEM, "a %lld x %lld x %lld product needs %zu bytes of scratch on %d threads and the device has %zu: "
+                       "reserve them before the step", (long long)p->M, (long long)p->N, (long long)p->K, need, p->threads,
+                       d->ws_size);
+    impl->run(p);
+    return NB_OK;
+}
+
+nb_status nb_cpu_gemm(nb_dev *d, float *c, int64_t ldc, const float *x, int64_t ldx, bool tx, const float *y, int64_t ldy,
+                      bool ty, int64_t M, int64_t N, int64_t K, float alpha, float beta) {
+    const nb_weight w = {.format = NB_FMT_F32, .rows = ty ? N : K, .cols = ldy, .data = y};
+    nb_product p = {.c = c, .ldc = ldc, .x = x, .ldx = ldx, .tx = tx, .y = &w, .ty = ty, .M = M, .N = N, .K = K,
+                    .alpha = alpha, .beta = beta};
+    return run(d, &p);
+}
+
+nb_status nb_cpu_weight_fwd(nb_dev *d, float *y, const float *x, const nb_weight *w, int64_t T, float beta) {
+    nb_product p = {.c = y, .ldc = w->rows, .x = x, .ldx = w->cols, .y = w, .ty = true, .M = T, .N = w->rows, .K = w->cols,
+                    .alpha = 1, .beta = beta};
+    return run(d, &p);
+}
+
+nb_status nb_cpu_weight_bwd(nb_dev *d, float *dx, const float *dy, const nb_weight *w, int64_t T, float beta) {
+    nb_product p = {.c = dx, .ldc = w->cols, .x = dy, .ldx = w->rows, .y = w, .ty = false, .M = T, .N = w->cols, .K = w->rows,
+                    .alpha = 1, .beta = beta};
+    return run(d, &p);
+}
