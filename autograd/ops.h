@@ -1,0 +1,76 @@
+/* Attributes of the operations, and a function for each that applies it. Shapes: T tokens, C channels, R rank. */
+#ifndef NB_AUTOGRAD_OPS_H
+#define NB_AUTOGRAD_OPS_H
+
+#include "autograd/tape.h"
+
+#define OP(name) extern const nb_op nb_op_##name;
+#include "autograd/ops.def"
+#undef OP
+
+/* x[T,C] = W[ids] * scale. in: weight[V,C] (trained) or NULL, rows[n_rows,C] or NULL.
+ * rows replaces the rows row_ids[] of W (added tokens trained on top of a frozen embedding). */
+typedef struct nb_embedding_attr {
+    const nb_weight *w;     /* used when in[0] is NULL */
+    const int32_t *ids;     /* [n] */
+    int64_t n;
+    float scale;
+    const int32_t *row_ids; /* [n_rows] ascending */
+    int64_t n_rows;
+} nb_embedding_attr;
+
+/* y_i[T,N_i] = x W_i^T + bias_i + scale_i * (drop_i(x) A_i^T) B_i^T for up to three weights over one input.
+ * in: x[T,C], then for each weight: W[N,C] (trained) or NULL, bias[N] or NULL, A[R,C] or NULL, B[N,R] or NULL.
+ * Dropout is on the adapter's input only, with a mask of its own per site. */
+typedef struct nb_linear_slot {
+    const nb_weight *w;   /* frozen; used when W is NULL */
+    float scale, dropout; /* lora_alpha/r or lora_alpha/sqrt(r); probability */
+    uint32_t site;        /* number of the module: dropout key */
+} nb_linear_slot;
+typedef struct nb_linear_attr {
+    int n;
+    nb_linear_slot slot[3];
+} nb_linear_attr;
+
+/* y[T,C] = x * rstd(x) * (w + offset). in: x[T,C], w[C]. */
+typedef struct nb_rmsnorm_attr {
+    float eps, offset;
+} nb_rmsnorm_attr;
+
+/* Rotates q[T,H*D] and k[T,KV*D] by their positions. in: q, k; out: q, k. */
+typedef struct nb_rope_attr {
+    const float *cos, *sin; /* [positions, rot/2] */
+    const int32_t *pos;     /* [T] */
+    int64_t heads, kv_heads, head_dim, rot;
+} nb_rope_attr;
+
+/* in: q[T,H*D], k[T,KV*D], v[T,KV*D]; out: o[T,H*D]. With a cache (no gradient then), k and v are first written to
+ * its rows kv_rows[t] and attention reads the cache. */
+typedef struct nb_attention_attr {
+    const nb_seg *segs;
+    int64_t n_segs, heads, kv_heads, head_dim, window;
+    float scale, softcap;
+    float *k_cache, *v_cache; /* [rows, KV*D], or NULL */
+    const int32_t *kv_rows;   /* [T] */
+} nb_attention_attr;
+
+/* y = act(gate) * up. in: gate[T,F], up[T,F]. */
+typedef struct nb_glu_attr {
+    nb_act act;
+} nb_glu_attr;
+
+/* loss[n]: negative log-likelihood of targets[i] at row rows[i] of x[T,C] under softmax(x W^T). in: x, W[V,C] (trained)
+ * or NULL, rows[n_rows,C] or NULL (as in nb_embedding_attr). The logits are made a few rows at a time and never exist
+ * whole. With a frozen head the gradient rows d loss[i]/d x are made in the same pass, unscaled, and scaled by
+ * d(loss[i]) in backward; with a trained head backward makes the logits again. */
+typedef struct nb_linear_xent_attr {
+    const nb_weight *w;
+    const int32_t *rows, *targets; /* [n], n >= 1 */
+    int64_t n;
+    float softcap;
+    int32_t *argmax;               /* [n] out, or NULL */
+    const int32_t *row_ids;
+    int64_t n_rows;
+} nb_linear_xent_attr;
+
+#endif

@@ -1,0 +1,254 @@
+#include "autograd/tape.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "autograd/ops.h"
+#include "core/log.h"
+#include "core/mem.h"
+
+const nb_policy nb_policy_keep_all = {"keep_all", {0}};
+const nb_policy nb_policy_checkpoint = {"checkpoint", {"embedding", "add", "attention"}};
+
+enum { RED = 64 }; /* floats of red zone on either side in DIRECT mode */
+static const uint32_t red_word = 0x7fa5a5a5u; /* a signalling NaN: reading it poisons results */
+
+nb_status nb_tape_open(nb_tape **out, nb_dev *dev, int max_nodes) {
+    nb_tape *t = NB_NEW(nb_tape);
+    t->dev = dev;
+    t->policy = &nb_policy_keep_all;
+    t->mode = NB_MEM_DIRECT;
+    t->max_nodes = max_nodes;
+    t->max_tensors = max_nodes * (NB_MAX_OUT + NB_MAX_SAVED);
+    t->nodes = nb_calloc((size_t)max_nodes, sizeof *t->nodes);
+    t->tensors = nb_calloc((size_t)t->max_tensors, sizeof *t->tensors);
+    *out = t;
+    return NB_OK;
+}
+
+void nb_tape_free(nb_tape *t) {
+    if (!t) return;
+    nb_tape_reset(t);
+    free(t->nodes);
+    free(t->tensors);
+    free(t->direct);
+    free(t);
+}
+
+void nb_tape_reset(nb_tape *t) {
+    if (t->mode == NB_MEM_DIRECT)
+        for (int32_t i = 0; i < t->n_bufs; i++) free(t->direct[i]);
+    t->n_nodes = t->n_tensors = 0;
+    t->n_bufs = t->event = 0;
+}
+
+void nb_tape_follow(nb_tape *t, nb_plan *plan, char *base) {
+    nb_tape_reset(t);
+    t->mode = base ? NB_MEM_ARENA : NB_MEM_PLAN;
+    t->plan = plan;
+    t->base = base;
+}
+
+/* ---- buffers ---- */
+
+static nb_status direct_block(nb_tape *t, size_t floats, void **out) {
+    if (t->n_bufs >= t->cap_direct) {
+        t->cap_direct = t->cap_direct ? t->cap_direct * 2 : 64;
+        t->direct = nb_realloc(t->direct, (size_t)t->cap_direct, sizeof *t->direct);
+    }
+    size_t total = floats + 2 * RED;
+    uint32_t *p = nb_malloc((total + 4) * 4);
+    p[0] = (uint32_t)floats; /* size, then red, data, red */
+    p[1] = (uint32_t)(floats >> 32);
+    for (size_t i = 0; i < total; i++) p[4 + i] = red_word;
+    t->direct[t->n_bufs] = p;
+    *out = p + 4 + RED;
+    return NB_OK;
+}
+
+nb_status nb_tape_check_red_zones(const nb_tape *t) {
+    for (int32_t b = 0; t->mode == NB_MEM_DIRECT && b < t->n_bufs; b++) {
+        const uint32_t *p = t->direct[b];
+        size_t floats = p[0] | (size_t)p[1] << 32;
+        for (size_t i = 0; i < RED; i++)
+            if (p[4 + i] != red_word || p[4 + RED + floats + i] != red_word)
+                return nb_fail(NB_ESHAPE, "buffer %d of %zu floats: written outside its bounds", b, floats);
+    }
+    return NB_OK;
+}
+
+static nb_status new_buffer(nb_tape *t, int64_t floats, int32_t *id, float **data) {
+    size_t bytes = ((size_t)floats * 4 + NB_ALIGN - 1) / NB_ALIGN * NB_ALIGN;
+    void *p = NULL;
+    if (t->mode == NB_MEM_DIRECT) {
+        NB_TRY(direct_block(t, (size_t)floats, &p));
+    } else if (t->mode == NB_MEM_PLAN) {
+        NB_GROW(t->plan->bufs, t->n_bufs, t->plan->cap);
+        t->plan->bufs[t->n_bufs] = (nb_plan_buf){bytes, 0, t->event, t->event};
+        t->plan->n = t->n_bufs + 1;
+        p = (void *)(uintptr_t)(NB_ALIGN * ((size_t)t->n_bufs + 1)); /* never followed */
+    } else {
+        NB_ASSERT(t->n_bufs < t->plan->n && bytes <= t->plan->bufs[t->n_bufs].bytes);
+        p = t->base + t->plan->bufs[t->n_bufs].offset;
+    }
+    *id = t->n_bufs++;
+    *data = p;
+    return NB_OK;
+}
+
+static void touch(nb_tape *t, int32_t buf) {
+    if (t->mode == NB_MEM_PLAN && buf >= 0) t->plan->bufs[buf].last = t->event;
+}
+
+nb_status nb_scratch(nb_tape *t, float **out, int64_t n_floats) {
+    int32_t id;
+    return new_buffer(t, n_floats, &id, out);
+}
+
+/* ---- nodes ---- */
+
+static nb_tensor *new_tensor(nb_tape *t, nb_node *n, const char *name, int n_dims, int64_t d0, int64_t d1) {
+    NB_ASSERT(t->n_tensors < t->max_tensors);
+    nb_tensor *x = &t->tensors[t->n_tensors++];
+    *x = (nb_tensor){.name = name, .n_dims = n_dims, .d = {d0, d1}, .producer = n, .buf = -1, .grad_buf = -1};
+    return x;
+}
+
+nb_tensor *nb_node_out(nb_tape *t, nb_node *n, const char *name, int n_dims, int64_t d0, int64_t d1) {
+    NB_ASSERT(n->n_out < NB_MAX_OUT);
+    return n->out[n->n_out++] = new_tensor(t, n, name, n_dims, d0, d1);
+}
+
+nb_tensor *nb_node_save(nb_tape *t, nb_node *n, const char *name, int n_dims, int64_t d0, int64_t d1) {
+    NB_ASSERT(n->n_saved < NB_MAX_SAVED);
+    return n->saved[n->n_saved++] = new_tensor(t, n, name, n_dims, d0, d1);
+}
+
+static bool kept(const nb_policy *p, const char *op) {
+    if (!p->keep[0]) return true;
+    for (int i = 0; i < NB_LEN(p->keep) && p->keep[i]; i++)
+        if (!strcmp(p->keep[i], op)) return true;
+    return false;
+}
+
+/* Gives outputs and saved tensors fresh buffers and computes them. */
+static nb_status run_forward(nb_tape *t, nb_node *n) {
+    t->event++;
+    for (int i = 0; i < n->n_in; i++)
+        if (n->in[i]) touch(t, n->in[i]->buf);
+    for (int i = 0; i < n->n_out; i++)
+        NB_TRY(new_buffer(t, nb_tensor_size(n->out[i]), &n->out[i]->buf, &n->out[i]->data));
+    for (int i = 0; i < n->n_saved; i++)
+        NB_TRY(new_buffer(t, nb_tensor_size(n->saved[i]), &n->saved[i]->buf, &n->saved[i]->data));
+    n->live = true;
+    double start = t->prof ? nb_now() : 0;
+    nb_status st = n->op->forward(t, n);
+    if (t->prof) {
+        nb_prof_row *r = &t->prof[n->op_index];
+        r->forward_s += nb_now() - start;
+        r->flops += n->op->cost(n).flops;
+        r->calls++;
+    }
+    return st == NB_OK ? st : nb_prefix(st, "%s", n->op->name);
+}
+
+static int op_index(const nb_op *op) {
+    for (int i = 0; i < nb_op_count; i++)
+        if (nb_ops[i] == op) return i;
+    return 0; /* an operation of a test's own */
+}
+
+nb_status nb_apply(nb_tape *t, const nb_op *op, nb_tensor *const *in, int n_in, const void *attr, nb_tensor **out) {
+    NB_ASSERT(t->n_nodes < t->max_nodes && n_in <= NB_MAX_IN && op->attr_size <= NB_MAX_ATTR);
+    nb_node *n = &t->nodes[t->n_nodes];
+    int tensors_before = t->n_tensors;
+    *n = (nb_node){.op = op, .op_index = op_index(op), .n_in = n_in};
+    if (op->attr_size) memcpy(n->attr, attr, op->attr_size);
+    for (int i = 0; i < n_in; i++) {
+        n->in[i] = in[i];
+        n->needs_grad |= t->grad && in[i] && in[i]->needs_grad;
+    }
+    nb_status st = op->shape(t, n);
+    if (st != NB_OK) {
+        t->n_tensors = tensors_before;
+        return nb_prefix(st, "%s", op->name);
+    }
+    n->keep = kept(t->policy, op->name);
+    t->n_nodes++;
+    NB_TRY(run_forward(t, n));
+    for (int i = 0; i < n->n_out; i++) {
+        n->out[i]->needs_grad = n->needs_grad;
+        out[i] = n->out[i];
+    }
+    return NB_OK;
+}
+
+/* ---- backward ---- */
+
+static nb_status make_live(nb_tape *t, nb_node *n);
+
+static nb_status need_data(nb_tape *t, nb_tensor *x) {
+    return x && x->producer ? make_live(t, x->producer) : NB_OK;
+}
+
+/* Computes a dropped node again; its inputs first. */
+static nb_status make_live(nb_tape *t, nb_node *n) {
+    if (n->live) return NB_OK;
+    for (int i = 0; i < n->n_in; i++) NB_TRY(need_data(t, n->in[i]));
+    return run_forward(t, n);
+}
+
+static nb_status prepare_grads(nb_tape *t, nb_node *n) {
+    for (int i = 0; i < n->n_in; i++) {
+        nb_tensor *x = n->in[i];
+        n->beta[i] = 0;
+        if (!x || !x->needs_grad) continue;
+        if (!x->grad) NB_TRY(new_buffer(t, nb_tensor_size(x), &x->grad_buf, &x->grad));
+        n->beta[i] = x->grad_written ? 1.0f : 0.0f;
+        x->grad_written = true;
+        touch(t, x->grad_buf);
+    }
+    return NB_OK;
+}
+
+static nb_status backward_node(nb_tape *t, nb_node *n) {
+    int reached = 0;
+    for (int i = 0; i < n->n_out; i++) reached += n->out[i]->grad != NULL;
+    if (!n->needs_grad || !reached) return NB_OK;
+    if (n->n_saved || n->keep_out) NB_TRY(make_live(t, n));
+    for (int i = 0; i < n->n_in; i++)
+        if (n->keep_in >> i & 1) NB_TRY(need_data(t, n->in[i]));
+    t->event++;
+    for (int i = 0; i < n->n_out; i++) {
+        nb_tensor *y = n->out[i];
+        if (!y->grad) { /* an output nobody used */
+            NB_TRY(new_buffer(t, nb_tensor_size(y), &y->grad_buf, &y->grad));
+            NB_TRY(t->dev->k->fill(t->dev, y->grad, 0.0f, nb_tensor_size(y)));
+        }
+        touch(t, y->grad_buf);
+        if (n->keep_out >> i & 1) touch(t, y->buf);
+    }
+    for (int i = 0; i < n->n_in; i++)
+        if (n->in[i] && (n->keep_in >> i & 1)) touch(t, n->in[i]->buf);
+    for (int i = 0; i < n->n_saved; i++) touch(t, n->saved[i]->buf);
+    NB_TRY(prepare_grads(t, n));
+    double start = t->prof ? nb_now() : 0;
+    nb_status st = n->op->backward(t, n);
+    if (t->prof) t->prof[n->op_index].backward_s += nb_now() - start;
+    return st == NB_OK ? st : nb_prefix(st, "%s backward", n->op->name);
+}
+
+nb_status nb_backward(nb_tape *t, nb_tensor *root, const float *seed, float value) {
+    NB_ASSERT(t->grad);
+    if (!root->needs_grad) return NB_OK;
+    for (int i = 0; i < t->n_nodes; i++)
+        if (!t->nodes[i].keep) t->nodes[i].live = false;
+    t->event++;
+    NB_TRY(new_buffer(t, nb_tensor_size(root), &root->grad_buf, &root->grad));
+    root->grad_written = true;
+    if (seed) NB_TRY(t->dev->be->put(t->dev, root->grad, seed, (size_t)nb_tensor_size(root) * 4));
+    else NB_TRY(t->dev->k->fill(t->dev, root->grad, value, nb_tensor_size(root)));
+    int last = t->n_nodes;
+    for (int i = last - 1; i >= 0; i--) NB_TRY(backward_node(t, &t->nodes[i]));
+    return NB_OK;
+}
