@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write the pre-training text of the sample base model.
 
-    python3 data/samples/make_text.py --out build/text [--bytes 5000000] [--seed 1]
+    python3 data/samples/make_text.py --out build/text [--bytes 9000000] [--seed 1]
 
 makes OUT/text.jsonl ({"text": ...}) and OUT/chat.jsonl ({"messages": [...]}). Same arguments, same bytes. The text is
 written for the project: it teaches a very small model formats (records, tables, lists, JSON, questions), and above all
@@ -38,6 +38,10 @@ def as_colons(pairs):
     return ", ".join(f"{k}: {v}" for k, v in pairs)
 
 
+def as_fields(pairs):
+    return "; ".join(f"{k}: {v}" for k, v in pairs)
+
+
 def as_bars(pairs):
     return " | ".join(f"{k} {v}" for k, v in pairs)
 
@@ -62,7 +66,8 @@ def as_values(pairs):
     return ", ".join(v for _, v in pairs)
 
 
-STYLES = [as_pairs, as_pairs, as_pairs, as_json, as_compact, as_colons, as_bars, as_tags, as_lines, as_values]
+STYLES = [as_pairs, as_fields, as_fields, as_fields, as_colons, as_colons, as_bars, as_lines, as_values, as_json, as_compact,
+          as_tags]
 ASKS = ["Text: {m}\nRecord: ", "Message: {m}\nFields: ", "{m}\n=> ", "{m}\n", "Input: {m}\nOutput: ",
         "Read this: {m}\nWhat it says: ", "[{m}] "]
 
@@ -90,7 +95,7 @@ def extraction(rng):
 
 def backwards(rng):
     """From the record to a sentence."""
-    world, style = rng.choice(WORLDS), rng.choice(STYLES[:-1])
+    world, style = rng.choice(WORLDS), rng.choice([s for s in STYLES if s is not as_values])
     parts = []
     for _ in range(rng.randrange(1, 4)):
         text, pairs, _ = message(rng, world)
@@ -320,7 +325,7 @@ def write(path, rng, kinds, size, field):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True, help="folder for text.jsonl and chat.jsonl")
-    parser.add_argument("--bytes", type=int, default=6000000, help="size of both together")
+    parser.add_argument("--bytes", type=int, default=9000000, help="size of both together")
     parser.add_argument("--seed", type=int, default=1)
     args = parser.parse_args()
     os.makedirs(args.out, exist_ok=True)
