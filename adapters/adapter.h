@@ -1,0 +1,62 @@
+/* LoRA and rsLoRA (Hu et al., 2021; Kalajdzievski, 2023) on any linear layers, in and out of PEFT's folders. */
+#ifndef NB_ADAPTERS_ADAPTER_H
+#define NB_ADAPTERS_ADAPTER_H
+
+#include <jansson.h>
+#include <stdbool.h>
+
+#include "model/transformer.h"
+
+typedef struct nb_lora_options {
+    int64_t r;
+    double alpha, dropout;
+    bool rslora;
+    const char *const *targets; /* suffixes of module paths, as PEFT matches lists */
+    int n_targets;
+    const char *pattern;        /* or one regular expression, matched against the whole path; or neither: all-linear */
+    const int64_t *layers;      /* layers_to_transform; NULL: all */
+    int n_layers;
+    const int32_t *token_ids;   /* added tokens whose embedding rows are trained, ascending */
+    int n_token_ids;
+    uint64_t seed;
+} nb_lora_options;
+
+/* What is trained, in flat buffers: for adapter: full too. Parameters are named as PEFT (or the model) names them. */
+typedef struct nb_adapter {
+    nb_model *model;
+    nb_dev *dev;
+    nb_tensor *params;   /* leaves over data and grad */
+    int n_params;
+    float *data, *grad;  /* [n] each; grad NULL when loaded for inference */
+    int64_t n;
+    bool full;           /* adapter: full: the model's own weights */
+    /* LoRA */
+    int64_t r;
+    double alpha, dropout;
+    bool rslora, enabled;
+    char **targets;      /* module names adapted, "q_proj", sorted: adapter_config.json's target_modules */
+    int n_targets;
+    json_t *manifest;    /* nibble_manifest.json as loaded, or NULL */
+    struct nb_adapter_slots *slots;
+} nb_adapter;
+
+/* New adapter on a model: A uniform(-1/sqrt(in), 1/sqrt(in)) by Philox from (seed, name), B zero. */
+nb_status nb_adapter_new(nb_adapter **out, nb_model *m, const nb_lora_options *o);
+/* All of the model's weights become f32 parameters (adapter: full). */
+nb_status nb_adapter_new_full(nb_adapter **out, nb_model *m);
+/* A PEFT folder. Refuses by name what nibble does not do (DoRA, modules_to_save, ...), an adapter for another base
+ * (shapes; sha256 of the manifest when strict), and tensors that have no place. */
+nb_status nb_adapter_load(nb_adapter **out, nb_model *m, const char *dir, bool trainable);
+void nb_adapter_free(nb_adapter *a);
+/* Off: the model runs as the base alone. */
+void nb_adapter_enable(nb_adapter *a, bool on);
+
+/* DIR gets adapter_model.safetensors (f32, names sorted), adapter_config.json, README.md (model card) and
+ * nibble_manifest.json; written beside and renamed, so DIR is whole or absent. manifest is borrowed. */
+nb_status nb_adapter_save(const nb_adapter *a, const char *dir, const json_t *manifest);
+/* adapter: full: a Hugging Face folder in the base's dtype (config.json and tokenizer files copied). */
+nb_status nb_adapter_save_full(const nb_adapter *a, const char *dir, nb_dtype dtype);
+/* nibble_manifest.json of an adapter folder; NULL (and NB_OK) when there is none. */
+nb_status nb_adapter_manifest(const char *dir, json_t **manifest);
+
+#endif

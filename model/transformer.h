@@ -1,0 +1,123 @@
+/* The one parametric transformer: a base (model/weights.h), what is trained on top of it, and the graph that runs
+ * both for training, evaluation and generation. */
+#ifndef NB_MODEL_TRANSFORMER_H
+#define NB_MODEL_TRANSFORMER_H
+
+#include "autograd/tape.h"
+#include "core/batch.h"
+#include "model/weights.h"
+
+/* A linear layer as the graph runs it. Trained parts are leaves owned by whoever attached them. */
+typedef struct nb_linear {
+    const nb_base_linear *base;
+    nb_tensor bias;              /* data NULL: none */
+    nb_tensor *weight;           /* adapter: full; replaces base->w */
+    nb_tensor *lora_A, *lora_B;  /* [R, in], [out, R] */
+    float scale, dropout;
+    uint32_t site;               /* number of this module in the model, from 0: dropout key */
+} nb_linear;
+
+typedef struct nb_block {
+    nb_linear lin[NB_SLOTS];
+    nb_tensor norm[NB_NORMS];        /* frozen leaves */
+    nb_tensor *norm_trained[NB_NORMS]; /* adapter: full, else NULL */
+} nb_block;
+
+/* Rows of the embedding (and of an untied head) trained on top of a frozen one: added tokens. */
+typedef struct nb_token_rows {
+    int32_t *ids; /* [n] ascending */
+    int64_t n;
+    nb_tensor *embed, *head; /* [n, C]; head = embed when tied */
+} nb_token_rows;
+
+typedef struct nb_model {
+    const nb_base *base; /* borrowed */
+    const nb_spec *spec; /* = &base->spec */
+    nb_block *block;     /* [layers] */
+    nb_linear head;      /* head.weight = embed_trained when tied and trained */
+    nb_tensor final_norm, *final_norm_trained, *embed_trained;
+    nb_token_rows rows;  /* n = 0: none */
+    float *cos, *sin;    /* [positions, rot/2] on the device */
+    int64_t positions;
+    nb_dev *dev;         /* where it runs; borrowed */
+} nb_model;
+
+/* positions: longest sequence it will run (RoPE tables are made for so many). */
+nb_status nb_model_open(nb_model **out, const nb_base *base, nb_dev *dev, int64_t positions);
+void nb_model_free(nb_model *m);
+/* Calls fn for every linear layer of the blocks in order (layer, slot); then, if with_head, lm_head. */
+void nb_model_each_linear(nb_model *m, bool with_head, void (*fn)(nb_linear *lin, int64_t layer, void *arg), void *arg);
+
+/* Keys and values of earlier tokens: rows [n_slots * slot_len] per layer, one slot a sequence. */
+typedef struct nb_kv_cache {
+    float **k, **v; /* [layers] each [rows, KV*D] */
+    int64_t rows;
+    size_t bytes;
+    nb_dev *dev;
+} nb_kv_cache;
+nb_status nb_kv_cache_open(nb_kv_cache *c, const nb_model *m, int64_t rows);
+void nb_kv_cache_close(nb_kv_cache *c);
+
+/* What a run of the graph yields. */
+typedef struct nb_graph {
+    nb_tensor *hidden; /* [T, C] after the final norm */
+    nb_tensor *loss;   /* [n_trained] negative log-likelihood per trained token, in order of position; NULL if none */
+    nb_tensor *logits; /* [n_logits, V], when asked for */
+} nb_graph;
+
+/* Scratch index arrays of one batch: rows of trained tokens and their targets. Sized once for max tokens. */
+typedef struct nb_graph_rows {
+    int32_t *rows, *targets, *argmax;
+    int64_t n, max;
+} nb_graph_rows;
+nb_status nb_graph_rows_open(nb_graph_rows *r, int64_t max_tokens);
+void nb_graph_rows_close(nb_graph_rows *r);
+
+/* Hidden states of a batch, then the loss over its targets. r->rows/targets/n are filled; with want_argmax also
+ * r->argmax (the most likely next token at each trained position). */
+nb_status nb_model_loss(nb_model *m, nb_tape *t, const nb_batch *b, nb_graph_rows *r, bool want_argmax, nb_graph *g);
+/* Logits at rows[n] of a batch (for generation: the last token of each sequence), with an optional KV cache. */
+nb_status nb_model_logits(nb_model *m, nb_tape *t, const nb_batch *b, nb_kv_cache *cache, const int32_t *rows, int64_t n,
+                          nb_graph *g);
+/* Upper bound of nodes one run records: for nb_tape_open. */
+int nb_model_max_nodes(const nb_model *m);
+
+/* ---- runners: a plan, an arena and a tape for one kind of work, made once ---- */
+
+/* All memory of a kind of work is planned on the null device at its largest size and allocated here, before any real
+ * work. Several runners may share one arena (the larger wins): they never run at the same time. */
+typedef struct nb_arena {
+    char *base;
+    size_t bytes;
+    nb_dev *dev;
+} nb_arena;
+/* Makes the arena at least `bytes`; what it held is gone. Opening a runner does this. */
+nb_status nb_arena_grow(nb_arena *a, nb_dev *dev, size_t bytes);
+void nb_arena_free(nb_arena *a);
+
+typedef struct nb_runner {
+    nb_model *model;
+    nb_tape *tape;
+    nb_plan plan;
+    nb_graph_rows rows;
+    nb_arena *arena;
+    int64_t max_tokens, max_logits;
+    bool backward;
+} nb_runner;
+/* Training (backward = true) or evaluation of batches of at most max_tokens tokens. */
+nb_status nb_runner_open_loss(nb_runner **out, nb_model *m, nb_arena *arena, int64_t max_tokens, bool backward,
+                              const nb_policy *policy);
+/* Generation: batches of at most max_tokens tokens with logits at up to max_logits rows, over `cache` (may be NULL). */
+nb_status nb_runner_open_logits(nb_runner **out, nb_model *m, nb_arena *arena, int64_t max_tokens, int64_t max_logits,
+                                nb_kv_cache *cache);
+void nb_runner_free(nb_runner *r);
+size_t nb_runner_bytes(const nb_runner *r); /* activation bytes its plan takes */
+
+/* Set r->tape->training, seed and step first when dropout should act. */
+/* Forward (and backward, gradients scaled by grad_scale, into the leaves). *loss_sum = sum of the losses; nll (host,
+ * [n_trained], may be NULL) receives each. A batch without trained tokens is skipped with loss 0. */
+nb_status nb_runner_loss(nb_runner *r, const nb_batch *b, float grad_scale, double *loss_sum, float *nll);
+/* logits: host [n, V] at rows[n]. */
+nb_status nb_runner_logits(nb_runner *r, const nb_batch *b, nb_kv_cache *cache, const int32_t *rows, int64_t n, float *logits);
+
+#endif
