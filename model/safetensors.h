@@ -1,5 +1,6 @@
 /* safetensors files and folders of shards, read through maps, every offset checked before use.
- * Format: u64 LE header length N, N bytes of JSON {name: {dtype, shape, data_offsets: [begin, end]}}, data.
+ * Format: u64 LE header length N, N bytes of JSON {name: {dtype, shape, data_offsets: [begin, end]}}, data. The
+ * tensors cover the data without gap or overlap. Messages name file, tensor and offset.
  * https://github.com/huggingface/safetensors */
 #ifndef NB_MODEL_SAFETENSORS_H
 #define NB_MODEL_SAFETENSORS_H
@@ -15,7 +16,7 @@ typedef struct nb_st_tensor {
     nb_dtype dtype;
     int n_dims;
     int64_t d[8];
-    const void *data; /* in the map; may be unaligned for its dtype only in foreign files (then refused) */
+    const void *data; /* in the map; foreign files need not align it to its dtype: copy, or nb_st_read_f32 */
     size_t bytes;
     int shard;        /* index into files */
 } nb_st_tensor;
@@ -36,8 +37,11 @@ const nb_st_tensor *nb_st_find(const nb_st *s, const char *name); /* NULL when a
 /* Element i..i+n of a float tensor (F32, BF16, F16, F64) as f32. */
 void nb_st_read_f32(const nb_st_tensor *t, float *out, int64_t first, int64_t n);
 
-/* Writing: declare every tensor, then give the data in declaration order (in any number of pieces). Names are
- * laid out sorted, so that equal content gives equal bytes. Atomic: PATH appears at nb_st_write_end. */
+const char *nb_st_dtype_name(nb_dtype dt);        /* the format's name, "BF16" */
+
+/* Writing: declare every tensor, then give the data. Wider dtypes come first in the file, then names in order
+ * (as the reference writer does): everything is aligned, and equal content gives equal bytes. Atomic: PATH
+ * appears at nb_st_write_end. Fails before the first byte of data when the disk has too little room. */
 typedef struct nb_st_writer nb_st_writer;
 nb_status nb_st_write_begin(nb_st_writer **w, const char *path, const json_t *metadata /* borrowed, may be NULL */);
 nb_status nb_st_write_declare(nb_st_writer *w, const char *name, nb_dtype dtype, int n_dims, const int64_t *d);

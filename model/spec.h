@@ -35,6 +35,7 @@ typedef struct nb_spec {
     nb_rope_spec rope;
     nb_dtype dtype;        /* torch_dtype / dtype of the stored weights; NB_F32 when unnamed */
     int32_t bos, eos;      /* config.json's first ids, -1 when absent */
+    float init_std;        /* initializer_range: weights drawn anew are normal(0, init_std) */
 } nb_spec;
 
 /* Reads DIR/config.json. Refuses by name an unknown architecture and every field that would change the result
@@ -43,6 +44,7 @@ nb_status nb_spec_load(nb_spec *s, const char *dir);
 /* Checks sizes against each other; called by nb_spec_load. */
 nb_status nb_spec_check(const nb_spec *s, const char *where);
 
+const char *nb_rope_kind_name(nb_rope_kind k); /* "default", "linear", "llama3" */
 /* inv_freq[rot/2] of the scaling rule, in double. */
 void nb_rope_inv_freq(const nb_rope_spec *r, double *inv_freq);
 
@@ -56,8 +58,9 @@ char *nb_spec_norm_name(const nb_spec *s, int64_t layer, nb_norm_slot slot);
 const char *nb_spec_embed_name(const nb_spec *s); /* "model.embed_tokens" */
 const char *nb_spec_final_norm_name(const nb_spec *s);
 const char *nb_spec_head_name(const nb_spec *s);  /* "lm_head" */
-/* out, in of a slot. */
+/* out, in of a slot; whether it has a bias [out]. */
 void nb_spec_linear_shape(const nb_spec *s, nb_slot slot, int64_t *rows, int64_t *cols);
+bool nb_spec_linear_bias(const nb_spec *s, nb_slot slot);
 int64_t nb_spec_parameters(const nb_spec *s);
 
 #endif

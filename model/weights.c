@@ -1,0 +1,241 @@
+#include "model/weights.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/json.h"
+#include "core/log.h"
+#include "core/mem.h"
+#include "core/nearest.h"
+#include "model/base.h"
+
+/* The first formats are the dtypes of the same name, in the same order. */
+_Static_assert((int)NB_FMT_F32 == (int)NB_F32 && (int)NB_FMT_BF16 == (int)NB_BF16 && (int)NB_FMT_F16 == (int)NB_F16,
+               "a dtype converts to its format");
+
+nb_status nb_base_buffer(nb_base *b, void **out, size_t bytes, const char *what) {
+    struct nb_base_store *s = b->store;
+    NB_TRY(nb_big_alloc(out, bytes, what));
+    NB_GROW(s->bufs, s->n_bufs, s->cap);
+    s->bufs[s->n_bufs].p = *out;
+    s->bufs[s->n_bufs++].bytes = bytes;
+    return NB_OK;
+}
+
+nb_status nb_base_data(nb_base *b, const nb_st_tensor *t, const void **out) {
+    *out = t->data;
+    if ((uintptr_t)t->data % (uintptr_t)nb_dtype_size(t->dtype) == 0) return NB_OK;
+    void *copy;
+    NB_TRY(nb_base_buffer(b, &copy, t->bytes, t->name));
+    memcpy(copy, t->data, t->bytes);
+    *out = copy;
+    return NB_OK;
+}
+
+/* What a missing name may have been meant to be: the nearest, else the one with the longest common tail. */
+static const char *guess(const nb_st *s, const char *name) {
+    const char **names = nb_calloc((size_t)s->n_tensors + 1, sizeof *names);
+    for (int i = 0; i < s->n_tensors; i++) names[i] = s->tensors[i].name;
+    const char *best = nb_nearest(name, names, s->n_tensors);
+    free(names);
+    size_t len = strlen(name), best_tail = 0;
+    for (int i = 0; i < s->n_tensors && (!best || best_tail); i++) {
+        const char *other = s->tensors[i].name;
+        size_t n = strlen(other), tail = 0;
+        while (tail < n && tail < len && other[n - 1 - tail] == name[len - 1 - tail]) tail++;
+        if (tail > best_tail) best = other, best_tail = tail;
+    }
+    return best;
+}
+
+static void shape_text(char out[160], int n_dims, const int64_t *d) {
+    int n = snprintf(out, 160, "[");
+    for (int i = 0; i < n_dims; i++)
+        n += snprintf(out + n, 160 - (size_t)n, "%s%lld", i ? ", " : "", (long long)d[i]);
+    snprintf(out + n, 160 - (size_t)n, "]");
+}
+
+nb_status nb_base_find(nb_base *b, const nb_st *s, const char *name, int64_t d0, int64_t d1,
+                       const nb_st_tensor **out) {
+    const nb_st_tensor *t = *out = nb_st_find(s, name);
+    if (!t) {
+        const char *near = guess(s, name);
+        return nb_fail(NB_EINPUT, "%s: has no tensor \"%s\"%s%.200s%s; the weights do not belong to this config.json",
+                       s->n_files == 1 ? s->files[0].path : b->dir, name, near ? " (nearest: \"" : "",
+                       near ? near : "", near ? "\")" : "");
+    }
+    if (s == &b->store->st) b->store->used[t - s->tensors] = true;
+    int64_t want[2] = {d0, d1};
+    int n = d1 ? 2 : 1;
+    if (t->n_dims != n || t->d[0] != d0 || (d1 && t->d[1] != d1)) {
+        char have[160], need[160];
+        shape_text(have, t->n_dims, t->d);
+        shape_text(need, n, want);
+        return nb_fail(NB_ESHAPE, "%s: tensor \"%s\" has shape %s, config.json says %s", s->files[t->shard].path, name,
+                       have, need);
+    }
+    return NB_OK;
+}
+
+nb_status nb_base_check_float(const nb_st *s, const nb_st_tensor *t) {
+    if (t->dtype <= NB_F16) return NB_OK;
+    return nb_fail(NB_EUNSUPPORTED, "%s: tensor \"%s\" is %s; nibble computes with F32, BF16 and F16 weights",
+                   s->files[t->shard].path, t->name, nb_st_dtype_name(t->dtype));
+}
+
+/* A small vector (norm, bias) as f32. */
+static nb_status vector(nb_base *b, const float **out, const char *module, const char *what, int64_t n) {
+    const nb_st *s = &b->store->st;
+    char *name = nb_asprintf("%s.%s", module, what);
+    const nb_st_tensor *t;
+    void *p;
+    nb_status st;
+    NB_GO(st, nb_base_find(b, s, name, n, 0, &t), done);
+    NB_GO(st, nb_base_check_float(s, t), done);
+    NB_GO(st, nb_base_buffer(b, &p, (size_t)n * sizeof(float), name), done);
+    nb_st_read_f32(t, p, 0, n);
+    *out = p;
+done:
+    free(name);
+    return st;
+}
+
+/* MODULE.weight as it lies in the file. */
+static nb_status matrix(nb_base *b, nb_weight *w, const char *module, int64_t rows, int64_t cols) {
+    const nb_st *s = &b->store->st;
+    char *name = nb_asprintf("%s.weight", module);
+    const nb_st_tensor *t;
+    const void *data;
+    nb_status st;
+    NB_GO(st, nb_base_find(b, s, name, rows, cols, &t), done);
+    NB_GO(st, nb_base_check_float(s, t), done);
+    NB_GO(st, nb_base_data(b, t, &data), done);
+    *w = (nb_weight){.format = (nb_format)t->dtype, .rows = rows, .cols = cols, .data = data};
+done:
+    free(name);
+    return st;
+}
+
+static nb_status load_layer(nb_base *b, int64_t l) {
+    const nb_spec *s = &b->spec;
+    nb_base_layer *y = &b->layer[l];
+    int64_t rows, cols;
+    for (nb_norm_slot k = 0; k < NB_NORMS; k++) {
+        char *module = nb_spec_norm_name(s, l, k);
+        nb_status st = vector(b, &y->norm[k], module, "weight", s->hidden);
+        free(module);
+        NB_TRY(st);
+    }
+    for (nb_slot k = 0; k < NB_SLOTS; k++) {
+        nb_base_linear *lin = &y->lin[k];
+        nb_spec_linear_shape(s, k, &rows, &cols);
+        NB_TRY(matrix(b, &lin->w, lin->name, rows, cols));
+        if (nb_spec_linear_bias(s, k)) NB_TRY(vector(b, &lin->bias, lin->name, "bias", rows));
+    }
+    return NB_OK;
+}
+
+/* Says once which tensors nothing asked for. Derived tables of old files, and the head of a tied model, are known. */
+static void warn_unused(const nb_base *b) {
+    const nb_st *s = &b->store->st;
+    nb_text list = {0};
+    char *head = nb_asprintf("%s.weight", b->head.name);
+    int n = 0;
+    for (int i = 0; i < s->n_tensors; i++) {
+        const char *name = s->tensors[i].name;
+        if (b->store->used[i] || strstr(name, "rotary_emb.inv_freq") || strstr(name, "masked_bias") ||
+            (b->spec.tied && !strcmp(name, head)))
+            continue;
+        if (n++ < 5) nb_text_printf(&list, "%s%s", n > 1 ? ", " : "", name);
+    }
+    if (n) nb_warn("%s: %d tensor%s this architecture does not use: %s%s", b->dir, n, n == 1 ? "" : "s", list.s,
+                   n > 5 ? ", ..." : "");
+    nb_text_free(&list);
+    free(head);
+}
+
+static nb_status open_weights(nb_base *b) {
+    char *index = nb_path_join(b->dir, "model.safetensors.index.json");
+    char *single = nb_path_join(b->dir, "model.safetensors"), *pickle = nb_path_join(b->dir, "pytorch_model.bin");
+    nb_status st;
+    if (nb_file_exists(index) || nb_file_exists(single)) st = nb_st_open_dir(&b->store->st, b->dir, "model");
+    else if (nb_file_exists(pickle))
+        st = nb_fail(NB_EUNSUPPORTED, "%s: pickled weights are not read; save the model as safetensors", pickle);
+    else
+        st = nb_fail(NB_EINPUT, "%s: has neither model.safetensors nor model.safetensors.index.json; fetch the weights",
+                     b->dir);
+    free(index);
+    free(single);
+    free(pickle);
+    if (st == NB_OK) b->store->used = nb_calloc((size_t)b->store->st.n_tensors + 1, sizeof(bool));
+    return st;
+}
+
+static nb_status load_files(nb_base *b) {
+    const nb_spec *s = &b->spec;
+    NB_TRY(open_weights(b));
+    NB_TRY(matrix(b, &b->embed, nb_spec_embed_name(s), s->vocab, s->hidden));
+    if (s->tied) b->head.w = b->embed;
+    else NB_TRY(matrix(b, &b->head.w, b->head.name, s->vocab, s->hidden));
+    NB_TRY(vector(b, &b->final_norm, nb_spec_final_norm_name(s), "weight", s->hidden));
+    for (int64_t l = 0; l < s->layers; l++) NB_TRY(load_layer(b, l));
+    warn_unused(b);
+    return NB_OK;
+}
+
+/* A base drawn anew is named by its config, its seed and how it is held. */
+static nb_status reinit_sha256(nb_base *b, const nb_base_options *o) {
+    char *path = nb_path_join(b->dir, "config.json");
+    nb_hex config;
+    nb_status st = nb_sha256_file(path, config);
+    free(path);
+    NB_TRY(st);
+    nb_sha256 h = nb_sha256_open();
+    nb_sha256_add_str(&h, "reinit");
+    nb_sha256_add_str(&h, config);
+    nb_sha256_add(&h, &o->seed, sizeof o->seed);
+    nb_sha256_add_str(&h, o->keep_f32 ? "f32" : "config");
+    nb_sha256_close(&h, b->sha256);
+    return NB_OK;
+}
+
+static nb_status fill(nb_base *b, const char *dir_or_name, const nb_base_options *o) {
+    NB_TRY(nb_base_resolve(dir_or_name, &b->dir));
+    NB_TRY(nb_spec_load(&b->spec, b->dir));
+    b->layer = nb_calloc((size_t)b->spec.layers, sizeof *b->layer);
+    b->head.name = nb_strdup(nb_spec_head_name(&b->spec));
+    for (int64_t l = 0; l < b->spec.layers; l++)
+        for (nb_slot k = 0; k < NB_SLOTS; k++) b->layer[l].lin[k].name = nb_spec_linear_name(&b->spec, l, k);
+    if (o->load_in_4bit) return nb_fail(NB_EUNSUPPORTED, "load_in_4bit is not possible with reinit_weights");
+    if (o->reinit) {
+        NB_TRY(reinit_sha256(b, o));
+        return nb_base_reinit(b, o);
+    }
+    NB_TRY(load_files(b));
+    return nb_base_sha256(b->dir, b->sha256);
+}
+
+nb_status nb_base_load(nb_base **out, const char *dir_or_name, const nb_base_options *o) {
+    nb_base *b = NB_NEW(nb_base);
+    b->store = NB_NEW(struct nb_base_store);
+    nb_status st = fill(b, dir_or_name, o);
+    *out = st == NB_OK ? b : NULL;
+    if (st != NB_OK) nb_base_free(b);
+    return st;
+}
+
+void nb_base_free(nb_base *b) {
+    if (!b) return;
+    for (int64_t l = 0; b->layer && l < b->spec.layers; l++)
+        for (nb_slot k = 0; k < NB_SLOTS; k++) free(b->layer[l].lin[k].name);
+    for (int i = 0; i < b->store->n_bufs; i++) nb_big_free(b->store->bufs[i].p, b->store->bufs[i].bytes);
+    nb_st_close(&b->store->st);
+    nb_st_close(&b->store->cache);
+    free(b->store->bufs);
+    free(b->store->used);
+    free(b->store);
+    free(b->head.name);
+    free(b->layer);
+    free(b->dir);
+    free(b);
+}

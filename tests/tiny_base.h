@@ -1,0 +1,86 @@
+/* Tiny model folders made by the tests themselves: random weights under any config. */
+#ifndef NB_TESTS_TINY_BASE_H
+#define NB_TESTS_TINY_BASE_H
+
+#include "core/file.h"
+#include "core/json.h"
+#include "core/mem.h"
+#include "core/rng.h"
+#include "model/safetensors.h"
+#include "model/spec.h"
+
+#define TINY_LLAMA                                                                                             \
+    "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\", \"vocab_size\": 40, "              \
+    "\"hidden_size\": 24, \"intermediate_size\": 36, \"num_hidden_layers\": 2, \"num_attention_heads\": 4, "   \
+    "\"num_key_value_heads\": 2, \"head_dim\": 6, \"rms_norm_eps\": 1e-5, \"torch_dtype\": \"bfloat16\", "     \
+    "\"tie_word_embeddings\": true, \"max_position_embeddings\": 64, \"bos_token_id\": 1, \"eos_token_id\": 2"
+
+static inline void tiny_declare(nb_st_writer *w, json_t *names, const char *module, const char *what, nb_dtype dt,
+                                int64_t d0, int64_t d1) {
+    char *name = nb_asprintf("%s.%s", module, what);
+    int64_t d[2] = {d0, d1};
+    assert_ok(nb_st_write_declare(w, name, dt, d1 ? 2 : 1, d));
+    json_object_set_new(names, name, json_integer(d0 * (d1 ? d1 : 1)));
+    free(name);
+}
+
+/* Writes the values of every declared tensor: normal(0, 1), from `seed` and the order of declaration. */
+static inline void tiny_fill(nb_st_writer *w, const json_t *names, nb_dtype dt, uint64_t seed) {
+    const char *name;
+    json_t *count;
+    uint64_t index = 0;
+    json_object_foreach((json_t *)(uintptr_t)names, name, count) {
+        int64_t n = json_integer_value(count);
+        nb_rng r = nb_rng_open(seed, NB_RNG_TEST, index++);
+        void *data = nb_malloc((size_t)n * 4);
+        for (int64_t i = 0; i < n; i++) {
+            float x = (float)nb_rng_normal(&r);
+            if (dt == NB_F32) ((float *)data)[i] = x;
+            else ((uint16_t *)data)[i] = dt == NB_BF16 ? nb_f32_to_bf16(x) : nb_f32_to_f16(x);
+        }
+        assert_ok(nb_st_write_data(w, name, data, (size_t)n * (size_t)nb_dtype_size(dt)));
+        free(data);
+    }
+}
+
+/* A fresh folder NAME under the test's temporary one with this config.json and weights that match it, held in the
+ * config's dtype. Caller frees the path. */
+static inline char *tiny_base(const char *name, const char *config, uint64_t seed) {
+    char *dir = nb_path_join(nb_test_tmp(), name), *cfg = nb_path_join(dir, "config.json");
+    char *file = nb_path_join(dir, "model.safetensors");
+    nb_spec s;
+    nb_st_writer *w;
+    int64_t rows, cols;
+    assert_ok(nb_remove_tree(dir));
+    assert_ok(nb_mkdirs(dir));
+    assert_ok(nb_file_write(cfg, config, strlen(config)));
+    assert_ok(nb_spec_load(&s, dir));
+    json_t *meta = json_pack("{s:s}", "format", "pt"), *names = json_object();
+    assert_ok(nb_st_write_begin(&w, file, meta));
+    tiny_declare(w, names, nb_spec_embed_name(&s), "weight", s.dtype, s.vocab, s.hidden);
+    tiny_declare(w, names, nb_spec_final_norm_name(&s), "weight", s.dtype, s.hidden, 0);
+    if (!s.tied) tiny_declare(w, names, nb_spec_head_name(&s), "weight", s.dtype, s.vocab, s.hidden);
+    for (int64_t l = 0; l < s.layers; l++) {
+        for (nb_norm_slot k = 0; k < NB_NORMS; k++) {
+            char *module = nb_spec_norm_name(&s, l, k);
+            tiny_declare(w, names, module, "weight", s.dtype, s.hidden, 0);
+            free(module);
+        }
+        for (nb_slot k = 0; k < NB_SLOTS; k++) {
+            char *module = nb_spec_linear_name(&s, l, k);
+            nb_spec_linear_shape(&s, k, &rows, &cols);
+            tiny_declare(w, names, module, "weight", s.dtype, rows, cols);
+            if (nb_spec_linear_bias(&s, k)) tiny_declare(w, names, module, "bias", s.dtype, rows, 0);
+            free(module);
+        }
+    }
+    tiny_fill(w, names, s.dtype, seed);
+    assert_ok(nb_st_write_end(w));
+    json_decref(meta);
+    json_decref(names);
+    free(cfg);
+    free(file);
+    return dir;
+}
+
+#endif
