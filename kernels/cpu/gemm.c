@@ -7,7 +7,12 @@
 #include "core/mem.h"
 #include "kernels/cpu/cpu.h"
 
-const nb_gemm_impl *const nb_gemm_impls[] = {&nb_gemm_openblas, &nb_gemm_naive, NULL};
+const nb_gemm_impl *const nb_gemm_impls[] = {
+#if defined(__x86_64__)
+    &nb_gemm_avx512bf16, &nb_gemm_avx512,
+#endif
+    &nb_gemm_openblas, &nb_gemm_naive, NULL,
+};
 
 nb_status nb_cpu_choose_gemm(nb_dev *d, const char *variant) {
     for (const nb_gemm_impl *const *v = nb_gemm_impls; *v; v++) {

@@ -1,0 +1,178 @@
+/* Products of bf16 operands with f32 sums by AVX512-BF16: tiles of 12 x 32. A step is a pair of bf16 that follow each
+ * other along k, the lower one first. vdpbf16ps takes subnormal operands as zero. */
+#include "kernels/cpu/gemm.h"
+#if defined(__x86_64__)
+#include "core/cpu.h"
+
+#define NB_TARGET NB_AVX512BF16
+#define NB_STEP(sum, x, y) _mm512_dpbf16_ps(sum, (__m512bh)(x), (__m512bh)(y))
+#include "kernels/cpu/tile_avx512.h"
+
+/* 16 rows of 32 bf16 as pairs -> 16 steps of 16 rows, at most `steps` of them. */
+NB_INLINE NB_TARGET void store_steps(uint32_t *out, int width, __m512i v[16], __mmask16 lanes, int64_t steps) {
+    nb_transpose16(v);
+    for (int i = 0; i < 16 && i < steps; i++) _mm512_mask_storeu_epi32(out + i * width, lanes, v[i]);
+}
+
+/* f32 rows that lie along k: out[k/2][width] = pairs of src[r][k]. An odd end is paired with zero. */
+NB_TARGET static void pack_rows(uint32_t *out, int width, const float *src, int64_t ld, int rows, int64_t kc) {
+    for (int g = 0; g < width; g += 16)
+        for (int64_t k = 0; k < kc; k += 32) {
+            __m512i v[16];
+            __mmask16 low = nb_first16(kc - k), high = nb_first16(kc - k - 16);
+            for (int i = 0; i < 16; i++) {
+                const float *row = src + (g + i) * ld + k;
+                v[i] = g + i < rows ? (__m512i)_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(high, row + 16), _mm512_maskz_loadu_ps(low, row))
+                                    : _mm512_setzero_si512();
+            }
+            store_steps(out + k / 2 * width + g, width, v, nb_first16(width - g), (kc - k + 1) / 2);
+        }
+}
+
+/* Interleaves the 16 bf16 in the lower half of `v` with the 16 in its upper half. */
+NB_INLINE NB_TARGET __m512i interleave_halves(__m512i v) {
+    static const uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                       8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    return _mm512_permutexvar_epi16(_mm512_loadu_si512(order), v);
+}
+
+/* f32 rows that lie across k: out[k/2][width] = pairs src[k][c], src[k+1][c]. */
+NB_TARGET static void pack_cols(uint32_t *out, int width, const float *src, int64_t ld, int cols, int64_t kc) {
+    for (int64_t k = 0; k < kc; k += 2)
+        for (int g = 0; g < width; g += 16) {
+            __mmask16 in = nb_first16(cols - g);
+            const float *row = src + k * ld + g;
+            __m512 first = _mm512_maskz_loadu_ps(in, row), second = _mm512_maskz_loadu_ps(k + 1 < kc ? in : 0, row + ld);
+            _mm512_mask_storeu_epi32(out + k / 2 * width + g, nb_first16(width - g),
+                                     interleave_halves((__m512i)_mm512_cvtne2ps_pbh(second, first)));
+        }
+}
+
+/* bf16 weights along k. Rows behind the last stand in for nothing: their columns of c are not stored. */
+NB_TARGET static void pack_rows_bf16(uint32_t *out, int width, const nb_weight *w, int64_t n0, int rows, int64_t k0, int64_t kc) {
+    const uint16_t *data = w->data;
+    for (int g = 0; g < width; g += 16)
+        for (int64_t k = 0; k < kc; k += 32) {
+            __m512i v[16];
+            __mmask32 in = nb_first32(kc - k);
+            for (int i = 0; i < 16; i++) {
+                int64_t r = g + i < rows ? g + i : rows - 1;
+                v[i] = _mm512_maskz_loadu_epi16(in, data + (n0 + r) * w->cols + k0 + k);
+            }
+            store_steps(out + k / 2 * width + g, width, v, 0xffff, (kc - k + 1) / 2);
+        }
+}
+
+/* Stores two rows of up to 32 bf16, interleaved, as one step of `width` columns. */
+NB_INLINE NB_TARGET void store_pair(uint32_t *out, int width, __m512i first, __m512i second) {
+    static const uint16_t low[32] = {0, 32, 1, 33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39,
+                                     8, 40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47};
+    static const uint16_t high[32] = {16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22, 54, 23, 55,
+                                      24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63};
+    _mm512_store_si512(out, _mm512_permutex2var_epi16(first, _mm512_loadu_si512(low), second));
+    if (width > VEC) _mm512_store_si512(out + VEC, _mm512_permutex2var_epi16(first, _mm512_loadu_si512(high), second));
+}
+
+NB_TARGET static void pack_cols_bf16(uint32_t *out, int width, const nb_weight *w, int64_t n0, int cols, int64_t k0, int64_t kc) {
+    const __mmask32 in = nb_first32(cols);
+    for (int64_t k = 0; k < kc; k += 2) {
+        const uint16_t *row = (const uint16_t *)w->data + (k0 + k) * w->cols + n0;
+        store_pair(out + k / 2 * width, width, _mm512_maskz_loadu_epi16(in, row),
+                   _mm512_maskz_loadu_epi16(k + 1 < kc ? in : 0, row + w->cols));
+    }
+}
+
+/* NF4 along k, when rows are whole blocks of 64: 64 bytes of each of 16 rows (128 values) are transposed as 32-bit
+ * words, so that word w of a vector holds values 8w..8w+7 of 16 rows, one row a lane; a lane's 4-bit index picks its
+ * level, its block's scale multiplies it, and the two values of a byte become a step. */
+NB_TARGET static void pack_rows_nf4(uint32_t *out, int width, const nb_weight *w, int64_t n0, int rows, int64_t k0, int64_t kc) {
+    const __m512 level = _mm512_loadu_ps(w->nf4.code);
+    for (int g = 0; g < width; g += 16) {
+        float scale[2][16] = {{0}};
+        for (int64_t k = 0; k < kc; k += 128) {
+            __m512i v[16];
+            const int64_t bytes = (kc - k) / 2 < 64 ? (kc - k) / 2 : 64;
+            for (int i = 0; i < 16; i++) {
+                int64_t e = (n0 + (g + i < rows ? g + i : rows - 1)) * w->cols + k0 + k;
+                v[i] = _mm512_maskz_loadu_epi8(bytes < 64 ? 0xffffffffu : ~0ull, (const uint8_t *)w->data + e / 2);
+                scale[0][i] = nb_nf4_absmax(&w->nf4, e / 64);
+                if (bytes == 64) scale[1][i] = nb_nf4_absmax(&w->nf4, e / 64 + 1);
+            }
+            nb_transpose16(v);
+            for (int word = 0; word < bytes / 4; word++) {
+                const __m512 s = _mm512_loadu_ps(scale[word / 8]);
+                uint32_t *to = out + (k / 2 + 4 * word) * width + g;
+                NB_UNROLL
+                for (int b = 0; b < 4; b++) {
+                    __m512 odd = _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(v[word], 8 * b), level), s);
+                    __m512 even = _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(v[word], 8 * b + 4), level), s);
+                    _mm512_store_si512(to + b * width, interleave_halves((__m512i)_mm512_cvtne2ps_pbh(odd, even)));
+                }
+            }
+        }
+    }
+}
+
+/* 32 NF4 values of one block: its 16 scaled levels, rounded to bf16 and doubled, are looked up by 16-bit lanes of which
+ * 5 bits of index count. */
+NB_INLINE NB_TARGET __m512i nf4_run32(const nb_weight *w, int64_t e) {
+    __m512 level = _mm512_mul_ps(_mm512_loadu_ps(w->nf4.code), _mm512_set1_ps(nb_nf4_absmax(&w->nf4, e / 64)));
+    __m512i table = (__m512i)_mm512_cvtne2ps_pbh(level, level);
+    __m512i byte = _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)((const uint8_t *)w->data + e / 2)));
+    return _mm512_permutexvar_epi16(_mm512_or_si512(_mm512_srli_epi32(byte, 4), _mm512_slli_epi32(byte, 16)), table);
+}
+
+NB_TARGET static void pack_cols_nf4(uint32_t *out, const nb_weight *w, int64_t n0, int64_t k0, int64_t kc) {
+    for (int64_t k = 0; k < kc; k += 2) {
+        int64_t e = (k0 + k) * w->cols + n0;
+        store_pair(out + k / 2 * NR, NR, nf4_run32(w, e), k + 1 < kc ? nf4_run32(w, e + w->cols) : _mm512_setzero_si512());
+    }
+}
+
+static void pack_x(uint32_t *out, const nb_product *p, int64_t m0, int mr, int64_t k0, int64_t kc) {
+    if (p->tx) pack_cols(out, mr, p->x + k0 * p->ldx + m0, p->ldx, mr, kc);
+    else pack_rows(out, mr, p->x + m0 * p->ldx + k0, p->ldx, mr, kc);
+}
+
+/* A row is whole blocks, and rounding to the weight's dtype and then to bf16 is one rounding. */
+static bool plain_nf4(const nb_weight *w) {
+    return w->format == NB_FMT_NF4 && w->nf4.blocksize == 64 && w->cols % 64 == 0 && w->nf4.dtype != NB_F16;
+}
+
+static void pack_y_any(uint32_t *out, int width, const nb_product *p, int64_t n0, int n_cols, int64_t k0, int64_t kc, float *spare) {
+    const int64_t chunk = NB_PACKED_SPARE / NR;
+    for (int64_t k = 0; k < kc; k += chunk) {
+        int64_t n = kc - k < chunk ? kc - k : chunk;
+        if (p->ty) {
+            nb_weight_decode_avx512(spare, n, p->y, n0, n_cols, k0 + k, n);
+            pack_rows(out + k / 2 * width, width, spare, n, n_cols, n);
+        } else {
+            nb_weight_decode_avx512(spare, NR, p->y, k0 + k, n, n0, n_cols);
+            pack_cols(out + k / 2 * width, width, spare, NR, n_cols, n);
+        }
+    }
+}
+
+static void pack_y(uint32_t *out, const nb_product *p, int64_t n0, int n_cols, int64_t k0, int64_t kc, float *spare) {
+    const nb_weight *w = p->y;
+    const int width = n_cols > VEC ? NR : VEC;
+    const float *dense = w->data;
+    if (w->format == NB_FMT_F32 && p->ty) pack_rows(out, width, dense + n0 * w->cols + k0, w->cols, n_cols, kc);
+    else if (w->format == NB_FMT_F32) pack_cols(out, width, dense + k0 * w->cols + n0, w->cols, n_cols, kc);
+    else if (w->format == NB_FMT_BF16 && p->ty) pack_rows_bf16(out, width, w, n0, n_cols, k0, kc);
+    else if (w->format == NB_FMT_BF16) pack_cols_bf16(out, width, w, n0, n_cols, k0, kc);
+    else if (plain_nf4(w) && p->ty) pack_rows_nf4(out, width, w, n0, n_cols, k0, kc);
+    else if (plain_nf4(w)) pack_cols_nf4(out, w, n0, k0, kc);
+    else pack_y_any(out, width, p, n0, n_cols, k0, kc, spare);
+}
+
+static const nb_packed_isa isa = {.group = 2, .mr = MR, .nr = NR, .vec = VEC, .pack_x = pack_x, .pack_y = pack_y, .tiles = tiles};
+
+static bool supported(nb_dtype compute) { return compute == NB_BF16 && nb_cpu_get()->avx512_bf16; }
+static size_t scratch(int64_t M, int64_t N, int64_t K, int threads) { return nb_packed_ws(&isa, M, N, K, threads); }
+static void run(const nb_product *p) { nb_packed_run(&isa, p); }
+
+const nb_gemm_impl nb_gemm_avx512bf16 = {"avx512bf16", supported, scratch, run};
+#else
+typedef int nb_not_x86;
+#endif
