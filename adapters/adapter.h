@@ -26,7 +26,7 @@ typedef struct nb_adapter {
     nb_model *model;
     nb_dev *dev;
     nb_tensor *params;   /* leaves over data and grad */
-    int n_params;
+    int n_params, cap_params;
     float *data, *grad;  /* [n] each; grad NULL when loaded for inference */
     int64_t n;
     bool full;           /* adapter: full: the model's own weights */
@@ -37,7 +37,14 @@ typedef struct nb_adapter {
     char **targets;      /* module names adapted, "q_proj", sorted: adapter_config.json's target_modules */
     int n_targets;
     json_t *manifest;    /* nibble_manifest.json as loaded, or NULL */
-    struct nb_adapter_slots *slots;
+    struct nb_attached { /* the places its parameters sit in, for switching it off and on */
+        nb_linear *lin;
+        nb_tensor *A, *B;
+        float scale;
+    } *attached;
+    int n_attached;
+    nb_token_rows rows;            /* added tokens; n = 0: none */
+    nb_tensor *embed, *norms;      /* full: the embedding; [layers * NB_NORMS] block norms, then the final norm */
 } nb_adapter;
 
 /* New adapter on a model: A uniform(-1/sqrt(in), 1/sqrt(in)) by Philox from (seed, name), B zero. */
@@ -48,6 +55,7 @@ nb_status nb_adapter_new_full(nb_adapter **out, nb_model *m);
  * (shapes; sha256 of the manifest when strict), and tensors that have no place. */
 nb_status nb_adapter_load(nb_adapter **out, nb_model *m, const char *dir, bool trainable);
 void nb_adapter_free(nb_adapter *a);
+int64_t nb_adapter_size(const nb_adapter *a); /* trained parameters */
 /* Off: the model runs as the base alone. */
 void nb_adapter_enable(nb_adapter *a, bool on);
 

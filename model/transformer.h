@@ -10,8 +10,8 @@
 /* A linear layer as the graph runs it. Trained parts are leaves owned by whoever attached them. */
 typedef struct nb_linear {
     const nb_base_linear *base;
-    nb_tensor bias;              /* data NULL: none */
-    nb_tensor *weight;           /* adapter: full; replaces base->w */
+    nb_tensor bias;              /* frozen; data NULL: none */
+    nb_tensor *weight, *bias_trained; /* adapter: full; stand for base->w and bias */
     nb_tensor *lora_A, *lora_B;  /* [R, in], [out, R] */
     float scale, dropout;
     uint32_t site;               /* number of this module in the model, from 0: dropout key */
@@ -68,6 +68,7 @@ typedef struct nb_graph {
 /* Scratch index arrays of one batch: rows of trained tokens and their targets. Sized once for max tokens. */
 typedef struct nb_graph_rows {
     int32_t *rows, *targets, *argmax;
+    float *losses; /* host copy */
     int64_t n, max;
 } nb_graph_rows;
 nb_status nb_graph_rows_open(nb_graph_rows *r, int64_t max_tokens);

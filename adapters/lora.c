@@ -1,0 +1,267 @@
+/* Which layers get an adapter, its parameters in one flat buffer, and switching it off and on. */
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include <math.h>
+#include <pcre2.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "adapters/parts.h"
+#include "core/hash.h"
+#include "core/mem.h"
+#include "core/rng.h"
+
+/* ---- parameters ---- */
+
+enum { PARAM_ALIGN = 64 }; /* floats: every parameter starts on a 256-byte boundary */
+
+nb_tensor *nb_adapter_param(nb_adapter *a, char *name, int n_dims, int64_t d0, int64_t d1) {
+    NB_ASSERT(a->n_params < a->cap_params); /* tensors are pointed to: the array never moves */
+    nb_tensor *p = &a->params[a->n_params++];
+    *p = nb_leaf(name, NULL, NULL, n_dims, d0, d1);
+    p->d[2] = a->n; /* offset in the flat buffers until they exist */
+    a->n += (nb_tensor_size(p) + PARAM_ALIGN - 1) / PARAM_ALIGN * PARAM_ALIGN;
+    return p;
+}
+
+nb_adapter *nb_adapter_alloc(nb_model *m, int max_params) {
+    nb_adapter *a = NB_NEW(nb_adapter);
+    a->model = m;
+    a->dev = m->dev;
+    a->cap_params = max_params;
+    a->params = nb_calloc((size_t)max_params, sizeof *a->params);
+    a->attached = nb_calloc((size_t)max_params, sizeof *a->attached);
+    return a;
+}
+
+nb_status nb_adapter_place(nb_adapter *a, bool trainable) {
+    size_t bytes = (size_t)a->n * sizeof(float);
+    NB_TRY(a->dev->be->alloc(a->dev, (void **)&a->data, bytes, "the adapter"));
+    if (trainable) NB_TRY(a->dev->be->alloc(a->dev, (void **)&a->grad, bytes, "the adapter's gradients"));
+    for (int i = 0; i < a->n_params; i++) {
+        nb_tensor *p = &a->params[i];
+        p->data = a->data + p->d[2];
+        p->grad = trainable ? a->grad + p->d[2] : NULL;
+        p->needs_grad = trainable;
+        p->d[2] = 0;
+    }
+    return NB_OK;
+}
+
+/* ---- choosing layers ---- */
+
+typedef struct chooser {
+    const nb_lora_options *o;
+    pcre2_code *re;
+    pcre2_match_data *match;
+    nb_linear **chosen;
+    int n, cap, n_seen;
+    bool *used; /* per target */
+} chooser;
+
+static bool ends_with_module(const char *path, const char *target) {
+    size_t n = strlen(path), m = strlen(target);
+    return n >= m && !strcmp(path + n - m, target) && (n == m || path[n - m - 1] == '.');
+}
+
+static void choose(nb_linear *lin, int64_t layer, void *arg) {
+    chooser *c = arg;
+    const nb_lora_options *o = c->o;
+    const char *path = lin->base->name;
+    bool yes = false, head = layer < 0;
+    c->n_seen++;
+    if (o->layers && !head) {
+        bool in = false;
+        for (int i = 0; i < o->n_layers; i++) in |= o->layers[i] == layer;
+        if (!in) return;
+    }
+    if (o->pattern) {
+        yes = pcre2_match(c->re, (PCRE2_SPTR)path, strlen(path), 0, 0, c->match, NULL) >= 0;
+    } else if (o->n_targets) {
+        for (int i = 0; i < o->n_targets; i++)
+            if (ends_with_module(path, o->targets[i])) yes = c->used[i] = true;
+    } else {
+        yes = !head; /* all-linear: every linear layer but the output head, as PEFT */
+    }
+    if (!yes) return;
+    NB_GROW(c->chosen, c->n, c->cap);
+    c->chosen[c->n++] = lin;
+}
+
+static nb_status compile_pattern(chooser *c) {
+    int err;
+    PCRE2_SIZE at;
+    c->re = pcre2_compile((PCRE2_SPTR)c->o->pattern, PCRE2_ZERO_TERMINATED, PCRE2_ANCHORED | PCRE2_ENDANCHORED, &err, &at, NULL);
+    if (!c->re) {
+        PCRE2_UCHAR why[128];
+        pcre2_get_error_message(err, why, sizeof why);
+        return nb_fail(NB_EINPUT, "lora_target_modules: \"%s\" is not a regular expression (at character %zu: %s)", c->o->pattern,
+                       (size_t)at + 1, (const char *)why);
+    }
+    c->match = pcre2_match_data_create_from_pattern(c->re, NULL);
+    return NB_OK;
+}
+
+static nb_status choose_layers(nb_model *m, chooser *c) {
+    const nb_lora_options *o = c->o;
+    if (o->pattern) NB_TRY(compile_pattern(c));
+    c->used = nb_calloc((size_t)o->n_targets + 1, sizeof *c->used);
+    nb_model_each_linear(m, true, choose, c);
+    for (int i = 0; i < o->n_targets; i++)
+        if (!c->used[i])
+            return nb_fail(NB_EINPUT, "lora_target_modules: no linear layer is called \"%s\" (this model has q_proj, k_proj, v_proj, "
+                           "o_proj, gate_proj, up_proj, down_proj, lm_head)", o->targets[i]);
+    if (!c->n)
+        return nb_fail(NB_EINPUT, "lora_target_modules \"%s\" matches no linear layer; names look like \"%s\"",
+                       o->pattern ? o->pattern : "", m->block[0].lin[NB_Q].base->name);
+    for (int i = 0; i < c->n; i++)
+        if (c->chosen[i] == &m->head && m->spec->tied)
+            return nb_fail(NB_EUNSUPPORTED, "lora_target_modules names lm_head, which this model shares with its embedding: "
+                           "merging would change both; leave it out");
+    return NB_OK;
+}
+
+static void free_chooser(chooser *c) {
+    pcre2_match_data_free(c->match);
+    pcre2_code_free(c->re);
+    free(c->chosen);
+    free(c->used);
+}
+
+/* ---- attaching ---- */
+
+double nb_lora_scale(double alpha, int64_t r, bool rslora) { return rslora ? alpha / sqrt((double)r) : alpha / (double)r; }
+
+static int by_text(const void *x, const void *y) { return strcmp(*(char *const *)x, *(char *const *)y); }
+
+/* target_modules as PEFT wants them: the last component where every module of that name is adapted, else whole paths. */
+static void name_targets(nb_adapter *a) {
+    char **names = nb_calloc((size_t)a->n_attached, sizeof *names);
+    int n = 0;
+    for (int i = 0; i < a->n_attached; i++) {
+        const char *path = a->attached[i].lin->base->name, *last = strrchr(path, '.');
+        last = last ? last + 1 : path;
+        int64_t adapted = 0, there = 0;
+        for (int j = 0; j < a->n_attached; j++) adapted += ends_with_module(a->attached[j].lin->base->name, last);
+        for (int64_t l = 0; l < a->model->spec->layers; l++)
+            for (int s = 0; s < NB_SLOTS; s++) {
+                const nb_base_linear *b = a->model->block[l].lin[s].base;
+                there += b->w.rows && ends_with_module(b->name, last);
+            }
+        there += ends_with_module(a->model->head.base->name, last);
+        const char *name = adapted == there ? last : path;
+        bool known = false;
+        for (int j = 0; j < n; j++) known |= !strcmp(names[j], name);
+        if (!known) names[n++] = nb_strdup(name);
+    }
+    qsort(names, (size_t)n, sizeof *names, by_text);
+    a->targets = names;
+    a->n_targets = n;
+}
+
+void nb_adapter_attach_lora(nb_adapter *a, nb_linear *lin, int64_t r, double scale) {
+    const nb_weight *w = &lin->base->w;
+    char *name_A = nb_asprintf("base_model.model.%s.lora_A.weight", lin->base->name);
+    char *name_B = nb_asprintf("base_model.model.%s.lora_B.weight", lin->base->name);
+    nb_tensor *A = nb_adapter_param(a, name_A, 2, r, w->cols), *B = nb_adapter_param(a, name_B, 2, w->rows, r);
+    a->attached[a->n_attached++] = (struct nb_attached){lin, A, B, (float)scale};
+}
+
+void nb_adapter_attach_rows(nb_adapter *a, const int32_t *ids, int64_t n) {
+    nb_model *m = a->model;
+    a->rows = (nb_token_rows){.n = n, .ids = nb_malloc((size_t)n * sizeof *ids)};
+    memcpy(a->rows.ids, ids, (size_t)n * sizeof *ids);
+    const char *suffix = "token_adapter.trainable_tokens_delta";
+    a->rows.embed = nb_adapter_param(a, nb_asprintf("base_model.model.%s.%s", nb_spec_embed_name(m->spec), suffix), 2, n, m->spec->hidden);
+    a->rows.head = m->spec->tied ? a->rows.embed
+                                 : nb_adapter_param(a, nb_asprintf("base_model.model.%s.%s", nb_spec_head_name(m->spec), suffix), 2, n, m->spec->hidden);
+}
+
+/* New rows start as the mean of all rows, as transformers' resize_token_embeddings. */
+static void mean_row(const nb_weight *w, float *out) {
+    double *sum = nb_calloc((size_t)w->cols, sizeof *sum);
+    float *row = nb_malloc((size_t)w->cols * sizeof *row);
+    for (int64_t i = 0; i < w->rows; i++) {
+        nb_weight_decode(row, w->cols, w, i, 1, 0, w->cols);
+        for (int64_t c = 0; c < w->cols; c++) sum[c] += row[c];
+    }
+    for (int64_t c = 0; c < w->cols; c++) out[c] = (float)(sum[c] / (double)w->rows);
+    free(sum);
+    free(row);
+}
+
+static nb_status init_rows(nb_adapter *a) {
+    const nb_weight *source[2] = {&a->model->base->embed, &a->model->base->head.w};
+    nb_tensor *rows[2] = {a->rows.embed, a->rows.head};
+    for (int k = 0; k < (a->model->spec->tied ? 1 : 2) && a->rows.n; k++) {
+        int64_t C = rows[k]->d[1];
+        float *mean = nb_malloc((size_t)C * sizeof *mean);
+        mean_row(source[k], mean);
+        for (int64_t i = 0; i < a->rows.n; i++)
+            NB_TRY(a->dev->be->put(a->dev, rows[k]->data + i * C, mean, (size_t)C * sizeof *mean));
+        free(mean);
+    }
+    return NB_OK;
+}
+
+/* A ~ uniform(-1/sqrt(in), 1/sqrt(in)) = kaiming_uniform(a = sqrt 5), as PEFT; B = 0. */
+static nb_status init_A(nb_adapter *a, nb_tensor *A, uint64_t seed) {
+    nb_hex digest;
+    nb_sha256_of(A->name, strlen(A->name), digest);
+    digest[16] = 0; /* the first 64 bits name the tensor */
+    nb_rng rng = nb_rng_open(seed, NB_RNG_INIT, strtoull(digest, NULL, 16));
+    double bound = 1.0 / sqrt((double)A->d[1]);
+    int64_t n = nb_tensor_size(A);
+    float *host = nb_malloc((size_t)n * sizeof *host);
+    for (int64_t i = 0; i < n; i++) host[i] = (float)((2 * nb_rng_uniform(&rng) - 1) * bound);
+    nb_status st = a->dev->be->put(a->dev, A->data, host, (size_t)n * sizeof *host);
+    free(host);
+    return st;
+}
+
+nb_status nb_adapter_new(nb_adapter **out, nb_model *m, const nb_lora_options *o) {
+    chooser c = {.o = o};
+    nb_adapter *a = NULL;
+    nb_status st = choose_layers(m, &c);
+    if (st == NB_OK) {
+        a = nb_adapter_alloc(m, 2 * c.n + 2);
+        a->r = o->r;
+        a->alpha = o->alpha;
+        a->dropout = o->dropout;
+        a->rslora = o->rslora;
+        for (int i = 0; i < c.n; i++) nb_adapter_attach_lora(a, c.chosen[i], o->r, nb_lora_scale(o->alpha, o->r, o->rslora));
+        if (o->n_token_ids) nb_adapter_attach_rows(a, o->token_ids, o->n_token_ids);
+        st = nb_adapter_place(a, true);
+    }
+    for (int i = 0; a && i < a->n_attached && st == NB_OK; i++) st = init_A(a, a->attached[i].A, o->seed);
+    if (st == NB_OK) st = init_rows(a);
+    free_chooser(&c);
+    if (st != NB_OK) {
+        nb_adapter_free(a);
+        return st;
+    }
+    name_targets(a);
+    nb_adapter_enable(a, true);
+    *out = a;
+    return NB_OK;
+}
+
+void nb_adapter_finish_load(nb_adapter *a) {
+    name_targets(a);
+    nb_adapter_enable(a, true);
+}
+
+void nb_adapter_free(nb_adapter *a) {
+    if (!a) return;
+    if (a->enabled) nb_adapter_enable(a, false);
+    size_t bytes = (size_t)a->n * sizeof(float);
+    if (a->data) a->dev->be->free(a->dev, a->data, bytes);
+    if (a->grad) a->dev->be->free(a->dev, a->grad, bytes);
+    for (int i = 0; i < a->n_params; i++) free((char *)(uintptr_t)a->params[i].name);
+    for (int i = 0; i < a->n_targets; i++) free(a->targets[i]);
+    free(a->targets);
+    free(a->params);
+    free(a->attached);
+    free(a->rows.ids);
+    json_decref(a->manifest);
+    free(a);
+}

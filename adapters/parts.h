@@ -1,0 +1,23 @@
+/* Shared by the files of adapters/ that build adapters. */
+#ifndef NB_ADAPTERS_PARTS_H
+#define NB_ADAPTERS_PARTS_H
+
+#include "adapters/adapter.h"
+
+/* An adapter with room for max_params parameters; declare them, then nb_adapter_place gives them memory. */
+nb_adapter *nb_adapter_alloc(nb_model *m, int max_params);
+/* name is taken over. The returned tensor has data only after nb_adapter_place. */
+nb_tensor *nb_adapter_param(nb_adapter *a, char *name, int n_dims, int64_t d0, int64_t d1);
+nb_status nb_adapter_place(nb_adapter *a, bool trainable);
+void nb_adapter_attach_lora(nb_adapter *a, nb_linear *lin, int64_t r, double scale);
+void nb_adapter_attach_rows(nb_adapter *a, const int32_t *ids, int64_t n);
+/* Names the target modules and switches it on. */
+void nb_adapter_finish_load(nb_adapter *a);
+double nb_lora_scale(double alpha, int64_t r, bool rslora); /* alpha/r, or alpha/sqrt(r) */
+
+/* Copies a model folder's small files (config.json, generation_config.json, tokenizer files, chat template). */
+nb_status nb_copy_model_files(const char *from, const char *to);
+/* Moves the finished folder `tmp` to `dir`, replacing what was there; durable. */
+nb_status nb_replace_dir(const char *tmp, const char *dir);
+
+#endif
