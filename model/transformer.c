@@ -231,4 +231,4 @@ nb_status nb_model_logits(nb_model *m, nb_tape *t, const nb_batch *b, nb_kv_cach
     return t->dev->k->put_columns(t->dev, g->logits->data, columns, m->rows.ids, n, m->spec->vocab, m->rows.n);
 }
 
-int nb_model_max_nodes(const nb_model *m) { return (int)(10 * m->spec->layers + 4); }
+int nb_model_max_nodes(const nb_model *m) { return (int)(11 * m->spec->layers + 4); }
