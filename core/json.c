@@ -18,8 +18,22 @@ nb_status nb_json_load(const char *path, json_t **root) {
     return NB_OK;
 }
 
+/* With the fewest digits at which every number reads back the same: 1e-06 rather than 9.9999999999999995e-07. */
+static char *dump(const json_t *root) {
+    char *s = NULL;
+    for (size_t digits = 15; digits <= 17; digits++) {
+        free(s);
+        s = json_dumps(root, JSON_INDENT(2) | JSON_SORT_KEYS | JSON_REAL_PRECISION(digits));
+        json_t *again = s ? json_loads(s, JSON_ALLOW_NUL, NULL) : NULL;
+        bool same = !s || json_equal(again, root);
+        json_decref(again);
+        if (same) break;
+    }
+    return s;
+}
+
 nb_status nb_json_save(const char *path, const json_t *root) {
-    char *s = json_dumps(root, JSON_INDENT(2) | JSON_SORT_KEYS | JSON_REAL_PRECISION(17));
+    char *s = dump(root);
     if (!s) return nb_fail(NB_EIO, "%s: cannot be written as JSON (not UTF-8, or not finite)", path);
     nb_out o;
     nb_status st = nb_out_open(&o, path);

@@ -25,6 +25,19 @@ nb_status nb_base_find(nb_base *b, const nb_st *s, const char *name, int64_t d0,
 /* Fails when a weight that is to be computed with is not F32, BF16 or F16. */
 nb_status nb_base_check_float(const nb_st *s, const nb_st_tensor *t);
 
+/* nf4_file.c. A quantized linear layer in bitsandbytes' form: its tensors declared, written, read. `found` is false
+ * when the file has none under this name. */
+nb_status nb_nf4_declare(nb_st_writer *w, const char *module, int64_t rows, int64_t cols, bool double_quant);
+nb_status nb_nf4_write(nb_st_writer *out, const char *module, const nb_weight *w);
+nb_status nb_nf4_read(nb_base *b, const nb_st *s, nb_weight *w, const char *module, int64_t rows, int64_t cols,
+                      bool *found);
+
+/* quantize.c. The linear layers of a base with float weights in 4 bits: from the cache, or quantized now. */
+nb_status nb_base_to_nf4(nb_base *b, const nb_base_options *o);
+/* Their tensors in a file: declared, then quantized and written (with a progress bar). */
+nb_status nb_base_declare_nf4(nb_base *b, nb_st_writer *w, bool double_quant);
+nb_status nb_base_write_nf4(nb_base *b, nb_st_writer *w, bool double_quant);
+
 /* Every weight drawn anew (b->spec is set, no file is read). */
 nb_status nb_base_reinit(nb_base *b, const nb_base_options *o);
 

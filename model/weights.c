@@ -100,9 +100,16 @@ done:
     return st;
 }
 
-/* MODULE.weight as it lies in the file. */
+/* MODULE.weight as it lies in the file: floats, or 4 bits as bitsandbytes saves them. */
 static nb_status matrix(nb_base *b, nb_weight *w, const char *module, int64_t rows, int64_t cols) {
     const nb_st *s = &b->store->st;
+    bool found;
+    NB_TRY(nb_nf4_read(b, s, w, module, rows, cols, &found));
+    if (found) {
+        b->prequantized = b->quantized = true;
+        b->double_quant = w->nf4.absmax_u8 != NULL;
+        return NB_OK;
+    }
     char *name = nb_asprintf("%s.weight", module);
     const nb_st_tensor *t;
     const void *data;
@@ -171,8 +178,29 @@ static nb_status open_weights(nb_base *b) {
     return st;
 }
 
+/* Which quantized checkpoints we read: bitsandbytes' in 4 bits. The tensors themselves say the rest. */
+static nb_status check_quantization_config(const nb_base *b) {
+    char *path = nb_path_join(b->dir, "config.json");
+    json_t *c;
+    const char *method = "none";
+    bool eight = false;
+    nb_status st = nb_json_load(path, &c);
+    const json_t *q = st == NB_OK ? json_object_get(c, "quantization_config") : NULL;
+    if (st == NB_OK && json_is_object(q)) {
+        st = nb_json_str(q, "quant_method", &method, path);
+        if (st == NB_OK) st = nb_json_bool(q, "load_in_8bit", &eight, path);
+        if (st == NB_OK && (strcmp(method, "bitsandbytes") != 0 || eight))
+            st = nb_fail(NB_EUNSUPPORTED, "%s: the weights are quantized by \"%.40s\"%s; nibble reads bitsandbytes' 4-bit "
+                         "form and unquantized weights", path, method, eight ? " in 8 bits" : "");
+    }
+    json_decref(c);
+    free(path);
+    return st;
+}
+
 static nb_status load_files(nb_base *b) {
     const nb_spec *s = &b->spec;
+    NB_TRY(check_quantization_config(b));
     NB_TRY(open_weights(b));
     NB_TRY(matrix(b, &b->embed, nb_spec_embed_name(s), s->vocab, s->hidden));
     if (s->tied) b->head.w = b->embed;
@@ -206,13 +234,23 @@ static nb_status fill(nb_base *b, const char *dir_or_name, const nb_base_options
     b->head.name = nb_strdup(nb_spec_head_name(&b->spec));
     for (int64_t l = 0; l < b->spec.layers; l++)
         for (nb_slot k = 0; k < NB_SLOTS; k++) b->layer[l].lin[k].name = nb_spec_linear_name(&b->spec, l, k);
-    if (o->load_in_4bit) return nb_fail(NB_EUNSUPPORTED, "load_in_4bit is not possible with reinit_weights");
+    if (o->reinit && o->load_in_4bit)
+        return nb_fail(NB_EINPUT, "%s: weights drawn anew (reinit_weights) are trained whole, load_in_4bit freezes them: "
+                       "set one of the two to false", b->dir);
     if (o->reinit) {
         NB_TRY(reinit_sha256(b, o));
         return nb_base_reinit(b, o);
     }
     NB_TRY(load_files(b));
-    return nb_base_sha256(b->dir, b->sha256);
+    NB_TRY(nb_base_sha256(b->dir, b->sha256));
+    if (b->prequantized && !o->load_in_4bit && !o->keep_quantized)
+        return nb_fail(NB_EINPUT, "%s: is saved in 4 bits; set load_in_4bit: true (adapter: qlora), or give the original "
+                       "model", b->dir);
+    if (!o->load_in_4bit || b->prequantized) return NB_OK;
+    NB_TRY(nb_base_to_nf4(b, o));
+    b->quantized = true;
+    b->double_quant = o->double_quant;
+    return NB_OK;
 }
 
 nb_status nb_base_load(nb_base **out, const char *dir_or_name, const nb_base_options *o) {
@@ -222,6 +260,26 @@ nb_status nb_base_load(nb_base **out, const char *dir_or_name, const nb_base_opt
     *out = st == NB_OK ? b : NULL;
     if (st != NB_OK) nb_base_free(b);
     return st;
+}
+
+static int64_t linear_bytes(const nb_base_linear *lin, bool in_4bit) {
+    nb_weight w = lin->w;
+    if (in_4bit && w.format != NB_FMT_NF4) {
+        w.format = NB_FMT_NF4;
+        w.nf4 = (nb_nf4){.blocksize = 64, .nested_blocksize = 256};
+    }
+    return nb_weight_bytes(&w) + (lin->bias ? w.rows * (int64_t)sizeof(float) : 0);
+}
+
+int64_t nb_base_bytes(const nb_base *b, bool in_4bit) {
+    const nb_spec *s = &b->spec;
+    int64_t bytes = nb_weight_bytes(&b->embed) + s->hidden * (int64_t)sizeof(float);
+    if (!s->tied) bytes += linear_bytes(&b->head, false);
+    for (int64_t l = 0; l < s->layers; l++) {
+        bytes += NB_NORMS * s->hidden * (int64_t)sizeof(float);
+        for (nb_slot k = 0; k < NB_SLOTS; k++) bytes += linear_bytes(&b->layer[l].lin[k], in_4bit);
+    }
+    return bytes;
 }
 
 void nb_base_free(nb_base *b) {

@@ -33,7 +33,8 @@ typedef struct nb_base {
 typedef struct nb_base_options {
     bool load_in_4bit, double_quant;
     const char *quantized_cache; /* folder of cache files; NULL: the user's cache folder; "" = no cache */
-    bool reinit;                 /* ignore the weight files (there may be none): normal(0, 0.02) as transformers' */
+    bool keep_quantized;         /* a 4-bit checkpoint is taken as it is even without load_in_4bit */
+    bool reinit;                 /* ignore the weight files (there may be none): normal(0, init_std) as transformers' */
     uint64_t seed;               /* for reinit */
     bool keep_f32;               /* reinit only: hold weights as f32 (adapter: full) */
 } nb_base_options;
@@ -43,6 +44,8 @@ typedef struct nb_base_options {
  * load as they are (load_in_4bit false then is an error). */
 nb_status nb_base_load(nb_base **out, const char *dir_or_name, const nb_base_options *o);
 void nb_base_free(nb_base *b);
+/* Bytes of all weights as they are held; or as they would be with the linear layers in NF4, double quantization. */
+int64_t nb_base_bytes(const nb_base *b, bool in_4bit);
 
 /* "org/name" -> snapshot folder in the local Hugging Face cache ($HF_HUB_CACHE, $HF_HOME/hub, ~/.cache/huggingface/hub);
  * an existing folder -> itself. Caller frees *dir. */

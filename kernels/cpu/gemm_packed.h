@@ -6,10 +6,7 @@
  *
  * The last x panel has fewer rows and is packed as narrow as it is; y panels are filled up to whole vectors.
  * Every element of c is summed in the same order whatever the sizes of x and the number of threads: along k in
- * blocks of NB_PACKED_STEPS steps, each summed from zero and then added to c.
- *
- * Threads form a grid over c. Each packs what it needs by itself: packing some panels twice costs less than waiting
- * for one another, above all on a machine that has other work to do. */
+ * blocks of NB_PACKED_STEPS steps, each summed from zero and then added to c. */
 #ifndef NB_KERNELS_CPU_GEMM_PACKED_H
 #define NB_KERNELS_CPU_GEMM_PACKED_H
 
@@ -17,8 +14,8 @@
 
 enum {
     NB_PACKED_STEPS = 512,
-    NB_PACKED_ROWS = 1032, /* rows of x a thread packs at a time: 2 MiB at most */
-    NB_PACKED_SPARE = 32 * 128, /* floats of scratch a pack_y may decode into */
+    NB_PACKED_ROWS = 1536, /* rows of x packed at a time: bounds the scratch */
+    NB_PACKED_SPARE = 32 * 128 /* floats of scratch a pack_y may decode into */
 };
 
 /* c[mr, n_cols] = alpha * (x panel)(y panel) + beta * c, for a fixed mr and number of column vectors. */
