@@ -5,6 +5,7 @@
 #ifndef NB_DATA_DATASET_H
 #define NB_DATA_DATASET_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "configs/config.h"
@@ -12,25 +13,34 @@
 #include "core/status.h"
 #include "data/tokenizer.h"
 
-/* Where every row and token went; rows_in = rows_out - rows_split_extra + rows_dropped_*, tokens likewise. */
+/* Where every row and token went. These hold, or opening the dataset fails:
+ *   rows_in = rows_out - rows_split_extra + rows_dropped_long + rows_dropped_duplicate
+ *   tokens_in = tokens_out - tokens_overlap + tokens_truncated + tokens_dropped
+ * and splitting alone changes no trained token: each is trained on once. */
 typedef struct nb_ledger {
     int64_t rows_in, rows_out, rows_split_extra, rows_dropped_long, rows_dropped_duplicate;
     int64_t tokens_in, tokens_out, tokens_truncated, tokens_dropped, tokens_overlap, tokens_trained;
-    int64_t longest; /* tokens in the longest row, before any strategy */
+    int64_t longest;  /* tokens in the longest row, before any strategy */
     int64_t bytes_in; /* UTF-8 bytes of the text that became trained tokens: bits per byte */
 } nb_ledger;
+nb_status nb_ledger_check(const nb_ledger *l, const char *name);
 
 typedef struct nb_row {
-    const int32_t *ids, *labels; /* [n]; labels[i] is ids[i] or NB_IGNORE (not shifted) */
+    const int32_t *ids, *labels; /* [n]; labels[i] is ids[i] or NB_IGNORE (not shifted); labels[0] is NB_IGNORE */
     int32_t n;
-    int32_t prompt_n;            /* tokens before the last trained span: the prompt for generation; 0 if none */
-    const char *reference;       /* text of the last trained span without its end token; "" for completion data */
+    int32_t prompt_n;            /* tokens before the last trained answer: the prompt for generation; 0 if none */
+    int32_t trained;             /* labels that are not NB_IGNORE */
+    const char *reference;       /* text of the last trained answer without its end token; "" for completion data */
     int64_t trained_bytes;       /* UTF-8 bytes of its trained text */
-    int64_t line;                /* line or record number in the source file, from 1 */
+    const char *file;            /* where it came from */
+    int64_t line;                /* line in that file, from 1; the row's number in a .json of columns */
 } nb_row;
 
 typedef struct nb_dataset nb_dataset;
-/* Opens (building or reusing the cache) one datasets[] or test_datasets[] entry. `name` defaults to the file name. */
+/* Opens (building or reusing the cache) one datasets[] or test_datasets[] entry. `name` defaults to the path's last part
+ * without its extension. c, entry and t are not needed afterwards. sequence_len: longest row in tokens, at least 2. The
+ * cache lies in dataset_prepared_path (unset: nibble's cache folder; "none": in memory only); one that cannot be written
+ * is a warning, one that does not match its checksum or its key is built anew. */
 nb_status nb_dataset_open(nb_dataset **out, const nb_config *c, const nb_config_dataset *entry, const nb_tokenizer *t,
                           int64_t sequence_len);
 void nb_dataset_free(nb_dataset *d);
