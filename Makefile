@@ -15,9 +15,9 @@ BENCHES := $(sort $(wildcard bench/bench_*.c))
 BUILD   := build/$(notdir $(CC))$(if $(SAN),-san)
 WARN    := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wundef -Wno-format-truncation $(if $(WERROR),-Werror)
 CFLAGS  ?= -O3 -g
+comma   := ,
 ALL_CFLAGS := -std=c11 -D_GNU_SOURCE -DNB_VERSION='"$(VERSION)"' -I. -fopenmp -ffp-contract=off -fno-math-errno \
 	$(WARN) $(CFLAGS) $(if $(SAN),-fsanitize=address$(comma)undefined -fno-omit-frame-pointer -O1)
-comma   := ,
 LIBS    := -ljansson -lpcre2-8 -lutf8proc -lcrypto -lyaml -lopenblas -lm $(if $(SAN),-fsanitize=address$(comma)undefined) -fopenmp
 
 OBJ      := $(SRC:%.c=$(BUILD)/%.o)

@@ -317,12 +317,42 @@ static void adamw_case_run(const void *shape) {
 
 static void test_adamw(void **state) {
     (void)state;
-    static const adamw_case cases[] = {{1, 1e-3f, 0, 1, 1}, {1000, 2e-4f, 0.1f, 0.3f, 10}, {4097, 1e-2f, 0.01f, 1, 1e-6f}};
+    static const adamw_case cases[] = {{1, 1e-3f, 0, 1, 1}, {1000, 2e-4f, 0.1f, 0.3f, 10}, {4097, 1e-2f, 0.01f, 1, 1e-5f}};
     RUN_CASES(adamw_case_run, cases);
     /* The first step moves by lr * sign(g), whatever the size of g. */
     float p = 1, m = 0, v = 0, g = -123;
     assert_ok(nb_cpu_adamw(&dev, &p, &m, &v, &g, 1, 0.5f, 0.9f, 0.999f, 1e-8f, 0, 1, 1));
     assert_close(p, 1.5, 1e-6);
+}
+
+/* exp and tanh over all their range, and at its ends. */
+static void test_exp_and_tanh(void **state) {
+    (void)state;
+    static float x[4096], y[4096], t[4096];
+    for (int isa = 0; nb_simd_name(isa); isa++) {
+        double worst = 0, worst_tanh = 0;
+        assert_true(nb_simd_set(nb_simd_name(isa)));
+        for (int part = 0; part < 200; part++) {
+            for (int i = 0; i < 4096; i++) x[i] = -87.3f + 176.0f * ((float)(part * 4096 + i) / (200 * 4096));
+            if (part % 2) for (int i = 0; i < 4096; i++) x[i] *= 0.03f; /* where most arguments are */
+            nb_simd_get()->exp(y, x, 4096);
+            nb_simd_get()->tanh(t, x, 4096);
+            for (int i = 0; i < 4096; i++) {
+                double e = fabs(y[i] / exp((double)x[i]) - 1), et = x[i] != 0 ? fabs(t[i] / tanh((double)x[i]) - 1) : 0;
+                if (!(e <= worst)) worst = e;
+                if (!(et <= worst_tanh)) worst_tanh = et;
+            }
+        }
+        print_message("%s: exp within %.2g, tanh within %.2g relative\n", nb_simd_get()->name, worst, worst_tanh);
+        assert_true(worst <= 2.4e-7 && worst_tanh <= 3e-7);
+        float ends[] = {-INFINITY, -1e30f, -200, 0, 200, INFINITY, NAN, -0.0f}, out[8];
+        nb_simd_get()->exp(out, ends, 8);
+        for (int i = 0; i < 3; i++) assert_true(out[i] == 0);
+        assert_true(out[3] == 1 && out[7] == 1 && isinf(out[4]) && isinf(out[5]) && isnan(out[6]));
+        nb_simd_get()->tanh(out, ends, 8);
+        assert_true(out[0] == -1 && out[2] == -1 && out[3] == 0 && out[4] == 1 && out[5] == 1 && isnan(out[6]));
+    }
+    assert_false(nb_simd_set("abacus"));
 }
 
 /* The references' own gradients against central differences of sum(out * r). */
@@ -370,6 +400,7 @@ static void test_reference_gradients(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_exp_and_tanh),
         cmocka_unit_test(test_reference_gradients), cmocka_unit_test(test_rmsnorm), cmocka_unit_test(test_rope),
         cmocka_unit_test(test_glu), cmocka_unit_test(test_elementwise), cmocka_unit_test(test_embedding),
         cmocka_unit_test(test_xent), cmocka_unit_test(test_dropout), cmocka_unit_test(test_adamw),

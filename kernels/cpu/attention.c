@@ -1,124 +1,113 @@
-/* Causal attention over segments. Query i of a segment stands at key kn - qn + i. */
-#include <math.h>
-#include <string.h>
+/* Causal attention over segments: how the work is shared out. Query i of a segment stands at key kn - qn + i. The
+ * mathematics is in simd_attention.h. Tasks depend on the shapes alone, never on the number of threads, and
+ * each output is written by one of them. */
+#include "kernels/cpu/attention.h"
 
+#include <omp.h>
+
+#include "core/cpu.h"
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/simd.h"
 
-enum { KEYS = 64 }; /* keys whose scores are held at once */
+enum {
+    FEW = 6,          /* (query, head) pairs for which vectors along the queries would be mostly empty */
+    ENOUGH_HEADS = 8, /* key/value heads that make enough tasks by themselves; with fewer, query heads do */
+    PAD = 16          /* floats in the widest vector */
+};
 
-typedef struct shape {
-    int64_t H, KV, D, window;
-    float scale, cap;
-} shape;
+static int64_t padded(int64_t D) { return (D + PAD - 1) / PAD * PAD; }
+static int64_t scratch_of(int64_t D) { return (nb_attention_scratch(D, padded(D)) + 63) / 64 * 64; }
+/* Heads that share a task's keys; the backward pass keeps one sum of dk and dv for each such group. */
+static int64_t group_of(int64_t H, int64_t KV) {
+    int64_t g = KV < ENOUGH_HEADS ? 1 : H / KV;
+    return g < NB_LANES ? g : NB_LANES;
+}
+static int64_t groups_per_kv(int64_t H, int64_t KV) { return (H / KV + group_of(H, KV) - 1) / group_of(H, KV); }
 
-static float dot(const float *x, const float *y, int64_t n) {
-    float s = 0;
-#pragma omp simd reduction(+ : s)
-    for (int64_t i = 0; i < n; i++) s += x[i] * y[i];
-    return s;
+size_t nb_cpu_attention_ws(const nb_dev *d, int64_t Tq, int64_t Tk, int64_t H, int64_t KV, int64_t D) {
+    (void)d, (void)Tq;
+    int64_t sums = 2 * KV * groups_per_kv(H, KV) * Tk * padded(D);
+    return sizeof(float) * (size_t)(sums + nb_threads() * scratch_of(D));
 }
 
-static void axpy(float *y, float k, const float *x, int64_t n) {
-#pragma omp simd
-    for (int64_t i = 0; i < n; i++) y[i] += k * x[i];
-}
-
-/* The keys [*lo, *hi) that query i sees. */
-static void visible(const nb_seg *s, int64_t i, int64_t window, int64_t *lo, int64_t *hi) {
-    *hi = s->kn - s->qn + i + 1;
-    *lo = window > 0 && *hi > window ? *hi - window : 0;
-}
-
-static float score(const shape *a, const float *q, const float *k, float *slope) {
-    float s = dot(q, k, a->D) * a->scale, t = a->cap > 0 ? tanhf(s / a->cap) : 0;
-    *slope = 1 - t * t;
-    return a->cap > 0 ? a->cap * t : s;
-}
-
-/* One query of one head: softmax(q k^T) v with a running maximum, o holding the unnormalized sum. */
-static float attend(const shape *a, float *o, const float *q, const float *k, const float *v, int64_t lo, int64_t hi) {
-    float best = -INFINITY, sum = 0, s[KEYS], slope;
-    int64_t row = a->KV * a->D;
-    memset(o, 0, sizeof(float) * (size_t)a->D);
-    for (int64_t j0 = lo; j0 < hi; j0 += KEYS) {
-        int64_t n = hi - j0 < KEYS ? hi - j0 : KEYS;
-        float top = best;
-        for (int64_t j = 0; j < n; j++) {
-            s[j] = score(a, q, k + (j0 + j) * row, &slope);
-            if (s[j] > top) top = s[j];
+static void forward_segment(const nb_attention *a, const nb_seg *s, float *scratch) {
+    const nb_simd *v = nb_simd_get();
+    int64_t G = a->H / a->KV, most = G < NB_LANES ? G : NB_LANES;
+    if (s->qn * G <= FEW) { /* decoding: split by query head only where key/value heads are too few to share out */
+        int64_t g = group_of(a->H, a->KV), tasks = a->H / G * groups_per_kv(a->H, a->KV);
+#pragma omp for schedule(dynamic) nowait
+        for (int64_t n = 0; n < tasks; n++) {
+            int64_t kv = n / groups_per_kv(a->H, a->KV), h0 = kv * G + n % groups_per_kv(a->H, a->KV) * g;
+            nb_attention_block b = {.seg = s, .kv = kv, .h0 = h0, .g = g, .i0 = 0, .n = s->qn};
+            v->attention_few(a, &b, scratch);
         }
-        float keep = expf(best - top);
-        best = top;
-        sum *= keep;
-        for (int64_t c = 0; c < a->D; c++) o[c] *= keep;
-        for (int64_t j = 0; j < n; j++) {
-            float p = expf(s[j] - best);
-            sum += p;
-            axpy(o, p, v + (j0 + j) * row, a->D);
-        }
+        return;
     }
-    for (int64_t c = 0; c < a->D; c++) o[c] /= sum;
-    return best + logf(sum);
+    int64_t step = NB_LANES / most, blocks = (s->qn + step - 1) / step, parts = (G + most - 1) / most;
+#pragma omp for schedule(dynamic) nowait
+    for (int64_t n = 0; n < blocks * a->KV * parts; n++) { /* the blocks with most keys first */
+        int64_t i0 = (blocks - 1 - n / (a->KV * parts)) * step, kv = n / parts % a->KV, h = n % parts * most;
+        nb_attention_block b = {.seg = s, .kv = kv, .h0 = kv * G + h, .g = G - h < most ? G - h : most, .i0 = i0};
+        b.n = s->qn - i0 < step ? s->qn - i0 : step;
+        v->attention_fwd(a, &b, scratch);
+    }
 }
 
 nb_status nb_cpu_attention_fwd(nb_dev *d, float *o, float *lse, const float *q, const float *k, const float *v,
                                const nb_seg *segs, int64_t n_segs, int64_t H, int64_t KV, int64_t D, float scale, float cap,
                                int64_t window) {
-    (void)d;
-    const shape a = {H, KV, D, window, scale, cap};
-    for (int64_t b = 0; b < n_segs; b++) {
-        const nb_seg *s = segs + b;
-#pragma omp parallel for collapse(2) schedule(dynamic, 4)
-        for (int64_t h = 0; h < H; h++) {
-            for (int64_t i = 0; i < s->qn; i++) {
-                int64_t lo, hi, kv = (s->k0 * KV + h / (H / KV)) * D, at = (s->q0 + i) * H + h;
-                visible(s, i, window, &lo, &hi);
-                float l = attend(&a, o + at * D, q + at * D, k + kv, v + kv, lo, hi);
-                if (lse) lse[at] = l;
-            }
-        }
-    }
+    const nb_attention a = {.H = H, .KV = KV, .D = D, .Dp = padded(D), .window = window, .scale = scale, .cap = cap,
+                            .q = q, .k = k, .v = v, .o = o, .lse = lse};
+    NB_ASSERT(d->ws_size >= sizeof(float) * (size_t)(nb_threads() * scratch_of(D)));
+#pragma omp parallel
+    for (int64_t b = 0; b < n_segs; b++)
+        forward_segment(&a, segs + b, (float *)d->ws + omp_get_thread_num() * scratch_of(D));
     return NB_OK;
 }
 
-static void scale_rows(float *x, int64_t row, int64_t n_rows, int64_t D, float beta) {
-    for (int64_t i = 0; x && i < n_rows; i++)
-        for (int64_t c = 0; c < D; c++) x[i * row + c] = beta != 0 ? beta * x[i * row + c] : 0;
+/* dk or dv [rows, KV, D] of a segment = the groups' sums, in order, + beta * what is there. */
+static void add_groups(float *out, float beta, const float *sums, const nb_attention *a, const nb_seg *s, int64_t rows) {
+    int64_t groups = groups_per_kv(a->H, a->KV);
+#pragma omp for schedule(static) nowait
+    for (int64_t n = 0; n < s->kn * a->KV; n++) {
+        int64_t row = s->k0 + n / a->KV, kv = n % a->KV;
+        float *to = out + (row * a->KV + kv) * a->D;
+        for (int64_t i = 0; i < groups; i++) {
+            const float *from = sums + ((kv * groups + i) * rows + row) * a->Dp;
+            float keep = i ? 1 : beta;
+            for (int64_t c = 0; c < a->D; c++) to[c] = keep != 0 ? from[c] + keep * to[c] : from[c];
+        }
+    }
 }
 
 nb_status nb_cpu_attention_bwd(nb_dev *d, float *dq, float beta_q, float *dk, float beta_k, float *dv, float beta_v,
                                const float *d_o, const float *q, const float *k, const float *v, const float *o,
                                const float *lse, const nb_seg *segs, int64_t n_segs, int64_t H, int64_t KV, int64_t D,
                                float scale, float cap, int64_t window) {
-    (void)d;
-    const shape a = {H, KV, D, window, scale, cap};
-    int64_t G = H / KV;
-#pragma omp parallel for collapse(2) schedule(dynamic)
-    for (int64_t b = 0; b < n_segs; b++) {
-        for (int64_t kv = 0; kv < KV; kv++) {
-            const nb_seg *s = segs + b;
-            int64_t kat = (s->k0 * KV + kv) * D, qat = (s->q0 * H + kv * G) * D;
-            scale_rows(dq ? dq + qat : NULL, H * D, s->qn, G * D, beta_q);
-            scale_rows(dk ? dk + kat : NULL, KV * D, s->kn, D, beta_k);
-            scale_rows(dv ? dv + kat : NULL, KV * D, s->kn, D, beta_v);
-            for (int64_t i = 0; i < s->qn * G; i++) {
-                int64_t lo, hi, at = (s->q0 + i / G) * H + kv * G + i % G;
-                visible(s, i / G, window, &lo, &hi);
-                float delta = dot(d_o + at * D, o + at * D, D);
-                for (int64_t j = lo; j < hi; j++) {
-                    float slope, p = expf(score(&a, q + at * D, k + kat + j * KV * D, &slope) - lse[at]);
-                    float ds = p * (dot(d_o + at * D, v + kat + j * KV * D, D) - delta) * slope * scale;
-                    if (dq) axpy(dq + at * D, ds, k + kat + j * KV * D, D);
-                    if (dk) axpy(dk + kat + j * KV * D, ds, q + at * D, D);
-                    if (dv) axpy(dv + kat + j * KV * D, p, d_o + at * D, D);
-                }
-            }
+    const nb_attention a = {.H = H, .KV = KV, .D = D, .Dp = padded(D), .window = window, .scale = scale, .cap = cap,
+                            .q = q, .k = k, .v = v, .d_o = d_o, .o_in = o, .lse_in = lse, .dq = dq, .beta_q = beta_q};
+    int64_t rows = 0, groups = groups_per_kv(H, KV), g = group_of(H, KV), G = H / KV;
+    for (int64_t b = 0; b < n_segs; b++)
+        if (segs[b].k0 + segs[b].kn > rows) rows = segs[b].k0 + segs[b].kn;
+    NB_ASSERT(d->ws_size >= nb_cpu_attention_ws(d, 0, rows, H, KV, D));
+    float *sum_k = (float *)d->ws + nb_threads() * scratch_of(D), *sum_v = sum_k + KV * groups * rows * a.Dp;
+    const nb_simd *simd = nb_simd_get();
+#pragma omp parallel
+    {
+        float *scratch = (float *)d->ws + omp_get_thread_num() * scratch_of(D);
+#pragma omp for schedule(dynamic)
+        for (int64_t n = 0; n < n_segs * KV * groups; n++) {
+            const nb_seg *s = segs + n / (KV * groups);
+            int64_t slot = n % (KV * groups), kv = slot / groups, h = slot % groups * g;
+            int64_t at = (slot * rows + s->k0) * a.Dp;
+            nb_attention_block b = {.seg = s, .kv = kv, .h0 = kv * G + h, .g = G - h < g ? G - h : g, .i0 = 0, .n = s->qn,
+                                    .dk = dk ? sum_k + at : NULL, .dv = dv ? sum_v + at : NULL};
+            simd->attention_bwd(&a, &b, scratch);
+        }
+        for (int64_t b = 0; b < n_segs; b++) {
+            if (dk) add_groups(dk, beta_k, sum_k, &a, segs + b, rows);
+            if (dv) add_groups(dv, beta_v, sum_v, &a, segs + b, rows);
         }
     }
     return NB_OK;
-}
-
-size_t nb_cpu_attention_ws(const nb_dev *d, int64_t Tq, int64_t Tk, int64_t H, int64_t KV, int64_t D) {
-    (void)d, (void)Tq, (void)Tk, (void)H, (void)KV, (void)D;
-    return 0;
 }

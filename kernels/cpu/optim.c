@@ -2,21 +2,22 @@
 #include <math.h>
 
 #include "kernels/cpu/cpu.h"
+#include "kernels/cpu/simd.h"
+
+enum { PART = 8192 }; /* elements of a task */
 
 nb_status nb_cpu_adamw(nb_dev *d, float *p, float *m, float *v, const float *g, int64_t n, float lr, float beta1, float beta2,
                        float eps, float wd, int64_t step, float g_scale) {
     (void)d;
-    /* The scalars in double, as Python's floats are. */
-    float shrink = (float)(1 - (double)lr * wd), rise1 = (float)(1 - (double)beta1), rise2 = (float)(1 - (double)beta2);
-    float rate = (float)(lr / (1 - pow(beta1, (double)step))), root = (float)sqrt(1 - pow(beta2, (double)step));
-#pragma omp parallel for simd schedule(static)
-    for (int64_t i = 0; i < n; i++) {
-        float gi = g[i] * g_scale;
-        float mi = m[i] + (gi - m[i]) * rise1, vi = v[i] * beta2 + gi * gi * rise2;
-        m[i] = mi;
-        v[i] = vi;
-        p[i] = p[i] * shrink - rate * mi / (sqrtf(vi) / root + eps);
-    }
+    const double bias1 = 1 - pow((double)beta1, (double)step), bias2 = 1 - pow((double)beta2, (double)step);
+    const nb_adamw_scalars s = {
+        .shrink = (float)(1 - (double)lr * (double)wd), .rise1 = (float)(1 - (double)beta1), .beta2 = beta2,
+        .rise2 = (float)(1 - (double)beta2), .rate = (float)((double)lr / bias1), .root = (float)sqrt(bias2),
+        .eps = eps, .g_scale = g_scale,
+    };
+    const nb_simd *simd = nb_simd_get();
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n; i += PART) simd->adamw(p + i, m + i, v + i, g + i, n - i < PART ? n - i : PART, &s);
     return NB_OK;
 }
 
@@ -24,14 +25,12 @@ nb_status nb_cpu_sum_squares(nb_dev *d, double *sum, const float *x, int64_t n) 
     (void)d;
     enum { PARTS = 256 }; /* fixed, so that the order of the sum is the same for any number of threads */
     double part[PARTS], total = 0;
-    int64_t size = (n + PARTS - 1) / PARTS;
+    const int64_t size = (n + PARTS - 1) / PARTS;
+    const nb_simd *v = nb_simd_get();
 #pragma omp parallel for schedule(static)
     for (int64_t b = 0; b < PARTS; b++) {
-        int64_t end = (b + 1) * size < n ? (b + 1) * size : n;
-        double s = 0;
-#pragma omp simd reduction(+ : s)
-        for (int64_t i = b * size; i < end; i++) s += (double)x[i] * x[i];
-        part[b] = s;
+        int64_t left = n - b * size;
+        part[b] = left > 0 ? v->sum_squares(x + b * size, left < size ? left : size) : 0;
     }
     for (int b = 0; b < PARTS; b++) total += part[b];
     *sum = total;
