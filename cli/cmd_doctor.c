@@ -48,7 +48,7 @@ static void show_cpu(problems *p) {
         nb_bytes((double)cpu->memory_available, avail));
     if (!cpu->avx2_fma) problem(p, "no AVX2: nibble runs its plain loops, many times slower");
     if (cpu->memory_available < (size_t)1 << 30)
-        problem(p, "less than 1 GiB of memory available: close other programs; `nibble plan CONFIG` says what a run needs");
+        problem(p, "less than 1 GiB of memory available: close other programs; `nibble plan` says what a run needs");
 }
 
 static void show_disk(problems *p) {
@@ -64,7 +64,7 @@ static void show_disk(problems *p) {
     else row("cache", "%s, %s free", dir, nb_bytes((double)bytes, free_text));
     if (access(dir, W_OK) != 0) problem(p, "the cache folder is not writable: set NIBBLE_CACHE to one that is");
     else if (bytes && bytes < (uint64_t)1 << 30)
-        problem(p, "less than 1 GiB free for the cache of quantized bases: set NIBBLE_CACHE to a folder on a larger disk");
+        problem(p, "less than 1 GiB free for the cache of quantized bases: set NIBBLE_CACHE to a larger disk");
     free(dir);
 }
 

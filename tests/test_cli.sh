@@ -18,6 +18,21 @@ check help_command 0 "usage: nibble doctor" help doctor
 check unknown_option 1 "unknown option --frob" doctor --frob
 check stray_argument 1 "unexpected argument 'now'" doctor now
 check doctor 0 "will use" doctor
+dir=$(mktemp -d); trap 'rm -rf "$dir"' EXIT
+printf 'base_model: m\noutput_dir: o\ndatasets: [{path: d.csv, type: completion}]\n' >"$dir/good.yaml"
+printf 'base_modle: m\n' >"$dir/bad.yaml"
+check config_check 0 "no mistakes" config check "$dir/good.yaml"
+check config_check_bad 1 "bad.yaml:1:1: base_modle: unknown key; did you mean base_model?" config check "$dir/bad.yaml"
+check config_resolve 0 "lora_alpha: 8" config resolve "$dir/good.yaml" --set lora_r=4
+check config_keys 0 "learning_rate: number in [0, 10]; default 2e-4" config keys
+check config_verb 1 "did you mean resolve?" config resolv
+check config_file 1 "needs the YAML file" config check
+if "$NIBBLE" config keys --markdown | diff "$(dirname "$0")/../docs/config.md" - >&2; then
+    echo "[       OK ] cli_config_reference"
+else
+    echo "docs/config.md is not what the program says: nibble config keys --markdown >docs/config.md"
+    echo "[  FAILED  ] cli_config_reference"; bad=1
+fi
 if [ -c /dev/full ]; then
     if "$NIBBLE" --version >/dev/full 2>/dev/null; then echo "[  FAILED  ] cli_full_disk"; bad=1
     else echo "[       OK ] cli_full_disk"; fi
