@@ -1,9 +1,28 @@
 #include "core/json.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/file.h"
+
+/* Reals that are whole numbers become integers again; returns what v should be replaced by, or NULL. */
+static json_t *whole_numbers(json_t *v, int depth) {
+    const char *key;
+    json_t *e, *r;
+    size_t i;
+    if (depth > 64) return NULL;
+    if (json_is_object(v)) {
+        json_object_foreach(v, key, e)
+            if ((r = whole_numbers(e, depth + 1))) json_object_set_new(v, key, r);
+    } else if (json_is_array(v)) {
+        json_array_foreach(v, i, e)
+            if ((r = whole_numbers(e, depth + 1))) json_array_set_new(v, i, r);
+    } else if (json_is_real(v) && fabs(json_real_value(v)) < 9007199254740992.0 &&
+               json_real_value(v) == (double)(json_int_t)json_real_value(v))
+        return json_integer((json_int_t)json_real_value(v));
+    return NULL;
+}
 
 nb_status nb_json_load(const char *path, json_t **root) {
     char *text;
@@ -12,6 +31,11 @@ nb_status nb_json_load(const char *path, json_t **root) {
     NB_TRY(nb_file_read(path, &text, &size));
     json_error_t err;
     *root = json_loadb(text, size, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL, &err);
+    /* Many a tokenizer_config.json says "model_max_length": 1000000000000000019884624838656 */
+    if (!*root && json_error_code(&err) == json_error_numeric_overflow) {
+        *root = json_loadb(text, size, JSON_REJECT_DUPLICATES | JSON_ALLOW_NUL | JSON_DECODE_INT_AS_REAL, &err);
+        whole_numbers(*root, 0);
+    }
     free(text);
     if (!*root)
         return nb_fail(NB_EINPUT, "%s:%d:%d: not valid JSON: %s", path, err.line, err.column, err.text);

@@ -45,7 +45,7 @@ enum {
     NB_TOK_PLAIN = 2    /* special tokens spelled out in the text are ordinary text: for user content, which must
                            not inject control tokens */
 };
-/* Appends the ids of text[0..n). Invalid UTF-8: NB_EINPUT with the byte offset. At most 1 GiB a call. On an
+/* Appends the ids of text[0..n). Invalid UTF-8: NB_EINPUT with the byte offset. At most 256 MiB a call. On an
  * error `out` is as before. */
 nb_status nb_tokenizer_encode(const nb_tokenizer *t, const char *text, size_t n, int flags, nb_ids *out);
 

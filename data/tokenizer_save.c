@@ -1,0 +1,98 @@
+/* Writing a tokenizer folder: the files it was loaded from, changed only where tokens were added or roles changed. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/file.h"
+#include "core/mem.h"
+#include "data/tokenizer_impl.h"
+
+static bool any_new(const nb_tokenizer *t) {
+    for (int i = 0; i < t->n_added; i++)
+        if (t->added[i].is_new) return true;
+    return false;
+}
+
+static json_t *flags_of(const nb_tokenizer *t, const nb_tok_added *a) {
+    return json_pack("{s:s, s:b, s:b, s:b, s:b, s:b}", "content", t->entry[a->id].s, "lstrip", a->lstrip, "rstrip", a->rstrip,
+                     "normalized", a->normalized, "single_word", a->single_word, "special", a->special);
+}
+
+/* added_tokens of tokenizer.json: new ones at the end, changed ones in place. */
+static void put_added(const nb_tokenizer *t, json_t *root) {
+    json_t *list = json_object_get(root, "added_tokens");
+    if (!json_is_array(list)) json_object_set_new(root, "added_tokens", list = json_array());
+    for (int i = 0; i < t->n_added; i++) {
+        const nb_tok_added *a = &t->added[i];
+        if (!a->is_new) continue;
+        for (size_t k = json_array_size(list); k-- > 0;)
+            if (json_integer_value(json_object_get(json_array_get(list, k), "id")) == a->id) json_array_remove(list, k);
+        json_t *v = flags_of(t, a);
+        json_object_set_new(v, "id", json_integer(a->id));
+        json_array_append_new(list, v);
+    }
+}
+
+static void put_config(const nb_tokenizer *t, json_t *root) {
+    json_t *decoder = json_object_get(root, "added_tokens_decoder");
+    if (!json_is_object(decoder)) json_object_set_new(root, "added_tokens_decoder", decoder = json_object());
+    for (int i = 0; i < t->n_added; i++) {
+        char key[16];
+        if (!t->added[i].is_new) continue;
+        snprintf(key, sizeof key, "%d", t->added[i].id);
+        json_object_set_new(decoder, key, flags_of(t, &t->added[i]));
+    }
+}
+
+static void put_roles(const nb_tokenizer *t, json_t *root) {
+    for (int r = 0; r < NB_ROLES; r++)
+        if (t->role_changed[r]) json_object_set_new(root, nb_tok_role_names[r], json_string(t->entry[t->role[r]].s));
+}
+
+/* Reads dir/name (or starts an empty object), lets `put` change it, writes it to `dir`. */
+static nb_status rewrite(const nb_tokenizer *t, const char *from, const char *to, void (*put)(const nb_tokenizer *, json_t *),
+                         void (*put_too)(const nb_tokenizer *, json_t *)) {
+    json_t *root = NULL;
+    if (nb_file_exists(from)) NB_TRY(nb_json_load(from, &root));
+    if (!root) root = json_object();
+    put(t, root);
+    if (put_too) put_too(t, root);
+    nb_status st = nb_json_save(to, root);
+    json_decref(root);
+    return st;
+}
+
+static nb_status unchanged_source(const nb_tokenizer *t) {
+    nb_hex now;
+    NB_TRY(nb_sha256_file(t->file, now));
+    if (!strcmp(now, t->file_sha)) return NB_OK;
+    return nb_fail(NB_EINPUT, "%s: the file has changed since it was loaded: its tokenizer cannot be saved; put it back", t->file);
+}
+
+static nb_status save_one(const nb_tokenizer *t, const char *name, const char *dir, bool grown, bool roles) {
+    bool main = !strcmp(name, t->from_model ? "tokenizer.model" : "tokenizer.json");
+    char *from = main ? nb_strdup(t->file) : nb_path_join(t->dir, name), *to = nb_path_join(dir, name);
+    nb_status st = NB_OK;
+    if (grown && main && !t->from_model) st = rewrite(t, from, to, put_added, NULL);
+    else if ((grown || roles) && !strcmp(name, "tokenizer_config.json")) st = rewrite(t, from, to, put_config, put_roles);
+    else if (roles && !strcmp(name, "special_tokens_map.json")) st = rewrite(t, from, to, put_roles, NULL);
+    /* a tokenizer.model or added_tokens.json that tokenizer.json has outgrown would contradict it */
+    else if (nb_file_exists(from) && (main || !grown || !strcmp(name, "special_tokens_map.json") ||
+                                      !strcmp(name, "chat_template.jinja") || t->from_model))
+        st = nb_file_copy(from, to);
+    free(from);
+    free(to);
+    return st;
+}
+
+nb_status nb_tokenizer_save(const nb_tokenizer *t, const char *dir) {
+    static const char *const names[] = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "added_tokens.json",
+                                        "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template.jinja"};
+    bool grown = any_new(t), roles = false;
+    for (int r = 0; r < NB_ROLES; r++) roles |= t->role_changed[r];
+    NB_TRY(unchanged_source(t));
+    for (int i = 0; i < NB_LEN(names); i++) {
+        if (t->from_model && !strcmp(names[i], "tokenizer.json")) continue; /* it was loaded as a file on purpose */
+        NB_TRY(save_one(t, names[i], dir, grown, roles));
+    }
+    return NB_OK;
+}
