@@ -1,0 +1,349 @@
+#!/usr/bin/env python3
+"""Write the golden files beside this script with transformers, PEFT and bitsandbytes. README.md says what they are.
+
+    python3 -m venv .venv && .venv/bin/pip install -r tests/golden/requirements.txt
+    .venv/bin/python tests/golden/make_golden.py [--out tests/golden]
+
+Everything is computed in float32 on the CPU by one thread, with PyTorch's plain ("eager") attention. All weights are
+random; the seeds are fixed.
+"""
+
+import argparse
+import json
+import os
+import random
+import shutil
+
+import bitsandbytes as bnb
+import numpy as np
+import peft
+import torch
+import transformers
+from bitsandbytes.functional import create_dynamic_map, get_4bit_type, quantize_4bit
+from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, MistralConfig
+
+STEPS = 20
+ADAMW = {"learning_rate": 2e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.01}
+CLIPPED = {"max_grad_norm": 0.5, "warmup_steps": 4, "total_steps": STEPS}
+
+COMMON = dict(vocab_size=96, hidden_size=32, intermediate_size=88, num_hidden_layers=2, num_attention_heads=4,
+              num_key_value_heads=2, max_position_embeddings=128, rms_norm_eps=1e-5, bos_token_id=1, eos_token_id=2,
+              pad_token_id=0, tie_word_embeddings=False)
+ALL_LINEAR = dict(r=4, lora_alpha=8, target_modules="all-linear", use_rslora=False)
+
+# folder, seed, config, adapter, lengths of the two sequences, dtype on disk, shard size
+MODELS = [
+    ("llama", 1, LlamaConfig(**COMMON), ALL_LINEAR, (23, 14), torch.float32, "1GB"),
+    ("llama3", 2, LlamaConfig(**{**COMMON, "num_attention_heads": 3, "num_key_value_heads": 1, "head_dim": 16,
+                                 "tie_word_embeddings": True, "rope_theta": 500000.0, "hidden_size": 40},
+                              rope_scaling=dict(rope_type="llama3", factor=8.0, low_freq_factor=1.0,
+                                                high_freq_factor=4.0, original_max_position_embeddings=32)),
+     dict(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj"], use_rslora=True), (49, 17), torch.float32, "1GB"),
+    ("mistral", 3, MistralConfig(**COMMON, sliding_window=6), ALL_LINEAR, (19, 11), torch.float32, "1GB"),
+    ("smollm2", 4, LlamaConfig(**{**COMMON, "hidden_size": 36, "num_attention_heads": 3, "num_key_value_heads": 1,
+                                  "tie_word_embeddings": True, "rope_theta": 100000.0}),
+     ALL_LINEAR, (21, 9), torch.bfloat16, "24KB"),
+]
+
+
+def floats(values, figures=9):
+    return [float(f"%.{figures}g" % v) for v in np.asarray(values, dtype=np.float64).reshape(-1)]
+
+
+def write_json(path, value):
+    """One line per member of the outermost object."""
+    lines = [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in value.items()]
+    with open(path, "w", encoding="utf-8") as f:
+        f.write("{\n" + ",\n".join(lines) + "\n}\n")
+
+
+def randomize(model, seed):
+    """Weights large enough that logits differ and attention is not uniform."""
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in sorted(model.named_parameters()):
+            noise = torch.randn(p.shape, generator=g)
+            if p.dim() == 1:
+                p.copy_(1 + 0.1 * noise)
+            elif "embed" in name or "lm_head" in name:
+                p.copy_(0.5 * noise)
+            else:
+                p.copy_(noise * 1.3 / p.shape[1] ** 0.5)
+
+
+def make_sequence(rng, length, vocab):
+    """Ids, and labels that leave out the first third and one token further on."""
+    ids = [1] + [rng.randrange(3, vocab) for _ in range(length - 1)]
+    labels = list(ids)
+    for i in list(range(length // 3)) + [length - 3]:
+        labels[i] = -100
+    return {"ids": ids, "labels": labels}
+
+
+def token_nll(model, ids):
+    """Logits [T, V] and the negative log-likelihood of each next token [T-1]."""
+    logits = model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float()
+    nll = torch.nn.functional.cross_entropy(logits[:-1], torch.tensor(ids[1:]), reduction="none")
+    return logits, nll
+
+
+def batch_loss(model, batch):
+    """Sum of the nll of the trained tokens of all sequences / their number."""
+    total, count = 0.0, 0
+    for seq in batch:
+        _, nll = token_nll(model, seq["ids"])
+        keep = torch.tensor(seq["labels"][1:]) != -100
+        total, count = total + nll[keep].sum(), count + int(keep.sum())
+    return total / count
+
+
+def describe(model, batch):
+    """What the model says about the sequences of a batch."""
+    with torch.no_grad():
+        seqs, all_nll = [], []
+        for seq in batch:
+            logits, nll = token_nll(model, seq["ids"])
+            last = len(seq["ids"]) - 1
+            at = sorted({0, 1, last // 2, last})
+            seqs.append({"nll": floats(nll), "argmax": logits.argmax(-1).tolist(),
+                         "logits": [{"position": p, "values": floats(logits[p])} for p in at]})
+            all_nll.append(nll)
+        return {"sequences": seqs, "loss": floats(torch.cat(all_nll).mean())[0],
+                "masked_loss": floats(batch_loss(model, batch))[0]}
+
+
+def adapter_tensors(model, gradients=False):
+    """The adapter's tensors, or their gradients, under the names of PEFT's file."""
+    if not gradients:
+        return {k: v.detach().clone().contiguous() for k, v in get_peft_model_state_dict(model).items()}
+    return {n.replace(".default", ""): p.grad.clone().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def train(model, batches, clip):
+    """STEPS steps of AdamW; step i uses batches[i % 4]. Returns losses before each step, learning rates, norms."""
+    params = [p for p in model.parameters() if p.requires_grad]
+    opt = torch.optim.AdamW(params, lr=ADAMW["learning_rate"], betas=(ADAMW["beta1"], ADAMW["beta2"]),
+                            eps=ADAMW["epsilon"], weight_decay=ADAMW["weight_decay"])
+    schedule = transformers.get_scheduler("cosine" if clip else "constant", opt, CLIPPED["warmup_steps"], STEPS)
+    losses, rates, norms = [], [], []
+    for step in range(STEPS):
+        loss = batch_loss(model, batches[step % len(batches)])
+        opt.zero_grad()
+        loss.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(params, CLIPPED["max_grad_norm"] if clip else float("inf")).item())
+        losses.append(loss.item())
+        rates.append(schedule.get_last_lr()[0])
+        opt.step()
+        schedule.step()
+    return {"losses": floats(losses), "learning_rates": floats(rates, 17), "grad_norms": floats(norms)}
+
+
+def add_adapter(model, adapter, seed):
+    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.0, **adapter))
+    g = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in sorted(model.named_parameters()):
+            if p.requires_grad:
+                p.copy_(torch.randn(p.shape, generator=g) * (0.25 if "lora_A" in name else 0.1))
+    return model
+
+
+def restore(model, tensors):
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if p.requires_grad:
+                p.copy_(tensors[name.replace(".default", "")])
+
+
+def load(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+
+
+def save_adapter(model, folder):
+    model.peft_config["default"].base_model_name_or_path = None
+    model.save_pretrained(folder)
+    os.remove(os.path.join(folder, "README.md"))
+
+
+def make_model(out, name, seed, config, adapter, lengths, dtype, shard):
+    folder = os.path.join(out, name)
+    shutil.rmtree(folder, ignore_errors=True)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
+    randomize(model, seed)
+    model.to(dtype).save_pretrained(folder, max_shard_size=shard)
+    os.remove(os.path.join(folder, "generation_config.json"))
+    rng = random.Random(seed)
+    batches = [[make_sequence(rng, n - b, config.vocab_size) for n in lengths] for b in range(4)]
+    model = load(folder)
+    golden = {"batches": batches, "base": describe(model, batches[0])}
+    model = add_adapter(model, adapter, seed + 100)
+    start = adapter_tensors(model)
+    save_adapter(model, os.path.join(folder, "adapter"))
+    golden["adapter"] = describe(model, batches[0])
+    batch_loss(model, batches[0]).backward()
+    save_file(adapter_tensors(model, True), os.path.join(folder, "grads.safetensors"), {"format": "pt"})
+    golden["adamw"] = {**ADAMW, **train(model, batches, False)}
+    save_file(adapter_tensors(model), os.path.join(folder, "trained.safetensors"), {"format": "pt"})
+    restore(model, start)
+    golden["clipped"] = {**ADAMW, **CLIPPED, "lr_scheduler": "cosine", **train(model, batches, True)}
+    write_json(os.path.join(folder, "golden.json"), golden)
+
+
+# ---- NF4 ---------------------------------------------------------------------------------------------------------
+
+CODE = create_dynamic_map().numpy()
+NF4 = get_4bit_type("nf4", device="cpu").numpy()
+
+
+def code_bytes(v, short_divides):
+    """The 8-bit codes of v and the maxima of its blocks of 256: bitsandbytes' default op, in float32."""
+    edges = (CODE[:-1] + CODE[1:]) / np.float32(2)
+    codes, maxima = [], []
+    for i in range(0, len(v), 256):
+        block = v[i:i + 256]
+        top = np.maximum(np.abs(block).max(), np.float32(1e-38))
+        short = short_divides and len(block) < 256
+        scaled = block / top if short else block * (np.float32(1) / top)
+        codes.append(np.searchsorted(edges, np.clip(scaled, -1, 1), side="left"))
+        maxima.append(top)
+    return np.concatenate(codes).astype(np.uint8), np.array(maxima, np.float32)
+
+
+def statistics(absmax):
+    """Double quantization: bytes, nested maxima, offset. None where rounding the mean otherwise would change a byte."""
+    offset = np.float32(absmax.mean().item())
+    codes, maxima = code_bytes(absmax.numpy() - offset, True)
+    around = [np.nextafter(offset, np.float32(s)) for s in (-np.inf, np.inf)]
+    around += [np.nextafter(a, np.float32(s)) for a, s in zip(around, (-np.inf, np.inf))]
+    for other in [offset] + (around if len(absmax) > 1 else []):
+        for divides in (True, False):
+            if not np.array_equal(code_bytes(absmax.numpy() - other, divides)[0], codes):
+                return None
+    return codes, maxima, offset
+
+
+def dequantize(packed, absmax, count):
+    """bf16 of code * absmax, the product in float32 and rounded once. packed: bytes, high nibble first."""
+    bits = packed.reshape(-1).numpy()
+    nibbles = np.stack([bits >> 4, bits & 15], axis=1).reshape(-1)[:count]
+    scale = np.repeat(absmax, 64)[:count]
+    return torch.from_numpy(NF4[nibbles] * scale).to(torch.bfloat16)
+
+
+def make_matrix(rows, columns, seed, kind):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(rows, columns, generator=g) * 0.05
+    if kind == "outliers":
+        x *= torch.exp(torch.randn(rows, columns, generator=g))
+    if kind == "zero_block":
+        x.view(-1)[64:128] = 0
+    return x.to(torch.bfloat16)
+
+
+CASES = [("row", 8, 64, "normal"), ("straddle", 5, 100, "normal"), ("odd", 3, 33, "normal"), ("tiny", 1, 7, "normal"),
+         ("one", 1, 1, "normal"), ("zero_block", 4, 80, "zero_block"), ("two_nested", 41, 448, "outliers"),
+         ("nested_full", 128, 128, "normal")]
+
+
+def make_nf4(out):
+    tensors, cases = {}, []
+    for name, rows, columns, kind in CASES:
+        for seed in range(1000, 1100):
+            weight = make_matrix(rows, columns, seed, kind)
+            packed, state = quantize_4bit(weight, blocksize=64, quant_type="nf4")
+            found = statistics(state.absmax)
+            if found:
+                break
+        codes, maxima, offset = found
+        absmax = CODE[codes] * np.repeat(maxima, 256)[:len(codes)] + offset
+        tensors.update({f"{name}.weight": weight, f"{name}.packed": packed, f"{name}.absmax": state.absmax,
+                        f"{name}.absmax_u8": torch.from_numpy(codes), f"{name}.nested_absmax": torch.from_numpy(maxima),
+                        f"{name}.nested_offset": torch.tensor([float(offset)]),
+                        f"{name}.plain": dequantize(packed, state.absmax.numpy(), weight.numel()).view(rows, columns),
+                        f"{name}.double": dequantize(packed, absmax, weight.numel()).view(rows, columns)})
+        cases.append({"name": name, "rows": rows, "columns": columns, "seed": seed})
+    tensors["quant_map"] = torch.from_numpy(NF4.copy())
+    tensors["nested_quant_map"] = torch.from_numpy(CODE.copy())
+    os.makedirs(os.path.join(out, "nf4"), exist_ok=True)
+    save_file(tensors, os.path.join(out, "nf4", "cases.safetensors"), {"format": "pt"})
+    write_json(os.path.join(out, "nf4", "cases.json"), {"blocksize": 64, "nested_blocksize": 256, "cases": cases})
+
+
+def unpack_checkpoint(path):
+    """The weights of a checkpoint saved by bitsandbytes, as float32 holding bf16 values."""
+    stored, weights = load_file(path), {}
+    for name, value in stored.items():
+        state_name = name + ".quant_state.bitsandbytes__nf4"
+        if state_name in stored:
+            state = json.loads(bytes(stored[state_name].tolist()))
+            maxima, table = stored[name + ".nested_absmax"].numpy(), stored[name + ".nested_quant_map"].numpy()
+            codes = stored[name + ".absmax"].numpy()
+            scale = table[codes] * np.repeat(maxima, 256)[:len(codes)] + np.float32(state["nested_offset"])
+            rows, columns = state["shape"]
+            weights[name] = dequantize(value, scale, rows * columns).view(rows, columns).float()
+        elif ".weight." not in name:
+            weights[name] = value.float()
+    return weights
+
+
+def make_bnb4(out):
+    """A Llama as transformers and bitsandbytes save it in 4 bits, and what its dequantized weights compute."""
+    folder, plain = os.path.join(out, "llama-bnb4"), os.path.join(out, "llama-bnb4-plain")
+    shutil.rmtree(folder, ignore_errors=True)
+    config = LlamaConfig(**{**COMMON, "hidden_size": 64, "intermediate_size": 160})
+    model = AutoModelForCausalLM.from_config(config)
+    randomize(model, 5)
+    model.to(torch.bfloat16).save_pretrained(plain)
+    quant = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True,
+                               bnb_4bit_compute_dtype=torch.bfloat16)
+    four = AutoModelForCausalLM.from_pretrained(plain, quantization_config=quant, dtype=torch.bfloat16, device_map="cpu")
+    four.save_pretrained(folder)
+    shutil.rmtree(plain)
+    os.remove(os.path.join(folder, "generation_config.json"))
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float()
+    model.load_state_dict(unpack_checkpoint(os.path.join(folder, "model.safetensors")))
+    rng = random.Random(5)
+    batch = [make_sequence(rng, n, config.vocab_size) for n in (20, 12)]
+    golden = {"batches": [batch], "base": describe(model, batch)}
+    model = add_adapter(model, ALL_LINEAR, 105)
+    save_adapter(model, os.path.join(folder, "adapter"))
+    golden["adapter"] = describe(model, batch)
+    batch_loss(model, batch).backward()
+    save_file(adapter_tensors(model, True), os.path.join(folder, "grads.safetensors"), {"format": "pt"})
+    write_json(os.path.join(folder, "golden.json"), golden)
+
+
+def make_schedules(out):
+    """The factors on the learning rate at steps 0.. of transformers' schedules."""
+    found = {}
+    for kind in ("constant", "constant_with_warmup", "linear", "cosine"):
+        for warmup, total in ((0, 10), (3, 10), (4, 20)):
+            opt = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=1.0)
+            schedule = transformers.get_scheduler(kind, opt, warmup, total)
+            rates = []
+            for _ in range(total):
+                rates.append(schedule.get_last_lr()[0])
+                opt.step()
+                schedule.step()
+            found[f"{kind}/{warmup}/{total}"] = floats(rates, 17)
+    write_json(os.path.join(out, "schedules.json"), found)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", default=os.path.dirname(os.path.abspath(__file__)))
+    out = parser.parse_args().out
+    torch.set_num_threads(1)
+    for model in MODELS:
+        make_model(out, *model)
+    make_nf4(out)
+    make_bnb4(out)
+    make_schedules(out)
+    print("torch", torch.__version__, "transformers", transformers.__version__, "peft", peft.__version__,
+          "bitsandbytes", bnb.__version__)
+
+
+if __name__ == "__main__":
+    main()
