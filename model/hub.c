@@ -191,14 +191,15 @@ nb_status nb_base_sha256(const char *dir, nb_hex out) {
     nb_status st = base_files(dir, &names, &n);
     nb_hex *hex = nb_calloc((size_t)n, sizeof *hex);
     char message[1024] = "";
-    int todo = st == NB_OK ? n : 0;
+    int todo = st == NB_OK ? n : 0, failed = n; /* the first file that failed speaks, whatever the threads do */
 #pragma omp parallel for schedule(dynamic)
     for (int i = 0; i < todo; i++) {
         char *path = nb_path_join(dir, names[i]);
         nb_status one = file_sha256(path, hex[i]);
         if (one != NB_OK) {
 #pragma omp critical(nb_base_sha256)
-            {
+            if (i < failed) {
+                failed = i;
                 st = one;
                 snprintf(message, sizeof message, "%s", nb_message());
             }

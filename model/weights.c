@@ -32,19 +32,30 @@ nb_status nb_base_data(nb_base *b, const nb_st_tensor *t, const void **out) {
     return NB_OK;
 }
 
-/* What a missing name may have been meant to be: the nearest, else the one with the longest common tail. */
+/* The same but for numbers: the same module of another layer. */
+static bool is_sibling(const char *x, const char *y) {
+    for (;;) {
+        x += strspn(x, "0123456789");
+        y += strspn(y, "0123456789");
+        if (*x != *y) return false;
+        if (!*x) return true;
+        x++, y++;
+    }
+}
+
+/* What a missing name may have been meant to be: the nearest, else one that ends alike for at least half of it. */
 static const char *guess(const nb_st *s, const char *name) {
     const char **names = nb_calloc((size_t)s->n_tensors + 1, sizeof *names);
-    for (int i = 0; i < s->n_tensors; i++) names[i] = s->tensors[i].name;
+    for (int i = 0; i < s->n_tensors; i++)
+        if (!is_sibling(s->tensors[i].name, name)) names[i] = s->tensors[i].name;
     const char *best = nb_nearest(name, names, s->n_tensors);
-    free(names);
-    size_t len = strlen(name), best_tail = 0;
-    for (int i = 0; i < s->n_tensors && (!best || best_tail); i++) {
-        const char *other = s->tensors[i].name;
-        size_t n = strlen(other), tail = 0;
-        while (tail < n && tail < len && other[n - 1 - tail] == name[len - 1 - tail]) tail++;
-        if (tail > best_tail) best = other, best_tail = tail;
+    size_t len = strlen(name), best_tail = best ? len : len / 2;
+    for (int i = 0; i < s->n_tensors; i++) {
+        size_t n = names[i] ? strlen(names[i]) : 0, tail = 0;
+        while (tail < n && tail < len && names[i][n - 1 - tail] == name[len - 1 - tail]) tail++;
+        if (tail > best_tail) best = names[i], best_tail = tail;
     }
+    free(names);
     return best;
 }
 

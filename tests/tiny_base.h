@@ -7,7 +7,7 @@
 #include "core/mem.h"
 #include "core/rng.h"
 #include "model/safetensors.h"
-#include "model/spec.h"
+#include "model/weights.h"
 
 #define TINY_LLAMA                                                                                             \
     "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\", \"vocab_size\": 40, "              \
@@ -81,6 +81,117 @@ static inline char *tiny_base(const char *name, const char *config, uint64_t see
     free(cfg);
     free(file);
     return dir;
+}
+
+/* ---- comparing and damaging ---- */
+
+/* The values of all linear layers, one behind another. Caller frees. */
+static inline float *values(const nb_base *b, int64_t *n) {
+    *n = 0;
+    for (int64_t l = 0; l < b->spec.layers; l++)
+        for (nb_slot k = 0; k < NB_SLOTS; k++) *n += b->layer[l].lin[k].w.rows * b->layer[l].lin[k].w.cols;
+    float *x = nb_malloc((size_t)*n * sizeof *x), *at = x;
+    for (int64_t l = 0; l < b->spec.layers; l++)
+        for (nb_slot k = 0; k < NB_SLOTS; k++) {
+            const nb_weight *w = &b->layer[l].lin[k].w;
+            nb_weight_decode(at, w->cols, w, 0, w->rows, 0, w->cols);
+            at += w->rows * w->cols;
+        }
+    return x;
+}
+
+static inline void assert_same_values(const nb_base *x, const nb_base *y) {
+    int64_t n, m;
+    float *v = values(x, &n), *w = values(y, &m);
+    assert_int_equal(n, m);
+    assert_memory_equal(v, w, (size_t)n * sizeof *v);
+    free(v);
+    free(w);
+}
+
+static inline void overwrite(const char *path, int64_t at, const char *text) {
+    FILE *f = fopen(path, "r+b");
+    assert_non_null(f);
+    fseek(f, at, SEEK_SET);
+    fputs(text, f);
+    fclose(f);
+}
+
+typedef struct load_args {
+    const char *dir, *out;
+    nb_base_options o;
+    nb_base *b;
+    nb_status st;
+} load_args;
+
+static inline void load_it(void *arg) {
+    load_args *a = arg;
+    a->st = nb_base_load(&a->b, a->dir, &a->o);
+}
+
+/* Copies DIR's model.safetensors through `edit`, which may change a tensor's declaration and data; a NULL name drops it. */
+typedef struct copied {
+    char name[256];
+    nb_dtype dtype;
+    int n_dims;
+    int64_t d[8];
+    char *data;
+    size_t bytes;
+} copied;
+
+static inline void rewrite(const char *dir, void (*edit)(copied *t, const void *arg), const void *arg) {
+    char *path = nb_path_join(dir, "model.safetensors");
+    nb_st s;
+    nb_st_writer *w;
+    assert_ok(nb_st_open_file(&s, path));
+    assert_ok(nb_st_write_begin(&w, path, NULL));
+    copied *all = nb_calloc((size_t)s.n_tensors, sizeof *all);
+    for (int i = 0; i < s.n_tensors; i++) {
+        const nb_st_tensor *t = &s.tensors[i];
+        copied *c = &all[i];
+        snprintf(c->name, sizeof c->name, "%s", t->name);
+        c->dtype = t->dtype, c->n_dims = t->n_dims, c->bytes = t->bytes;
+        memcpy(c->d, t->d, sizeof c->d);
+        c->data = nb_malloc(t->bytes + 4096);
+        memcpy(c->data, t->data, t->bytes);
+        edit(c, arg);
+        if (c->name[0]) assert_ok(nb_st_write_declare(w, c->name, c->dtype, c->n_dims, c->d));
+    }
+    for (int i = 0; i < s.n_tensors; i++) {
+        if (all[i].name[0]) assert_ok(nb_st_write_data(w, all[i].name, all[i].data, all[i].bytes));
+        free(all[i].data);
+    }
+    assert_ok(nb_st_write_end(w));
+    nb_st_close(&s);
+    free(all);
+    free(path);
+}
+
+#define TARGET "model.layers.1.mlp.up_proj.weight"
+
+typedef struct change {
+    const char *tensor; /* which */
+    const char *rename; /* "" drops it */
+    int64_t d0, d1;     /* new shape, bytes follow */
+    int dtype;          /* 0: as it is, else dtype + 1 */
+    const char *text;   /* new contents */
+    nb_status status;
+    const char *message;
+} change;
+
+static inline void apply(copied *t, const void *arg) {
+    const change *c = arg;
+    if (strcmp(t->name, c->tensor) != 0) return;
+    if (c->rename) snprintf(t->name, sizeof t->name, "%s", c->rename);
+    if (c->dtype) t->dtype = (nb_dtype)(c->dtype - 1);
+    if (c->d0) {
+        t->d[0] = c->d0, t->d[1] = c->d1, t->n_dims = c->d1 ? 2 : 1;
+        t->bytes = (size_t)(c->d0 * (c->d1 ? c->d1 : 1)) * (size_t)nb_dtype_size(t->dtype);
+    }
+    if (c->text) {
+        memset(t->data, ' ', t->bytes);
+        memcpy(t->data, c->text, strlen(c->text));
+    }
 }
 
 #endif
