@@ -242,7 +242,8 @@ static nb_status pass(nb_generator *g, const nb_sampling *o, nb_progress *progre
             g->rows[n_ready] = (int32_t)b.n - 1;
             ready[n_ready++] = s;
         }
-    NB_TRY(nb_runner_logits(g->runner, &b, &g->cache, g->rows, n_ready, g->logits));
+    if (!n_ready) g->rows[0] = (int32_t)b.n - 1; /* prompts alone: a row nobody looks at */
+    NB_TRY(nb_runner_logits(g->runner, &b, &g->cache, g->rows, n_ready ? n_ready : 1, g->logits));
     for (int64_t i = 0; i < g->n_slots; i++)
         if (g->slots[i].request) g->slots[i].cached += g->slots[i].take;
     for (int64_t i = 0; i < n_ready; i++) {
