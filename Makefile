@@ -1,6 +1,7 @@
-# nibble. `make` builds ./nibble; `make help` lists the rest. Nothing here installs anything.
-#   SAN=1      address and undefined-behaviour sanitizers     CC=clang   another compiler
-#   WERROR=1   warnings are errors (CI)                        PREFIX=/usr/local for `make install`
+# nibble: `make` builds ./nibble, `make help` lists the rest. Nothing here installs anything: when
+# something is missing, ./bootstrap does that.
+#   CC=clang   another compiler              SAN=1               address and undefined-behaviour sanitizers
+#   WERROR=1   warnings are errors           PREFIX=/usr/local   where `make install` puts things (DESTDIR in front)
 ifeq ($(origin CC),default)
 CC      := gcc
 endif
@@ -13,19 +14,20 @@ TESTS   := $(sort $(wildcard tests/test_*.c))
 BENCHES := $(sort $(wildcard bench/bench_*.c))
 
 BUILD   := build/$(notdir $(CC))$(if $(SAN),-san)
+comma   := ,
+SANITIZE := $(if $(SAN),-fsanitize=address$(comma)undefined -fno-sanitize-recover=undefined)
 WARN    := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wundef -Wno-format-truncation $(if $(WERROR),-Werror)
 CFLAGS  ?= -O3 -g
-comma   := ,
 ALL_CFLAGS := -std=c11 -D_GNU_SOURCE -DNB_VERSION='"$(VERSION)"' -I. -fopenmp -ffp-contract=off -fno-math-errno \
-	$(WARN) $(CFLAGS) $(if $(SAN),-fsanitize=address$(comma)undefined -fno-omit-frame-pointer -O1)
-LIBS    := -ljansson -lpcre2-8 -lutf8proc -lcrypto -lyaml -lopenblas -lm $(if $(SAN),-fsanitize=address$(comma)undefined) -fopenmp
+	$(WARN) $(CFLAGS) $(if $(SAN),$(SANITIZE) -fno-omit-frame-pointer -O1)
+LIBS    := -ljansson -lpcre2-8 -lutf8proc -lcrypto -lyaml -lopenblas -lm $(SANITIZE) -fopenmp
 
-OBJ      := $(SRC:%.c=$(BUILD)/%.o)
-CLI_OBJ  := $(CLI:%.c=$(BUILD)/%.o)
-TEST_BIN := $(TESTS:%.c=$(BUILD)/%)
+OBJ       := $(SRC:%.c=$(BUILD)/%.o)
+CLI_OBJ   := $(CLI:%.c=$(BUILD)/%.o)
+TEST_BIN  := $(TESTS:%.c=$(BUILD)/%)
 BENCH_BIN := $(BENCHES:%.c=$(BUILD)/%)
 
-all: nibble
+all: nibble  ## build ./nibble
 
 nibble: $(BUILD)/nibble
 	@ln -sf $< $@
@@ -37,9 +39,13 @@ $(BUILD)/libnibble.a: $(OBJ)
 	@rm -f $@
 	ar rcs $@ $(OBJ)
 
-$(BUILD)/%.o: %.c
+$(BUILD)/%.o: %.c | $(BUILD)/probed-build
 	@mkdir -p $(@D)
 	$(CC) $(ALL_CFLAGS) $(CFLAGS_$(subst /,_,$*)) -MMD -MP -c -o $@ $<
+
+$(BUILD)/tests/test_%.o: tests/test_%.c | $(BUILD)/probed-test
+	@mkdir -p $(@D)
+	$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
 
 $(BUILD)/tests/test_%: $(BUILD)/tests/test_%.o $(BUILD)/libnibble.a
 	$(CC) -o $@ $^ -lcmocka $(LIBS)
@@ -47,12 +53,43 @@ $(BUILD)/tests/test_%: $(BUILD)/tests/test_%.o $(BUILD)/libnibble.a
 $(BUILD)/bench/bench_%: $(BUILD)/bench/bench_%.o $(BUILD)/libnibble.a
 	$(CC) -o $@ $^ $(LIBS)
 
-test: nibble $(TEST_BIN)
+# Before the first file is compiled: one clear message when a library is missing.
+$(BUILD)/probed-%:
+	@mkdir -p $(@D)
+	@CC="$(CC)" ./bootstrap probe $* >$@.log || { cat $@.log; exit 1; }
+	@mv $@.log $@
+
+test: tests-built  ## build and run all tests
 	tests/run.sh $(BUILD)
 
-clean:
+tests-built: $(BUILD)/nibble $(TEST_BIN)
+
+objects: $(OBJ) $(CLI_OBJ) $(TEST_BIN:%=%.o) $(BENCH_BIN:%=%.o)
+
+lint:  ## the house rules, and a build without warnings by each compiler
+	tests/lint.sh
+
+bench: $(BENCH_BIN)  ## build and run the benchmarks
+	@for b in $(BENCH_BIN); do echo "== $$b"; $$b || exit 1; done
+
+probe:  ## what is there to build with, and what is missing
+	@CC="$(CC)" ./bootstrap probe test
+
+install: nibble  ## put nibble and its documents under DESTDIR/PREFIX
+	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(PREFIX)/share/doc/nibble"
+	install -m 755 $(BUILD)/nibble "$(DESTDIR)$(PREFIX)/bin/nibble"
+	install -m 644 LICENSE $(wildcard README.md CHANGELOG.md docs/*.md) "$(DESTDIR)$(PREFIX)/share/doc/nibble"
+
+uninstall:  ## remove what install put there
+	rm -f "$(DESTDIR)$(PREFIX)/bin/nibble"
+	rm -rf "$(DESTDIR)$(PREFIX)/share/doc/nibble"
+
+clean:  ## remove everything that was built
 	rm -rf build nibble
 
-.PHONY: all test clean
+help:  ## this list
+	@awk -F '## ' '/^[a-z]+:.*## / { split($$1, t, ":"); printf "  %-10s %s\n", t[1], $$2 }' Makefile
+
+.PHONY: all test tests-built objects lint bench probe install uninstall clean help
 .SECONDARY:
 -include $(OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TEST_BIN:%=%.d) $(BENCH_BIN:%=%.d)

@@ -133,7 +133,8 @@ static void check_dataset(const nb_config *c, nb_errors *e, const char *list, co
         nb_errors_add(e, d->at[NB_DATASET_KEY_metrics], "%s.%d.metrics: regex needs the key regex", list, index);
     if (c->sequence_len && d->chunk_overlap >= c->sequence_len)
         nb_errors_add(e, d->at[NB_DATASET_KEY_chunk_overlap],
-                      "%s.%d.chunk.overlap: %lld must be less than sequence_len, %lld", list, index, (long long)d->chunk_overlap, (long long)c->sequence_len);
+                      "%s.%d.chunk.overlap: %lld must be less than sequence_len, %lld", list, index,
+                      (long long)d->chunk_overlap, (long long)c->sequence_len);
     for (int i = 0; i < index; i++)
         if (d->name && all[i].name && !strcmp(d->name, all[i].name))
             nb_errors_add(e, d->at[NB_DATASET_KEY_name], "%s.%d.name: '%s' is the name of %s.%d too; choose another",
