@@ -137,9 +137,6 @@ VALUES = [lx.code, lx.code, lx.code, lx.person, lx.town, lx.email, lx.phone, lx.
           lx.thing, lambda r: lx.invented(r, 3), lambda r: lx.digits(r, r.randrange(3, 9))]
 
 
-WORDS = lx.THING + lx.ANIMAL + lx.FOOD + lx.JOB + lx.ADJ + lx.COLOUR + lx.NUMBER
-
-
 def copying(rng):
     make = rng.choice(VALUES)
     ask = rng.choice(["Copy: {v}\nCopy: {v}", "{v} -> {v}", "{v} = {v}", "Say {v}. {v}.", "{v}\n{v}", "\"{v}\" \"{v}\"",
@@ -158,13 +155,6 @@ def copied_list(rng):
     if how == 2:
         return f"List: {line}\nOne a line:\n" + "\n".join(f"{i + 1}. {v}" for i, v in enumerate(items))
     return f"List: {line}\nFirst: {items[0]}\nLast: {items[-1]}\nHow many: {len(items)}"
-
-
-def repetition(rng):
-    """A run of unrelated words and codes, said two to four times: nothing but looking back foretells the next one."""
-    run = [rng.choice(VALUES)(rng) if rng.random() < 0.4 else rng.choice(WORDS) for _ in range(rng.randrange(6, 26))]
-    joint = rng.choice([" ", " ", ", ", "; ", "\n"])
-    return "\n".join([joint.join(run)] * rng.randrange(2, 5))
 
 
 def dictionary(rng):
@@ -276,7 +266,7 @@ def letter(rng):
 
 
 KINDS = [(extraction, 30), (questions, 9), (labelling, 7), (backwards, 3), (copying, 10), (copied_list, 5),
-         (repetition, 12), (dictionary, 8), (table, 9), (card, 5), (shopping, 2), (story, 6), (facts, 2), (letter, 4)]
+         (dictionary, 8), (table, 9), (card, 5), (shopping, 2), (story, 6), (facts, 2), (letter, 4)]
 
 
 # ---- chat --------------------------------------------------------------------------------------------------------
