@@ -48,20 +48,125 @@ NB_TARGET static void pack_cols(uint32_t *out, int width, const float *src, int6
         }
 }
 
-/* bf16 weights along k. Rows behind the last stand in for nothing: their columns of c are not stored. */
-NB_TARGET static void pack_rows_bf16(uint32_t *out, int width, const nb_weight *w, int64_t n0, int rows, int64_t k0, int64_t kc) {
-    const uint16_t *data = w->data;
-    for (int g = 0; g < width; g += 16)
-        for (int64_t k = 0; k < kc; k += 32) {
-            __m512i v[16];
-            __mmask32 in = nb_first32(kc - k);
-            for (int i = 0; i < 16; i++) {
-                int64_t r = g + i < rows ? g + i : rows - 1;
-                v[i] = _mm512_maskz_loadu_epi16(in, data + (n0 + r) * w->cols + k0 + k);
-            }
-            store_steps(out + k / 2 * width + g, width, v, 0xffff, (kc - k + 1) / 2);
-        }
+/* Where 16 rows of y along k go: stored as steps of a panel, or multiplied at once by M rows of x. */
+typedef struct rows_use {
+    uint32_t *out; /* panel, or NULL */
+    int width;
+    const uint32_t *x; /* [steps][M] */
+    __m512 sum[NB_PACKED_THIN];
+} rows_use;
+
+/* mr is 0 for a panel, else M: a constant wherever this is inlined. */
+NB_INLINE NB_TARGET void use_step(rows_use *u, int mr, int64_t step, __m512i y) {
+    if (mr == 0) _mm512_store_si512(u->out + step * u->width, y);
+    NB_UNROLL
+    for (int i = 0; i < mr; i++) u->sum[i] = NB_STEP(u->sum[i], _mm512_set1_epi32((int)u->x[step * mr + i]), y);
 }
+
+enum { AHEAD = 512 }; /* bytes of a row to ask memory for in advance */
+
+/* Bytes from a place in one of 16 rows to the one that is read AHEAD bytes later: behind the end of the row, 16 rows on. */
+NB_INLINE int64_t ahead(int64_t at, int64_t row_bytes) {
+    return at + AHEAD < row_bytes ? AHEAD : AHEAD + 15 * row_bytes;
+}
+
+/* bf16 weights n0.. along k. Rows behind the last stand in for nothing: their columns of c are not stored. */
+NB_INLINE NB_TARGET void rows_bf16(rows_use *u, int mr, const nb_weight *w, int64_t n0, int rows, int64_t k0, int64_t kc) {
+    const uint16_t *data = (const uint16_t *)w->data + n0 * w->cols + k0;
+    for (int64_t k = 0; k < kc; k += 32) {
+        __m512i v[16];
+        const __mmask32 in = nb_first32(kc - k);
+        const int64_t next = ahead((k0 + k) * 2, w->cols * 2);
+        for (int i = 0; i < 16; i++) {
+            const uint16_t *row = data + (i < rows ? i : rows - 1) * w->cols + k;
+            v[i] = _mm512_maskz_loadu_epi16(in, row);
+            _mm_prefetch((const char *)row + next, _MM_HINT_T0);
+        }
+        nb_transpose16(v);
+        if (kc - k >= 32)
+            NB_UNROLL
+            for (int i = 0; i < 16; i++) use_step(u, mr, k / 2 + i, v[i]);
+        else
+            for (int64_t i = 0; i < (kc - k + 1) / 2; i++) use_step(u, mr, k / 2 + i, v[i]);
+    }
+}
+
+/* scale[b][i] = scale of block b, from the one that holds element `first` on, of 16 rows. */
+NB_TARGET static void nf4_scales(__m512 scale[16], const nb_weight *w, int64_t first, int rows, int blocks) {
+    const nb_nf4 *q = &w->nf4;
+    const __mmask16 in = nb_first16(blocks);
+    __m512i v[16];
+    for (int i = 0; i < 16; i++) {
+        const int64_t b = (first + (i < rows ? i : rows - 1) * w->cols) / 64;
+        if (q->absmax) v[i] = _mm512_maskz_loadu_epi32(in, q->absmax + b);
+        else if (b / 256 == (b + blocks - 1) / 256 && q->nested_blocksize == 256) {
+            __m512i code = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(in, q->absmax_u8 + b));
+            __m512 s = _mm512_i32gather_ps(code, q->nested_code, 4);
+            s = _mm512_add_ps(_mm512_mul_ps(s, _mm512_set1_ps(q->nested_absmax[b / 256])), _mm512_set1_ps(q->nested_offset));
+            v[i] = _mm512_castps_si512(s);
+        } else {
+            float s[16] = {0};
+            for (int j = 0; j < blocks; j++) s[j] = nb_nf4_absmax(q, b + j);
+            v[i] = _mm512_loadu_si512(s);
+        }
+    }
+    nb_transpose16(v);
+    for (int i = 0; i < 16; i++) scale[i] = _mm512_castsi512_ps(v[i]);
+}
+
+/* NF4 along k, when rows are whole blocks of 64: 64 bytes of each of 16 rows (128 values) are transposed as 32-bit
+ * words, so that word w of a vector holds values 8w..8w+7 of 16 rows, one row a lane; a lane's 4-bit index picks its
+ * level, its block's scale multiplies it, and the two values of a byte become a step. */
+NB_INLINE NB_TARGET void rows_nf4(rows_use *u, int mr, const nb_weight *w, int64_t n0, int rows, int64_t k0, int64_t kc) {
+    const __m512 level = _mm512_loadu_ps(w->nf4.code);
+    const uint8_t *data = (const uint8_t *)w->data + (n0 * w->cols + k0) / 2;
+    __m512 scale[16];
+    nf4_scales(scale, w, n0 * w->cols + k0, rows, (int)(kc / 64));
+    for (int64_t k = 0; k < kc; k += 128) {
+        __m512i v[16];
+        const int64_t bytes = (kc - k) / 2 < 64 ? (kc - k) / 2 : 64, next = ahead((k0 + k) / 2, w->cols / 2);
+        for (int i = 0; i < 16; i++) {
+            const uint8_t *row = data + ((i < rows ? i : rows - 1) * w->cols + k) / 2;
+            v[i] = _mm512_maskz_loadu_epi8(bytes < 64 ? 0xffffffffu : ~0ull, row);
+            _mm_prefetch((const char *)row + next, _MM_HINT_T0);
+        }
+        nb_transpose16(v);
+        for (int word = 0; word < bytes / 4; word++) {
+            const __m512 s = scale[k / 64 + word / 8];
+            NB_UNROLL
+            for (int b = 0; b < 4; b++) {
+                __m512 odd = _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(v[word], 8 * b), level), s);
+                __m512 even = _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(v[word], 8 * b + 4), level), s);
+                use_step(u, mr, k / 2 + 4 * word + b, interleave_halves((__m512i)_mm512_cvtne2ps_pbh(odd, even)));
+            }
+        }
+    }
+}
+
+/* One panel, 16 rows of y at a time. */
+NB_TARGET static void pack_rows_bf16(uint32_t *out, int width, const nb_weight *w, int64_t n0, int rows, int64_t k0, int64_t kc) {
+    for (int g = 0; g < width; g += VEC) {
+        rows_use u = {.out = out + g, .width = width};
+        rows_bf16(&u, 0, w, n0 + g, rows - g, k0, kc);
+    }
+}
+
+NB_TARGET static void pack_rows_nf4(uint32_t *out, int width, const nb_weight *w, int64_t n0, int rows, int64_t k0, int64_t kc) {
+    for (int g = 0; g < width; g += VEC) {
+        rows_use u = {.out = out + g, .width = width};
+        rows_nf4(&u, 0, w, n0 + g, rows - g, k0, kc);
+    }
+}
+
+#define NB_THIN(format, mr)                                                                                            \
+    NB_TARGET static void thin_##format##_##mr(const nb_product *p, const uint32_t *x, int64_t n0, int n_cols, int64_t k0, \
+                                               int64_t kc, float beta) {                                               \
+        rows_use u = {.x = x};                                                                                         \
+        rows_##format(&u, mr, p->y, n0, n_cols, k0, kc);                                                               \
+        for (int i = 0; i < mr; i++) store_sums(p->c + i * p->ldc + n0, n_cols, u.sum[i], p->alpha, beta);             \
+    }
+NB_THIN(bf16, 1) NB_THIN(bf16, 2) NB_THIN(bf16, 3) NB_THIN(bf16, 4)
+NB_THIN(nf4, 1) NB_THIN(nf4, 2) NB_THIN(nf4, 3) NB_THIN(nf4, 4)
 
 /* Stores two rows of up to 32 bf16, interleaved, as one step of `width` columns. */
 NB_INLINE NB_TARGET void store_pair(uint32_t *out, int width, __m512i first, __m512i second) {
@@ -79,37 +184,6 @@ NB_TARGET static void pack_cols_bf16(uint32_t *out, int width, const nb_weight *
         const uint16_t *row = (const uint16_t *)w->data + (k0 + k) * w->cols + n0;
         store_pair(out + k / 2 * width, width, _mm512_maskz_loadu_epi16(in, row),
                    _mm512_maskz_loadu_epi16(k + 1 < kc ? in : 0, row + w->cols));
-    }
-}
-
-/* NF4 along k, when rows are whole blocks of 64: 64 bytes of each of 16 rows (128 values) are transposed as 32-bit
- * words, so that word w of a vector holds values 8w..8w+7 of 16 rows, one row a lane; a lane's 4-bit index picks its
- * level, its block's scale multiplies it, and the two values of a byte become a step. */
-NB_TARGET static void pack_rows_nf4(uint32_t *out, int width, const nb_weight *w, int64_t n0, int rows, int64_t k0, int64_t kc) {
-    const __m512 level = _mm512_loadu_ps(w->nf4.code);
-    for (int g = 0; g < width; g += 16) {
-        float scale[2][16] = {{0}};
-        for (int64_t k = 0; k < kc; k += 128) {
-            __m512i v[16];
-            const int64_t bytes = (kc - k) / 2 < 64 ? (kc - k) / 2 : 64;
-            for (int i = 0; i < 16; i++) {
-                int64_t e = (n0 + (g + i < rows ? g + i : rows - 1)) * w->cols + k0 + k;
-                v[i] = _mm512_maskz_loadu_epi8(bytes < 64 ? 0xffffffffu : ~0ull, (const uint8_t *)w->data + e / 2);
-                scale[0][i] = nb_nf4_absmax(&w->nf4, e / 64);
-                if (bytes == 64) scale[1][i] = nb_nf4_absmax(&w->nf4, e / 64 + 1);
-            }
-            nb_transpose16(v);
-            for (int word = 0; word < bytes / 4; word++) {
-                const __m512 s = _mm512_loadu_ps(scale[word / 8]);
-                uint32_t *to = out + (k / 2 + 4 * word) * width + g;
-                NB_UNROLL
-                for (int b = 0; b < 4; b++) {
-                    __m512 odd = _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(v[word], 8 * b), level), s);
-                    __m512 even = _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(v[word], 8 * b + 4), level), s);
-                    _mm512_store_si512(to + b * width, interleave_halves((__m512i)_mm512_cvtne2ps_pbh(odd, even)));
-                }
-            }
-        }
     }
 }
 
@@ -166,7 +240,15 @@ static void pack_y(uint32_t *out, const nb_product *p, int64_t n0, int n_cols, i
     else pack_y_any(out, width, p, n0, n_cols, k0, kc, spare);
 }
 
-static const nb_packed_isa isa = {.group = 2, .mr = MR, .nr = NR, .vec = VEC, .pack_x = pack_x, .pack_y = pack_y, .tiles = tiles};
+static nb_thin *choose_thin(const nb_product *p) {
+    static nb_thin *const bf16[] = {thin_bf16_1, thin_bf16_2, thin_bf16_3, thin_bf16_4};
+    static nb_thin *const nf4[] = {thin_nf4_1, thin_nf4_2, thin_nf4_3, thin_nf4_4};
+    if (!p->ty) return NULL;
+    return p->y->format == NB_FMT_BF16 ? bf16[p->M - 1] : plain_nf4(p->y) ? nf4[p->M - 1] : NULL;
+}
+
+static const nb_packed_isa isa = {.group = 2, .mr = MR, .nr = NR, .vec = VEC, .pack_x = pack_x, .pack_y = pack_y,
+                                  .thin = choose_thin, .tiles = tiles};
 
 static bool supported(nb_dtype compute) { return compute == NB_BF16 && nb_cpu_get()->avx512_bf16; }
 static size_t scratch(int64_t M, int64_t N, int64_t K, int threads) { return nb_packed_ws(&isa, M, N, K, threads); }

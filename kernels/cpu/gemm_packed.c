@@ -5,72 +5,109 @@
 static int64_t min64(int64_t p, int64_t q) { return p < q ? p : q; }
 static int64_t ceil_div(int64_t p, int64_t q) { return (p + q - 1) / q; }
 
-static size_t aligned(size_t bytes) { return (bytes + 255) / 256 * 256; }
-static size_t spare_bytes(void) { return aligned(NB_PACKED_SPARE * sizeof(float)); }
-static size_t y_bytes(const nb_packed_isa *isa) { return aligned((size_t)NB_PACKED_STEPS * (size_t)isa->nr * 4); }
+/* One thread's scratch, each part a multiple of 256 bytes. */
+typedef struct layout {
+    size_t spare, y, x, all;
+} layout;
 
-/* All threads' y panels first, then the shared rows of x. */
-size_t nb_packed_ws(const nb_packed_isa *isa, int64_t M, int64_t N, int64_t K, int threads) {
-    (void)N;
-    int64_t steps = min64(NB_PACKED_STEPS, ceil_div(K, isa->group));
-    return (spare_bytes() + y_bytes(isa)) * (size_t)threads + aligned((size_t)(min64(NB_PACKED_ROWS, M) * steps) * 4);
+static layout scratch_of(const nb_packed_isa *isa, int64_t M, int64_t K) {
+    int64_t steps = min64(NB_PACKED_STEPS, ceil_div(K, isa->group)), rows = min64(NB_PACKED_ROWS, M);
+    layout l = {.spare = NB_PACKED_SPARE * sizeof(float), .y = (size_t)(NB_PACKED_STEPS * isa->nr) * 4};
+    l.x = (size_t)(rows * steps * 4 + 255) / 256 * 256;
+    size_t thin = (size_t)(min64(NB_PACKED_THIN, M) * ceil_div(K, isa->group) * 4 + 255) / 256 * 256;
+    if (thin > l.x) l.x = thin;
+    l.all = l.spare + l.y + l.x;
+    return l;
 }
 
-/* Threads form a grid over c: `cols` of them share the column panels, the others the row panels. Who shares columns
- * packs less of y twice, so rows are cut only when that shortens the longest thread's work. */
-typedef struct grid { int rows, cols; } grid;
+size_t nb_packed_ws(const nb_packed_isa *isa, int64_t M, int64_t N, int64_t K, int threads) {
+    (void)N;
+    return scratch_of(isa, M, K).all * (size_t)threads;
+}
 
+typedef struct grid {
+    int rows, cols; /* threads along M and N */
+} grid;
+
+/* The division with the shortest longest share. Unit: the product of one tile; packing a panel of y takes about one
+ * (two fifths for x), whoever else packs it too. */
 static grid choose_grid(int threads, int64_t row_panels, int64_t col_panels) {
-    const int pack = 1; /* packing a panel of y costs about one row panel's product */
     grid best = {1, threads};
-    int64_t best_cost = INT64_MAX;
+    double best_cost = 1e300;
     for (int cols = threads; cols >= 1; cols--) {
         if (threads % cols) continue;
-        int64_t cost = ceil_div(col_panels, cols) * (ceil_div(row_panels, threads / cols) + pack);
+        double r = (double)ceil_div(row_panels, threads / cols), c = (double)ceil_div(col_panels, cols);
+        double cost = r * c + 0.4 * r + c;
         if (cost < best_cost) best_cost = cost, best = (grid){threads / cols, cols};
     }
     return best;
 }
 
-/* The part of c that rows m0.. and this block of k add, as far as it is this thread's. */
-static void run_block(const nb_packed_isa *isa, const nb_product *p, const uint32_t *x, uint32_t *y, float *spare, int64_t m0,
-                      int64_t rows, int64_t k0, int64_t kc, grid g) {
-    int id = omp_get_thread_num(), row_id = id / g.cols, col_id = id % g.cols;
-    int64_t steps = ceil_div(kc, isa->group), row_panels = ceil_div(rows, isa->mr), col_panels = ceil_div(p->N, isa->nr);
-    int64_t i_lo = row_panels * row_id / g.rows, i_hi = row_panels * (row_id + 1) / g.rows;
-    if (i_lo == i_hi) return;
-    for (int64_t j = col_panels * col_id / g.cols; j < col_panels * (col_id + 1) / g.cols; j++) {
-        int n_cols = (int)min64(isa->nr, p->N - j * isa->nr), vectors = n_cols > isa->vec ? 2 : 1;
-        isa->pack_y(y, p, j * isa->nr, n_cols, k0, kc, spare);
-        for (int64_t i = i_lo; i < i_hi; i++) {
-            int mr = (int)min64(isa->mr, rows - i * isa->mr);
-            isa->tiles[(vectors - 1) * isa->mr + mr - 1](steps, x + i * isa->mr * steps, y,
-                                                         p->c + (m0 + i * isa->mr) * p->ldc + j * isa->nr, p->ldc, n_cols,
-                                                         p->alpha, k0 == 0 ? p->beta : 1);
+/* Panels lo..hi-1. */
+typedef struct range {
+    int64_t lo, hi;
+} range;
+
+static range share(int64_t panels, int id, int parts) {
+    return (range){panels * id / parts, panels * (id + 1) / parts};
+}
+
+/* c[rows m0.., columns of panels `cols`] = alpha x y + beta c for the block k0 of k. */
+static void run_block(const nb_packed_isa *isa, const nb_product *p, char *ws, int64_t m0, int64_t rows, range cols,
+                      int64_t k0, int64_t kc) {
+    const layout l = scratch_of(isa, p->M, p->K);
+    float *spare = (float *)ws;
+    uint32_t *y = (uint32_t *)(ws + l.spare), *x = (uint32_t *)(ws + l.spare + l.y);
+    const int64_t steps = ceil_div(kc, isa->group);
+    const float beta = k0 == 0 ? p->beta : 1;
+    for (int64_t i = 0; i < rows; i += isa->mr)
+        isa->pack_x(x + i * steps, p, m0 + i, (int)min64(isa->mr, rows - i), k0, kc);
+    for (int64_t j = cols.lo; j < cols.hi; j++) {
+        const int64_t n0 = j * isa->nr;
+        const int n_cols = (int)min64(isa->nr, p->N - n0), vectors = n_cols > isa->vec ? 2 : 1;
+        isa->pack_y(y, p, n0, n_cols, k0, kc, spare);
+        for (int64_t i = 0; i < rows; i += isa->mr) {
+            nb_tile *tile = isa->tiles[(vectors - 1) * isa->mr + min64(isa->mr, rows - i) - 1];
+            tile(steps, x + i * steps, y, p->c + (m0 + i) * p->ldc + n0, p->ldc, n_cols, p->alpha, beta);
         }
     }
 }
 
-void nb_packed_run(const nb_packed_isa *isa, const nb_product *p) {
+/* Columns are the outer loop, so that each row of the weight is read from end to end. */
+static void run_thin(const nb_packed_isa *isa, const nb_product *p, nb_thin *thin) {
     const int64_t block = (int64_t)NB_PACKED_STEPS * isa->group;
-    char *ws = p->ws;
-    uint32_t *x = (uint32_t *)(ws + (spare_bytes() + y_bytes(isa)) * (size_t)p->threads);
-    grid g = choose_grid(p->threads, ceil_div(min64(NB_PACKED_ROWS, p->M), isa->mr), ceil_div(p->N, isa->nr));
 #pragma omp parallel num_threads(p->threads)
     {
-        int id = omp_get_thread_num();
-        float *spare = (float *)(ws + (spare_bytes() + y_bytes(isa)) * (size_t)id);
-        uint32_t *y = (uint32_t *)((char *)spare + spare_bytes());
-        for (int64_t m0 = 0; m0 < p->M; m0 += NB_PACKED_ROWS) {
-            int64_t rows = min64(NB_PACKED_ROWS, p->M - m0), panels = ceil_div(rows, isa->mr);
-            for (int64_t k0 = 0; k0 == 0 || k0 < p->K; k0 += block) {
-                int64_t kc = min64(block, p->K - k0), steps = ceil_div(kc, isa->group);
-#pragma omp for schedule(static)
-                for (int64_t i = 0; i < panels; i++)
-                    isa->pack_x(x + i * isa->mr * steps, p, m0 + i * isa->mr, (int)min64(isa->mr, rows - i * isa->mr), k0, kc);
-                run_block(isa, p, x, y, spare, m0, rows, k0, kc, g);
-#pragma omp barrier
-            }
-        }
+        const int id = omp_get_thread_num();
+        const layout l = scratch_of(isa, p->M, p->K);
+        const range cols = share(ceil_div(p->N, isa->vec), id, p->threads);
+        uint32_t *x = (uint32_t *)((char *)p->ws + l.all * (size_t)id + l.spare + l.y);
+        for (int64_t k0 = 0; k0 < p->K && cols.lo < cols.hi; k0 += block)
+            isa->pack_x(x + k0 / isa->group * p->M, p, 0, (int)p->M, k0, min64(block, p->K - k0));
+        for (int64_t j = cols.lo; j < cols.hi; j++)
+            for (int64_t n0 = j * isa->vec, k0 = 0; k0 == 0 || k0 < p->K; k0 += block)
+                thin(p, x + k0 / isa->group * p->M, n0, (int)min64(isa->vec, p->N - n0), k0, min64(block, p->K - k0),
+                     k0 == 0 ? p->beta : 1);
+    }
+}
+
+void nb_packed_run(const nb_packed_isa *isa, const nb_product *p) {
+    nb_thin *thin = isa->thin && p->M <= NB_PACKED_THIN ? isa->thin(p) : NULL;
+    if (thin) {
+        run_thin(isa, p, thin);
+        return;
+    }
+    const int64_t row_panels = ceil_div(p->M, isa->mr), col_panels = ceil_div(p->N, isa->nr);
+    const int64_t block = (int64_t)NB_PACKED_STEPS * isa->group;
+    const grid g = choose_grid(p->threads, row_panels, col_panels);
+#pragma omp parallel num_threads(p->threads)
+    {
+        const int id = omp_get_thread_num();
+        const range r = share(row_panels, id / g.cols, g.rows), cols = share(col_panels, id % g.cols, g.cols);
+        const int64_t end = min64(r.hi * isa->mr, p->M);
+        char *ws = (char *)p->ws + scratch_of(isa, p->M, p->K).all * (size_t)id;
+        for (int64_t m0 = r.lo * isa->mr; m0 < end; m0 += NB_PACKED_ROWS)
+            for (int64_t k0 = 0; k0 == 0 || k0 < p->K; k0 += block)
+                run_block(isa, p, ws, m0, min64(NB_PACKED_ROWS, end - m0), cols, k0, min64(block, p->K - k0));
     }
 }

@@ -6,7 +6,10 @@
  *
  * The last x panel has fewer rows and is packed as narrow as it is; y panels are filled up to whole vectors.
  * Every element of c is summed in the same order whatever the sizes of x and the number of threads: along k in
- * blocks of NB_PACKED_STEPS steps, each summed from zero and then added to c. */
+ * blocks of NB_PACKED_STEPS steps, each summed from zero and then added to c.
+ *
+ * Threads form a grid over c. Each packs what it needs by itself: packing some panels twice costs less than waiting
+ * for one another, above all on a machine that has other work to do. */
 #ifndef NB_KERNELS_CPU_GEMM_PACKED_H
 #define NB_KERNELS_CPU_GEMM_PACKED_H
 
@@ -14,19 +17,25 @@
 
 enum {
     NB_PACKED_STEPS = 512,
-    NB_PACKED_ROWS = 1536, /* rows of x packed at a time: bounds the scratch */
-    NB_PACKED_SPARE = 32 * 128 /* floats of scratch a pack_y may decode into */
+    NB_PACKED_ROWS = 1032, /* rows of x a thread packs at a time: 2 MiB at most */
+    NB_PACKED_THIN = 4,    /* rows up to which a thin product may be taken */
+    NB_PACKED_SPARE = 32 * 128, /* floats of scratch a pack_y may decode into */
 };
 
 /* c[mr, n_cols] = alpha * (x panel)(y panel) + beta * c, for a fixed mr and number of column vectors. */
 typedef void nb_tile(int64_t steps, const uint32_t *x, const uint32_t *y, float *c, int64_t ldc, int n_cols, float alpha,
                      float beta);
 
+/* The same for all M <= NB_PACKED_THIN rows and up to `vec` columns straight from the weight's bytes, without a y panel:
+ * reading them is what a product of few rows waits for. x points to the steps of k0 in [steps of K][M]. */
+typedef void nb_thin(const nb_product *p, const uint32_t *x, int64_t n0, int n_cols, int64_t k0, int64_t kc, float beta);
+
 typedef struct nb_packed_isa {
     int group;    /* values of k in a step: 1 f32 or 2 bf16 */
     int mr, nr, vec; /* rows and columns of the largest tile; columns of a vector (nr is two) */
     void (*pack_x)(uint32_t *out, const nb_product *p, int64_t m0, int mr, int64_t k0, int64_t kc);
     void (*pack_y)(uint32_t *out, const nb_product *p, int64_t n0, int nr, int64_t k0, int64_t kc, float *spare);
+    nb_thin *(*thin)(const nb_product *p); /* NULL, or returns NULL: not for this operand */
     nb_tile *const *tiles; /* [2][mr]: tiles[(vectors-1)*mr + rows-1] */
 } nb_packed_isa;
 

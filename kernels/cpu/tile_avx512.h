@@ -6,6 +6,14 @@
 
 enum { MR = 12, NR = 32, VEC = 16 };
 
+/* c[n_cols] = alpha * sum + beta * c */
+NB_INLINE NB_TARGET void store_sums(float *c, int n_cols, __m512 sum, float alpha, float beta) {
+    __mmask16 m = nb_first16(n_cols);
+    __m512 v = _mm512_mul_ps(_mm512_set1_ps(alpha), sum);
+    if (beta != 0) v = _mm512_add_ps(v, _mm512_mul_ps(_mm512_set1_ps(beta), _mm512_maskz_loadu_ps(m, c)));
+    _mm512_mask_storeu_ps(c, m, v);
+}
+
 NB_INLINE NB_TARGET void tile(int mr, int nv, int64_t steps, const uint32_t *restrict x, const uint32_t *restrict y,
                               float *restrict c, int64_t ldc, int n_cols, float alpha, float beta) {
     __m512 sum[MR][2];
@@ -24,17 +32,10 @@ NB_INLINE NB_TARGET void tile(int mr, int nv, int64_t steps, const uint32_t *res
             for (int j = 0; j < nv; j++) sum[i][j] = NB_STEP(sum[i][j], row, column[j]);
         }
     }
-    __m512 scale = _mm512_set1_ps(alpha), keep = _mm512_set1_ps(beta);
     NB_UNROLL
     for (int i = 0; i < mr; i++)
         NB_UNROLL
-        for (int j = 0; j < nv; j++) {
-            __mmask16 m = nb_first16(n_cols - j * VEC);
-            float *to = c + i * ldc + j * VEC;
-            __m512 v = _mm512_mul_ps(scale, sum[i][j]);
-            if (beta != 0) v = _mm512_add_ps(v, _mm512_mul_ps(keep, _mm512_maskz_loadu_ps(m, to)));
-            _mm512_mask_storeu_ps(to, m, v);
-        }
+        for (int j = 0; j < nv; j++) store_sums(c + i * ldc + j * VEC, n_cols - j * VEC, sum[i][j], alpha, beta);
 }
 
 #define NB_TILE(mr, nv)                                                                                                \
