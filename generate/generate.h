@@ -65,8 +65,8 @@ nb_status nb_generator_open(nb_generator **out, nb_model *m, nb_arena *arena, co
 void nb_generator_free(nb_generator *g); /* NULL is harmless */
 size_t nb_generator_bytes(const nb_generator *g); /* KV cache and activations */
 int64_t nb_generator_slot_len(const nb_generator *g);
-/* Forgets what the slots hold: after the model changed (an adapter switched on or off, a training step). Only
- * keep_prefix needs it. */
+/* Forgets what the slots hold: after the weights changed (a training step). Only keep_prefix needs it. An adapter
+ * switched on or off makes another graph: that takes a new generator, as it takes new runners. */
 void nb_generator_forget(nb_generator *g);
 
 /* Runs all requests to their end, in any number of slots, taking them in order. results[n] is zeroed first; free each
