@@ -55,12 +55,31 @@ static void product(float *c, int64_t ldc, const float *x, int64_t sm, int64_t s
     }
 }
 
+/* v + beta * (what y holds); beta 0 does not read it. */
+NB_INLINE void put(float *y, vf v, float beta, int64_t n) {
+    v_store_n(y, beta != 0 ? v + v_set(beta) * v_load_n(y, n) : v, n);
+}
+
 /* out[D, NB_LANES] = transposed rows x[lane] * scale; lanes from n to N are zero. */
 static void pack_transposed(float *out, const float *const x[], int64_t n, int64_t N, int64_t D, float scale) {
-    for (int64_t d = 0; d < D; d++)
-        for (int64_t l = n; l < N; l++) out[d * NB_LANES + l] = 0;
-    for (int64_t l = 0; l < n; l++)
-        for (int64_t d = 0; d < D; d++) out[d * NB_LANES + l] = x[l][d] * scale;
+    for (int64_t l = 0; l < N; l += NB_VW)
+        for (int64_t d = 0; d < D; d += NB_VW) {
+            vf r[NB_VW];
+            for (int i = 0; i < NB_VW; i++) r[i] = l + i < n ? v_load_n(x[l + i] + d, D - d) : v_set(0);
+            v_transpose(r);
+            for (int i = 0; i < NB_VW && d + i < D; i++) v_store(out + (d + i) * NB_LANES + l, r[i] * v_set(scale));
+        }
+}
+
+/* The way back: y[lane][D] = x[D, lane] * scale[lane] + beta * y[lane], n lanes. */
+static void unpack_transposed(float *const y[], float beta, const float *x, const float *scale, int64_t n, int64_t D) {
+    for (int64_t l = 0; l < n; l += NB_VW)
+        for (int64_t d = 0; d < D; d += NB_VW) {
+            vf r[NB_VW], k = v_load(scale + l);
+            for (int i = 0; i < NB_VW; i++) r[i] = d + i < D ? v_load(x + (d + i) * NB_LANES + l) * k : v_set(0);
+            v_transpose(r);
+            for (int i = 0; i < NB_VW && l + i < n; i++) put(y[l + i] + d, r[i], beta, D - d);
+        }
 }
 
 /* out[N, Dp] = rows x[lane], padded with zeros to Dp columns and N rows. */
@@ -72,10 +91,15 @@ static void pack_rows(float *out, const float *const x[], int64_t n, int64_t N, 
     }
 }
 
-/* Rows of x [tokens, H, D] that the lanes of queries i0.. of a block stand for. */
-NB_INLINE void lane_rows(const float *rows[], const float *x, const nb_attention *a, const nb_attention_block *b, int64_t i0,
-                         int64_t n) {
-    for (int64_t l = 0; l < n; l++) rows[l] = x + ((b->seg->q0 + i0 + l / b->g) * a->H + b->h0 + l % b->g) * a->D;
+/* (token, head) that each lane of the queries i0.. of a block stands for, counted as rows of D. */
+NB_INLINE void lane_places(int64_t place[], const nb_attention *a, const nb_attention_block *b, int64_t i0, int64_t n) {
+    for (int64_t l = 0; l < n; l++) place[l] = (b->seg->q0 + i0 + l / b->g) * a->H + b->h0 + l % b->g;
+}
+NB_INLINE void lane_rows(const float *rows[], const float *x, const int64_t place[], int64_t n, int64_t D) {
+    for (int64_t l = 0; l < n; l++) rows[l] = x + place[l] * D;
+}
+NB_INLINE void lane_outputs(float *rows[], float *x, const int64_t place[], int64_t n, int64_t D) {
+    for (int64_t l = 0; l < n; l++) rows[l] = x + place[l] * D;
 }
 
 NB_INLINE int64_t smaller(int64_t x, int64_t y) { return x < y ? x : y; }
@@ -99,7 +123,26 @@ static void sight_of(sight *s, const nb_attention *a, const nb_attention_block *
     s->end = s->hi[NB_LANES - 1], s->all_lo = s->lo[NB_LANES - 1];
 }
 
-/* Scores (already scaled) of keys j0.. in p[M, NB_LANES] capped, and masked to -infinity. */
+/* A block of keys: j0..j0+M-1 against lanes from..N-1, those before it seeing none of them. */
+typedef struct keys {
+    int64_t j0, M, from;
+    bool mask; /* some lane does not see some key */
+} keys;
+
+/* The block after `b`, or with M 0 the first. Where the causal edge runs through the lanes, blocks are short, and the
+ * lanes that see nothing are left out. */
+static bool next_keys(keys *b, const sight *s, int64_t g) {
+    enum { SHORT = 16 };
+    b->j0 = b->M ? b->j0 + b->M : s->first;
+    if (b->j0 >= s->end) return false;
+    int64_t whole = b->j0 / NB_KEYS * NB_KEYS + NB_KEYS, part = b->j0 / SHORT * SHORT + SHORT;
+    b->M = smaller(smaller(whole <= s->all_hi ? whole : part, s->end), b->j0 + NB_KEYS) - b->j0;
+    b->from = b->j0 < s->all_hi ? 0 : (b->j0 - s->all_hi + 1) * g / NB_VW * NB_VW;
+    b->mask = b->j0 < s->all_lo || b->j0 + b->M > s->all_hi;
+    return true;
+}
+
+/* Minus infinity where lane l does not see key j. */
 NB_INLINE vf masked(vf score, const sight *s, int64_t j, int64_t l) {
     vi at = (int32_t)j - (vi){0}, lo, hi;
     memcpy(&lo, s->lo + l, sizeof lo);
@@ -107,20 +150,19 @@ NB_INLINE vf masked(vf score, const sight *s, int64_t j, int64_t l) {
     return v_select((at >= lo) & (at < hi), score, v_set(-INFINITY));
 }
 
-/* Column l of a block of scores: softmax numerators with a running maximum; top and sum are the lane's state, and the
- * answer is the factor by which what was accumulated before must shrink. */
-NB_INLINE vf softmax_column(float *p, int64_t l, int64_t j0, int64_t M, const nb_attention *a, const sight *s, bool mask,
-                            float *top, float *sum) {
+/* Column l of a block of (scaled) scores becomes softmax numerators with a running maximum; top and sum are the lane's
+ * state, and the answer is the factor by which what was accumulated before must shrink. */
+NB_INLINE vf softmax_column(float *p, int64_t l, const keys *b, const nb_attention *a, const sight *s, float *top, float *sum) {
     vf before = v_load(top + l), best = before, part = v_set(0);
-    for (int64_t j = 0; j < M; j++) {
+    for (int64_t j = 0; j < b->M; j++) {
         float *at = p + j * NB_LANES + l;
         vf x = v_load(at);
         if (a->cap > 0) x = v_set(a->cap) * v_tanh(x * v_set(1 / a->cap));
-        if (mask) x = masked(x, s, j0 + j, l);
-        if (mask || a->cap > 0) v_store(at, x);
+        if (b->mask) x = masked(x, s, b->j0 + j, l);
+        if (b->mask || a->cap > 0) v_store(at, x);
         best = v_max(x, best);
     }
-    for (int64_t j = 0; j < M; j++) {
+    for (int64_t j = 0; j < b->M; j++) {
         float *at = p + j * NB_LANES + l;
         vf e = v_exp(v_load(at) - best);
         v_store(at, e);
@@ -132,109 +174,158 @@ NB_INLINE vf softmax_column(float *p, int64_t l, int64_t j0, int64_t M, const nb
     return keep;
 }
 
+/* Outputs of the lanes from their sums [D, lanes], numerators' sums and maxima. */
+static void finish_lanes(const nb_attention *a, const int64_t place[], const float *sum_o, float *sum, const float *top,
+                         int64_t n) {
+    float *rows[NB_LANES];
+    for (int64_t l = 0; a->lse && l < n; l++) a->lse[place[l]] = top[l] + logf(sum[l]);
+    for (int64_t l = 0; l < whole_vectors(n); l++) sum[l] = 1 / sum[l];
+    lane_outputs(rows, a->o, place, n, a->D);
+    unpack_transposed(rows, 0, sum_o, sum, n, a->D);
+}
+
 static void rows_attention_fwd(const nb_attention *a, const nb_attention_block *b, float *scratch) {
     const int64_t D = a->D, row = a->KV * D, n = b->n * b->g, N = whole_vectors(n);
     const float *k = a->k + (b->seg->k0 * a->KV + b->kv) * D, *v = a->v + (b->seg->k0 * a->KV + b->kv) * D;
     float *qt = scratch, *sum_o = qt + NB_LANES * D, *p = sum_o + NB_LANES * D;
     float *top = p + NB_KEYS * NB_LANES, *sum = top + NB_LANES;
-    const float *rows[NB_LANES];
+    const float *rows[NB_LANES] = {0};
+    int64_t place[NB_LANES];
     sight s;
     sight_of(&s, a, b, b->i0, b->n);
-    lane_rows(rows, a->q, a, b, b->i0, n);
+    lane_places(place, a, b, b->i0, n);
+    lane_rows(rows, a->q, place, n, D);
     pack_transposed(qt, rows, n, N, D, a->scale);
     for (int64_t l = 0; l < N; l++) top[l] = -3e38f, sum[l] = 0;
     for (int64_t d = 0; d < D; d++) memset(sum_o + d * NB_LANES, 0, sizeof(float) * (size_t)N);
-    for (int64_t j0 = s.first / NB_KEYS * NB_KEYS; j0 < s.end; j0 += NB_KEYS) {
-        int64_t M = smaller(NB_KEYS, s.end - j0);
-        bool mask = j0 < s.all_lo || j0 + M > s.all_hi;
-        product(p, NB_LANES, k + j0 * row, row, 1, qt, NB_LANES, M, N, D, false);
-        for (int64_t l = 0; l < N; l += NB_VW) {
-            vf keep = softmax_column(p, l, j0, M, a, &s, mask, top, sum);
+    for (keys t = {0}; next_keys(&t, &s, b->g);) {
+        int64_t f = t.from;
+        product(p + f, NB_LANES, k + t.j0 * row, row, 1, qt + f, NB_LANES, t.M, N - f, D, false);
+        for (int64_t l = f; l < N; l += NB_VW) {
+            vf keep = softmax_column(p, l, &t, a, &s, top, sum);
             for (int64_t d = 0; d < D; d++) v_store(sum_o + d * NB_LANES + l, keep * v_load(sum_o + d * NB_LANES + l));
         }
-        product(sum_o, NB_LANES, v + j0 * row, 1, row, p, NB_LANES, D, N, M, true);
+        product(sum_o + f, NB_LANES, v + t.j0 * row, 1, row, p + f, NB_LANES, D, N - f, t.M, true);
     }
-    for (int64_t l = 0; l < n; l++) {
-        int64_t at = (b->seg->q0 + b->i0 + l / b->g) * a->H + b->h0 + l % b->g;
-        float inv = 1 / sum[l], *o = a->o + at * D;
-        for (int64_t d = 0; d < D; d++) o[d] = sum_o[d * NB_LANES + l] * inv;
-        if (a->lse) a->lse[at] = top[l] + logf(sum[l]);
+    finish_lanes(a, place, sum_o, sum, top, n);
+}
+
+/* p[M] = q . k[j] * scale for M keys. */
+NB_INLINE void few_scores(float *p, const float *q, const float *k, int64_t row, int64_t M, int64_t D, float scale) {
+    for (int64_t j = 0; j < M; j += NB_VW) {
+        vf dot[NB_VW];
+        const float *key[NB_VW];
+        for (int i = 0; i < NB_VW; i++) {
+            dot[i] = v_set(0);
+            key[i] = k + smaller(j + i, M - 1) * row; /* beyond the last key: the last key again, not stored */
+        }
+        int64_t d = 0;
+        for (; d + NB_VW <= D; d += NB_VW) {
+            vf part = v_load(q + d);
+            for (int i = 0; i < NB_VW; i++) dot[i] = v_fma(part, v_load(key[i] + d), dot[i]);
+        }
+        if (d < D) {
+            vf part = v_load_n(q + d, D - d);
+            for (int i = 0; i < NB_VW; i++) dot[i] = v_fma(part, v_load_n(key[i] + d, D - d), dot[i]);
+        }
+        v_store_n(p + j, v_sums(dot) * v_set(scale), M - j);
     }
 }
 
-/* Few queries (decoding): vectors run along the head's channels, since there are too few lanes. Keys are walked in blocks, all
- * lanes over each, so that each key is fetched from memory once. */
+/* o[D] = o * keep + sum over keys of p[j] v[j]. */
+NB_INLINE void few_values(float *o, float keep, const float *p, const float *v, int64_t row, int64_t M, int64_t D) {
+    int64_t d = 0;
+    for (; d + 4 * NB_VW <= D; d += 4 * NB_VW) {
+        vf sum[4];
+        for (int i = 0; i < 4; i++) sum[i] = v_set(keep) * v_load(o + d + i * NB_VW);
+        for (int64_t j = 0; j < M; j++)
+            for (int i = 0; i < 4; i++) sum[i] = v_fma(v_set(p[j]), v_load(v + j * row + d + i * NB_VW), sum[i]);
+        for (int i = 0; i < 4; i++) v_store(o + d + i * NB_VW, sum[i]);
+    }
+    for (; d < D; d += NB_VW) {
+        vf sum = v_set(keep) * v_load_n(o + d, D - d);
+        for (int64_t j = 0; j < M; j++) sum = v_fma(v_set(p[j]), v_load_n(v + j * row + d, D - d), sum);
+        v_store_n(o + d, sum, D - d);
+    }
+}
+
+/* Few queries (decoding): vectors run along the head's channels, since there are too few lanes. Keys are walked in blocks,
+ * all lanes over each, so that each key is fetched from memory once. */
 static void rows_attention_few(const nb_attention *a, const nb_attention_block *b, float *scratch) {
     const int64_t D = a->D, row = a->KV * D, n = b->n * b->g;
     const float *k = a->k + (b->seg->k0 * a->KV + b->kv) * D, *v = a->v + (b->seg->k0 * a->KV + b->kv) * D;
-    float *sum_o = scratch, *p = sum_o + NB_LANES * D, top[NB_LANES], sum[NB_LANES];
-    const float *q[NB_LANES];
+    float *sum_o = scratch, *kb = sum_o + NB_LANES * D, *vb = kb + NB_KEYS * D, p[NB_KEYS], top[NB_LANES], sum[NB_LANES];
+    int64_t place[NB_LANES];
     sight s;
     sight_of(&s, a, b, b->i0, b->n);
-    lane_rows(q, a->q, a, b, b->i0, n);
+    lane_places(place, a, b, b->i0, n);
     memset(sum_o, 0, sizeof(float) * (size_t)(n * D));
     for (int64_t l = 0; l < n; l++) top[l] = -3e38f, sum[l] = 0;
-    for (int64_t j0 = s.first / NB_KEYS * NB_KEYS; j0 < s.end; j0 += NB_KEYS)
+    for (int64_t j0 = s.first / NB_KEYS * NB_KEYS; j0 < s.end; j0 += NB_KEYS) {
+        /* Rows of one head lie far apart, at distances that share few cache sets: several lanes read a copy. */
+        const float *kj = n > 1 ? kb : k + j0 * row, *vj = n > 1 ? vb : v + j0 * row;
+        int64_t count = smaller(NB_KEYS, s.end - j0), ld = n > 1 ? D : row;
+        for (int64_t j = 0; n > 1 && j < count; j++) {
+            memcpy(kb + j * D, k + (j0 + j) * row, sizeof(float) * (size_t)D);
+            memcpy(vb + j * D, v + (j0 + j) * row, sizeof(float) * (size_t)D);
+        }
         for (int64_t l = 0; l < n; l++) {
-            int64_t from = j0 < s.lo[l] ? s.lo[l] : j0, M = smaller(NB_KEYS, s.hi[l] - j0) - (from - j0);
-            const float *kj = k + from * row, *vj = v + from * row;
-            float *o = sum_o + l * D, best = top[l];
+            int64_t from = j0 < s.lo[l] ? s.lo[l] : j0, M = smaller(j0 + NB_KEYS, s.hi[l]) - from;
             if (M <= 0) continue;
-            for (int64_t j = 0; j < M; j++) {
-                vf dot = v_set(0), dot2 = v_set(0);
-                for (int64_t d = 0; d < D; d += 2 * NB_VW) {
-                    dot = v_fma(v_load_n(q[l] + d, D - d), v_load_n(kj + j * row + d, D - d), dot);
-                    if (d + NB_VW < D)
-                        dot2 = v_fma(v_load_n(q[l] + d + NB_VW, D - d - NB_VW),
-                                     v_load_n(kj + j * row + d + NB_VW, D - d - NB_VW), dot2);
-                }
-                p[j] = v_sum(dot + dot2) * a->scale;
-            }
+            few_scores(p, a->q + place[l] * D, kj + (from - j0) * ld, ld, M, D, a->scale);
+            vf best = v_set(top[l]), part = v_set(0), keep;
             for (int64_t j = 0; j < M; j += NB_VW) {
                 vf x = v_load_n(p + j, M - j);
-                if (a->cap > 0) v_store_n(p + j, v_set(a->cap) * v_tanh(x * v_set(1 / a->cap)), M - j);
+                if (a->cap > 0) x = v_set(a->cap) * v_tanh(x * v_set(1 / a->cap));
+                v_store_n(p + j, x, M - j);
             }
-            for (int64_t j = 0; j < M; j++) best = p[j] > best ? p[j] : best;
-            float keep, change = top[l] - best, part = 0;
-            v_store_n(&keep, v_exp(v_set(change)), 1);
-            for (int64_t j = 0; j < M; j += NB_VW) v_store_n(p + j, v_exp(v_load_n(p + j, M - j) - v_set(best)), M - j);
-            for (int64_t j = 0; j < M; j++) part += p[j];
-            top[l] = best;
-            sum[l] = sum[l] * keep + part;
-            for (int64_t d = 0; d < D; d += NB_VW) {
-                vf out = v_set(keep) * v_load_n(o + d, D - d), out2 = v_set(0);
-                int64_t j = 0;
-                for (; j + 2 <= M; j += 2) {
-                    out = v_fma(v_set(p[j]), v_load_n(vj + j * row + d, D - d), out);
-                    out2 = v_fma(v_set(p[j + 1]), v_load_n(vj + (j + 1) * row + d, D - d), out2);
-                }
-                if (j < M) out = v_fma(v_set(p[j]), v_load_n(vj + j * row + d, D - d), out);
-                v_store_n(o + d, out + out2, D - d);
+            for (int64_t j = M; j % NB_VW; j++) p[j] = -INFINITY; /* NB_KEYS is a whole number of vectors */
+            for (int64_t j = 0; j < M; j += NB_VW) best = v_max(v_load(p + j), best);
+            best = v_set(v_top(best));
+            for (int64_t j = 0; j < M; j += NB_VW) {
+                vf e = v_exp(v_load(p + j) - best);
+                v_store(p + j, e);
+                part += e;
             }
+            keep = v_exp(v_set(top[l]) - best);
+            top[l] = best[0];
+            sum[l] = sum[l] * keep[0] + v_sum(part);
+            few_values(sum_o + l * D, keep[0], p, vj + (from - j0) * ld, ld, M, D);
         }
+    }
     for (int64_t l = 0; l < n; l++) {
-        int64_t at = q[l] - a->q;
-        for (int64_t d = 0; d < D; d++) a->o[at + d] = sum_o[l * D + d] / sum[l];
-        if (a->lse) a->lse[at / D] = top[l] + logf(sum[l]);
+        for (int64_t d = 0; d < D; d++) a->o[place[l] * D + d] = sum_o[l * D + d] / sum[l];
+        if (a->lse) a->lse[place[l]] = top[l] + logf(sum[l]);
     }
 }
 
 /* P and dS of one block of keys from their scores p and dP, both [M, NB_LANES], in place. */
-NB_INLINE void score_gradients(float *p, float *ds, int64_t j0, int64_t M, int64_t N, const nb_attention *a, const sight *s,
-                               bool mask, const float *lse, const float *delta) {
-    for (int64_t l = 0; l < N; l += NB_VW) {
+NB_INLINE void score_gradients(float *p, float *ds, const keys *b, int64_t N, const nb_attention *a, const sight *s,
+                               const float *lse, const float *delta) {
+    for (int64_t l = b->from; l < N; l += NB_VW) {
         vf z = v_load(lse + l), shift = v_load(delta + l);
-        for (int64_t j = 0; j < M; j++) {
+        for (int64_t j = 0; j < b->M; j++) {
             vf x = v_load(p + j * NB_LANES + l), slope = v_set(a->scale);
             if (a->cap > 0) {
                 vf t = v_tanh(x * v_set(1 / a->cap));
                 slope = slope * (v_set(1) - t * t), x = v_set(a->cap) * t;
             }
-            if (mask) x = masked(x, s, j0 + j, l);
+            if (b->mask) x = masked(x, s, b->j0 + j, l);
             vf e = v_exp(x - z);
             v_store(p + j * NB_LANES + l, e);
             v_store(ds + j * NB_LANES + l, e * (v_load(ds + j * NB_LANES + l) - shift) * slope);
         }
+    }
+}
+
+/* lse and delta = sum over channels of dO * O of each lane; 0 for lanes without a query. */
+static void lane_statistics(float *lse, float *delta, const nb_attention *a, const int64_t place[], int64_t n, int64_t N) {
+    for (int64_t l = 0; l < N; l++) {
+        vf sum = v_set(0);
+        const float *d_o = l < n ? a->d_o + place[l] * a->D : NULL, *o = l < n ? a->o_in + place[l] * a->D : NULL;
+        for (int64_t d = 0; l < n && d < a->D; d += NB_VW) sum = v_fma(v_load_n(d_o + d, a->D - d), v_load_n(o + d, a->D - d), sum);
+        delta[l] = v_sum(sum);
+        lse[l] = l < n ? a->lse_in[place[l]] : 0;
     }
 }
 
@@ -244,38 +335,34 @@ static void query_block_bwd(const nb_attention *a, const nb_attention_block *b, 
     const float *k = a->k + (b->seg->k0 * a->KV + b->kv) * D, *v = a->v + (b->seg->k0 * a->KV + b->kv) * D;
     float *qt = scratch, *dot = qt + NB_LANES * D, *dqt = dot + NB_LANES * D, *qr = dqt + NB_LANES * D;
     float *dor = qr + NB_LANES * Dp, *p = dor + NB_LANES * Dp, *ds = p + NB_KEYS * NB_LANES;
-    float *lse = ds + NB_KEYS * NB_LANES, *delta = lse + NB_LANES;
-    const float *rows[NB_LANES], *o_rows[NB_LANES];
+    float *lse = ds + NB_KEYS * NB_LANES, *delta = lse + NB_LANES, *ones = delta + NB_LANES;
+    const float *rows[NB_LANES] = {0};
+    float *dq[NB_LANES];
+    int64_t place[NB_LANES];
     sight s;
     sight_of(&s, a, b, i0, n_queries);
-    lane_rows(rows, a->q, a, b, i0, n);
+    lane_places(place, a, b, i0, n);
+    lane_rows(rows, a->q, place, n, D);
     pack_transposed(qt, rows, n, N, D, a->scale);
     pack_rows(qr, rows, n, N, D, Dp);
-    lane_rows(o_rows, a->o_in, a, b, i0, n);
-    lane_rows(rows, a->d_o, a, b, i0, n);
+    lane_rows(rows, a->d_o, place, n, D);
     pack_transposed(dot, rows, n, N, D, 1);
     pack_rows(dor, rows, n, N, D, Dp);
-    for (int64_t l = 0; l < N; l++) {
-        lse[l] = l < n ? a->lse_in[(rows[l] - a->d_o) / D] : 0;
-        vf sum = v_set(0);
-        for (int64_t d = 0; l < n && d < D; d += NB_VW) sum = v_fma(v_load_n(rows[l] + d, D - d), v_load_n(o_rows[l] + d, D - d), sum);
-        delta[l] = v_sum(sum);
-    }
+    lane_statistics(lse, delta, a, place, n, N);
     for (int64_t d = 0; d < D; d++) memset(dqt + d * NB_LANES, 0, sizeof(float) * (size_t)N);
-    for (int64_t j0 = s.first / NB_KEYS * NB_KEYS; j0 < s.end; j0 += NB_KEYS) {
-        int64_t M = smaller(NB_KEYS, s.end - j0);
-        bool mask = j0 < s.all_lo || j0 + M > s.all_hi;
-        product(p, NB_LANES, k + j0 * row, row, 1, qt, NB_LANES, M, N, D, false);
-        product(ds, NB_LANES, v + j0 * row, row, 1, dot, NB_LANES, M, N, D, false);
-        score_gradients(p, ds, j0, M, N, a, &s, mask, lse, delta);
-        if (b->dv) product(b->dv + j0 * Dp, Dp, p, NB_LANES, 1, dor, Dp, M, Dp, n, true);
-        if (b->dk) product(b->dk + j0 * Dp, Dp, ds, NB_LANES, 1, qr, Dp, M, Dp, n, true);
-        if (a->dq) product(dqt, NB_LANES, k + j0 * row, 1, row, ds, NB_LANES, D, N, M, true);
+    for (keys t = {0}; next_keys(&t, &s, b->g);) {
+        int64_t f = t.from;
+        product(p + f, NB_LANES, k + t.j0 * row, row, 1, qt + f, NB_LANES, t.M, N - f, D, false);
+        product(ds + f, NB_LANES, v + t.j0 * row, row, 1, dot + f, NB_LANES, t.M, N - f, D, false);
+        score_gradients(p, ds, &t, N, a, &s, lse, delta);
+        if (b->dv) product(b->dv + t.j0 * Dp, Dp, p + f, NB_LANES, 1, dor + f * Dp, Dp, t.M, Dp, n - f, true);
+        if (b->dk) product(b->dk + t.j0 * Dp, Dp, ds + f, NB_LANES, 1, qr + f * Dp, Dp, t.M, Dp, n - f, true);
+        if (a->dq) product(dqt + f, NB_LANES, k + t.j0 * row, 1, row, ds + f, NB_LANES, D, N - f, t.M, true);
     }
-    for (int64_t l = 0; a->dq && l < n; l++) {
-        float *dq = a->dq + (rows[l] - a->d_o);
-        for (int64_t d = 0; d < D; d++) dq[d] = a->beta_q != 0 ? dqt[d * NB_LANES + l] + a->beta_q * dq[d] : dqt[d * NB_LANES + l];
-    }
+    if (!a->dq) return;
+    for (int64_t l = 0; l < NB_LANES; l++) ones[l] = 1;
+    lane_outputs(dq, a->dq, place, n, D);
+    unpack_transposed(dq, a->beta_q, dqt, ones, n, D);
 }
 
 static void rows_attention_bwd(const nb_attention *a, const nb_attention_block *b, float *scratch) {

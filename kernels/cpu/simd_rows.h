@@ -19,11 +19,6 @@ static void rows_tanh(float *y, const float *x, int64_t n) {
     for (int64_t i = 0; i < n; i += NB_VW) v_store_n(y + i, v_tanh(v_load_n(x + i, n - i)), n - i);
 }
 
-/* v + beta * (what y holds); beta 0 does not read it. */
-NB_INLINE void put(float *y, vf v, float beta, int64_t n) {
-    v_store_n(y, beta != 0 ? v + v_set(beta) * v_load_n(y, n) : v, n);
-}
-
 enum { BLOCK = 1024 }; /* elements summed in float before they join a sum in double */
 
 static float rows_rmsnorm_fwd(float *y, const float *x, const float *w, int64_t C, float eps, float offset) {

@@ -79,6 +79,47 @@ NB_INLINE float v_top(vf x) {
     return t[0];
 }
 
+/* Transposes a square of NB_VW vectors: blocks of h change places for h = NB_VW/2 ... 1. */
+#if defined(__clang__)
+#define V_PICK(x, y, ...) __builtin_shufflevector(x, y, __VA_ARGS__)
+#else
+#define V_PICK(x, y, ...) __builtin_shuffle(x, y, (vi){__VA_ARGS__})
+#endif
+#define V_LOW(lane, h) ((lane) & (h) ? NB_VW + (lane) - (h) : (lane))
+#define V_HIGH(lane, h) ((lane) & (h) ? NB_VW + (lane) : (lane) + (h))
+#define V_4(f, i, h) f(i, h), f(i + 1, h), f(i + 2, h), f(i + 3, h)
+#if NB_VW == 16
+#define V_LANES(f, h) V_4(f, 0, h), V_4(f, 4, h), V_4(f, 8, h), V_4(f, 12, h)
+#elif NB_VW == 8
+#define V_LANES(f, h) V_4(f, 0, h), V_4(f, 4, h)
+#else
+#define V_LANES(f, h) V_4(f, 0, h)
+#endif
+#define V_SWAP(r, h)                                    \
+    for (int i_ = 0; i_ < NB_VW; i_++)                  \
+        if (!(i_ & (h))) {                              \
+            vf x_ = (r)[i_], y_ = (r)[i_ + (h)];        \
+            (r)[i_] = V_PICK(x_, y_, V_LANES(V_LOW, h)); \
+            (r)[i_ + (h)] = V_PICK(x_, y_, V_LANES(V_HIGH, h)); \
+        }
+NB_INLINE void v_transpose(vf r[NB_VW]) {
+#if NB_VW > 8
+    V_SWAP(r, 8)
+#endif
+#if NB_VW > 4
+    V_SWAP(r, 4)
+#endif
+    V_SWAP(r, 2)
+    V_SWAP(r, 1)
+}
+/* Lane i of the answer is the sum of the lanes of r[i]; r is spoilt. */
+NB_INLINE vf v_sums(vf r[NB_VW]) {
+    v_transpose(r);
+    for (int h = NB_VW / 2; h; h /= 2)
+        for (int i = 0; i < h; i++) r[i] += r[i + h];
+    return r[0];
+}
+
 /* exp(x) within 2 units in the last place where the result is a normal number: x = n ln2 + r with |r| <= ln2/2, and
  * exp(r) = 1 + r + r^2 P(r), P a least-maximum fit (relative error of the whole 8e-9). Adding 1.5*2^23 rounds
  * n to an integer that then stands in the low bits. 0 below -87.33 (a few more numbers with AVX-512),
