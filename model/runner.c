@@ -60,23 +60,45 @@ static void forget_gradients(nb_tape *t) {
             if (t->nodes[i].in[j] && !t->nodes[i].in[j]->producer) t->nodes[i].in[j]->grad_written = false;
 }
 
-static nb_status open_runner(nb_runner **out, nb_model *m, nb_arena *arena, int64_t max_tokens, int64_t max_logits, bool backward,
-                             const nb_policy *policy, nb_kv_cache *cache) {
+/* Tape, index arrays and plan; no memory of the device yet. */
+static nb_status prepare(nb_runner **out, nb_model *m, int64_t max_tokens, int64_t max_logits, bool backward,
+                         const nb_policy *policy, nb_kv_cache *cache) {
     nb_runner *r = NB_NEW(nb_runner);
-    *r = (nb_runner){.model = m, .arena = arena, .max_tokens = max_tokens, .max_logits = max_logits, .backward = backward};
+    *r = (nb_runner){.model = m, .max_tokens = max_tokens, .max_logits = max_logits, .backward = backward};
     nb_status st = nb_tape_open(&r->tape, m->dev, nb_model_max_nodes(m));
     r->tape->grad = backward;
     if (policy) r->tape->policy = policy;
     if (st == NB_OK) st = nb_graph_rows_open(&r->rows, max_tokens);
     if (st == NB_OK) st = make_plan(r, cache);
-    if (st == NB_OK) st = nb_arena_grow(arena, m->dev, r->plan.peak);
-    if (st == NB_OK) st = nb_dev_reserve(m->dev, r->plan.ws);
     if (st != NB_OK) {
         nb_runner_free(r);
         return st;
     }
     forget_gradients(r->tape);
     *out = r;
+    return NB_OK;
+}
+
+static nb_status open_runner(nb_runner **out, nb_model *m, nb_arena *arena, int64_t max_tokens, int64_t max_logits, bool backward,
+                             const nb_policy *policy, nb_kv_cache *cache) {
+    nb_runner *r;
+    NB_TRY(prepare(&r, m, max_tokens, max_logits, backward, policy, cache));
+    r->arena = arena;
+    nb_status st = nb_arena_grow(arena, m->dev, r->plan.peak);
+    if (st == NB_OK) st = nb_dev_reserve(m->dev, r->plan.ws);
+    if (st != NB_OK) {
+        nb_runner_free(r);
+        return st;
+    }
+    *out = r;
+    return NB_OK;
+}
+
+nb_status nb_runner_measure(nb_model *m, int64_t max_tokens, const nb_policy *policy, size_t *bytes) {
+    nb_runner *r;
+    NB_TRY(prepare(&r, m, max_tokens, 0, true, policy, NULL));
+    *bytes = r->plan.peak;
+    nb_runner_free(r);
     return NB_OK;
 }
 

@@ -112,6 +112,8 @@ nb_status nb_runner_open_loss(nb_runner **out, nb_model *m, nb_arena *arena, int
 nb_status nb_runner_open_logits(nb_runner **out, nb_model *m, nb_arena *arena, int64_t max_tokens, int64_t max_logits,
                                 nb_kv_cache *cache);
 void nb_runner_free(nb_runner *r);
+/* Activation bytes of a training step over so many tokens, by planning alone. */
+nb_status nb_runner_measure(nb_model *m, int64_t max_tokens, const nb_policy *policy, size_t *bytes);
 size_t nb_runner_bytes(const nb_runner *r); /* activation bytes its plan takes */
 
 /* Set r->tape->training, seed and step first when dropout should act. */

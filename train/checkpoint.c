@@ -1,0 +1,280 @@
+#include "train/checkpoint.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "adapters/parts.h"
+#include "core/file.h"
+#include "core/hash.h"
+#include "core/json.h"
+#include "core/log.h"
+#include "core/mem.h"
+#include "model/safetensors.h"
+
+static const char *const buffer_names[] = {"exp_avg", "exp_avg_sq", "param"};
+
+static void buffers(const nb_run *r, float *out[3]) {
+    out[0] = r->optimizer.m;
+    out[1] = r->optimizer.v;
+    out[2] = r->adapter->data;
+}
+
+/* Keys that may differ between the parts of one run: they do not change what is computed. */
+static const char *const free_keys[] = {
+    "logging_steps", "metrics_file", "eval_strategy", "eval_steps", "evals_per_epoch", "save_strategy", "save_steps", "saves_per_epoch",
+    "save_total_limit", "load_best_model_at_end", "metric_for_best_model", "early_stopping_patience", "resume_from_checkpoint",
+    "auto_resume_from_checkpoints", "threads", "device", "memory_limit", "quantized_cache", "dataset_prepared_path", "output_dir",
+    "loss_watchdog_threshold", "loss_watchdog_patience", "eval_batch_size", "eval_sample_packing", "base_model",
+};
+
+static bool is_free(const char *line, size_t n) {
+    for (int i = 0; i < NB_LEN(free_keys); i++) {
+        size_t k = strlen(free_keys[i]);
+        if (n > k && !strncmp(line, free_keys[i], k) && line[k] == ':') return true;
+    }
+    return false;
+}
+
+/* The lines that count, one after another; test_datasets only judge a run, so they may change. */
+static char *significant(const char *text) {
+    nb_text out = {0};
+    bool skipping = false;
+    for (const char *line = text; *line;) {
+        const char *end = strchr(line, '\n');
+        size_t n = end ? (size_t)(end - line) : strlen(line);
+        bool top = n && line[0] != ' ' && line[0] != '-' && line[0] != '#';
+        if (top) skipping = is_free(line, n) || !strncmp(line, "test_datasets:", 14);
+        if (n && line[0] != '#' && !skipping) nb_text_add(&out, line, n + (end ? 1 : 0));
+        line += n + (end ? 1 : 0);
+    }
+    if (!out.s) nb_text_puts(&out, "");
+    return out.s;
+}
+
+static json_t *identity(const nb_run *r) {
+    nb_text text = {0};
+    nb_config_resolve_text(r->config, &text);
+    char *lines = significant(text.s);
+    json_t *id = json_pack("{s:s, s:s, s:s, s:s}", "config", lines, "base_sha256", r->base->sha256, "tokenizer_sha256",
+                           nb_tokenizer_sha256(r->tokenizer), "data_sha256", r->data.sha256);
+    json_object_set_new(id, "compute_dtype", json_string(nb_dtype_name(r->dev->compute)));
+    free(lines);
+    nb_text_free(&text);
+    return id;
+}
+
+/* ---- saving ---- */
+
+static nb_status put_state(const nb_run *r, const char *path) {
+    int64_t n = r->adapter->n;
+    size_t bytes = (size_t)n * sizeof(float);
+    float *from[3], *host;
+    buffers(r, from);
+    nb_st_writer *w;
+    NB_TRY(nb_st_write_begin(&w, path, NULL));
+    nb_status st = nb_big_alloc((void **)&host, bytes, "writing a checkpoint");
+    for (int i = 0; i < 3 && st == NB_OK; i++) st = nb_st_write_declare(w, buffer_names[i], NB_F32, 1, &n);
+    for (int i = 0; i < 3 && st == NB_OK; i++) {
+        st = r->dev->be->get(r->dev, host, from[i], bytes);
+        if (st == NB_OK) st = nb_st_write_data(w, buffer_names[i], host, bytes);
+    }
+    nb_big_free(host, bytes);
+    if (st == NB_OK) return nb_st_write_end(w);
+    nb_st_write_abort(w);
+    return st;
+}
+
+static nb_status put_trainer_state(const nb_run *r, const nb_train_state *s, const char *state_path, const char *path) {
+    nb_hex sha;
+    NB_TRY(nb_sha256_file(state_path, sha));
+    json_t *j = json_pack("{s:i, s:s, s:I, s:I, s:I, s:I, s:I, s:s, s:o}", "format", 1, "nibble_version", NB_VERSION, "step",
+                          (json_int_t)s->step, "tokens", (json_int_t)s->tokens, "best_step", (json_int_t)s->best_step, "bad_evals",
+                          (json_int_t)s->bad_evals, "watchdog", (json_int_t)s->watchdog, "state_sha256", sha, "identity", identity(r));
+    if (s->best_step) json_object_set_new(j, "best", json_real(s->best));
+    json_object_set_new(j, "total_steps", json_integer(r->total_steps));
+    nb_status st = nb_json_save(path, j);
+    json_decref(j);
+    return st;
+}
+
+nb_status nb_checkpoint_save(const nb_run *r, const nb_train_state *s) {
+    char *dir = nb_asprintf("%s/checkpoint-%lld", r->config->output_dir, (long long)s->step), *tmp = nb_asprintf("%s.tmp", dir);
+    char *state = nb_path_join(tmp, "state.safetensors"), *info = nb_path_join(tmp, "trainer_state.json");
+    char *adapter = nb_path_join(tmp, "adapter");
+    nb_status st;
+    NB_GO(st, nb_remove_tree(tmp), done);
+    NB_GO(st, nb_mkdirs(tmp), done);
+    NB_GO(st, put_state(r, state), done);
+    if (!r->adapter->full) {
+        json_t *m = nb_run_manifest(r, s->step, NULL);
+        st = nb_adapter_save(r->adapter, adapter, m);
+        json_decref(m);
+        if (st == NB_OK && r->n_added_tokens) st = nb_tokenizer_save(r->tokenizer, adapter);
+        if (st != NB_OK) goto done;
+    }
+    NB_GO(st, put_trainer_state(r, s, state, info), done);
+    st = nb_replace_dir(tmp, dir);
+done:
+    if (st != NB_OK) nb_remove_tree(tmp);
+    free(dir), free(tmp), free(state), free(info), free(adapter);
+    return st;
+}
+
+uint64_t nb_checkpoint_bytes(const nb_run *r) {
+    return (uint64_t)r->adapter->n * sizeof(float) * (r->adapter->full ? 3 : 4) + (1 << 16);
+}
+
+/* ---- finding ---- */
+
+static int64_t step_of(const char *name) {
+    char *end;
+    if (strncmp(name, "checkpoint-", 11) != 0) return -1;
+    long long n = strtoll(name + 11, &end, 10);
+    return *end || end == name + 11 ? -1 : n;
+}
+
+static int newest_first(const void *x, const void *y) {
+    int64_t i = *(const int64_t *)x, j = *(const int64_t *)y;
+    return i < j ? 1 : -(i > j);
+}
+
+static nb_status list_steps(const char *output_dir, int64_t **steps, int *n) {
+    char **names;
+    int n_names;
+    *steps = NULL;
+    *n = 0;
+    if (!nb_is_dir(output_dir)) return NB_OK;
+    NB_TRY(nb_list_dir(output_dir, &names, &n_names));
+    *steps = nb_calloc((size_t)n_names + 1, sizeof **steps);
+    for (int i = 0; i < n_names; i++) {
+        int64_t s = step_of(names[i]);
+        if (s >= 0) (*steps)[(*n)++] = s;
+        free(names[i]);
+    }
+    free(names);
+    qsort(*steps, (size_t)*n, sizeof **steps, newest_first);
+    return NB_OK;
+}
+
+static nb_status is_whole(const char *dir) {
+    char *state = nb_path_join(dir, "state.safetensors"), *info = nb_path_join(dir, "trainer_state.json");
+    json_t *j = NULL;
+    const char *want = NULL;
+    nb_hex sha;
+    nb_status st;
+    NB_GO(st, nb_json_load(info, &j), done);
+    NB_GO(st, nb_json_str(j, "state_sha256", &want, info), done);
+    NB_GO(st, nb_sha256_file(state, sha), done);
+    if (!want || strcmp(sha, want) != 0) st = nb_fail(NB_EINPUT, "%s: not the file trainer_state.json describes (damaged?)", state);
+done:
+    json_decref(j);
+    free(state), free(info);
+    return st;
+}
+
+nb_status nb_checkpoint_find(const char *output_dir, char **dir) {
+    int64_t *steps;
+    int n;
+    *dir = NULL;
+    NB_TRY(list_steps(output_dir, &steps, &n));
+    for (int i = 0; i < n && !*dir; i++) {
+        *dir = nb_asprintf("%s/checkpoint-%lld", output_dir, (long long)steps[i]);
+        if (is_whole(*dir) == NB_OK) break;
+        nb_warn("%s is passed over: %s", *dir, nb_message());
+        free(*dir);
+        *dir = NULL;
+    }
+    free(steps);
+    return NB_OK;
+}
+
+nb_status nb_checkpoint_prune(const nb_config *c, int64_t best_step) {
+    int64_t *steps;
+    int n;
+    nb_status st = NB_OK;
+    if (!c->save_total_limit) return NB_OK;
+    NB_TRY(list_steps(c->output_dir, &steps, &n));
+    for (int i = (int)c->save_total_limit; i < n && st == NB_OK; i++) {
+        if (steps[i] == best_step && c->load_best_model_at_end) continue;
+        char *dir = nb_asprintf("%s/checkpoint-%lld", c->output_dir, (long long)steps[i]);
+        st = nb_remove_tree(dir);
+        free(dir);
+    }
+    free(steps);
+    return st;
+}
+
+/* ---- loading ---- */
+
+/* Appends the lines of `ours` that `theirs` lacks. */
+static int lines_only_in(nb_text *out, const char *ours, const char *theirs, const char *mark) {
+    int n = 0;
+    for (const char *line = ours; *line;) {
+        const char *end = strchr(line, '\n');
+        size_t len = end ? (size_t)(end - line) : strlen(line);
+        char *one = nb_asprintf("\n%.*s\n", (int)len, line), *hay = nb_asprintf("\n%s\n", theirs);
+        if (!strstr(hay, one) && n++ < 12) nb_text_printf(out, "\n  %s %.*s", mark, (int)len, line);
+        free(one), free(hay);
+        line += len + (end ? 1 : 0);
+    }
+    return n;
+}
+
+static nb_status same_run(const nb_run *r, const json_t *theirs, const char *dir) {
+    json_t *ours = identity(r);
+    nb_text diff = {0};
+    const char *key;
+    json_t *v;
+    int n = 0;
+    json_object_foreach(ours, key, v) {
+        const char *mine = json_string_value(v), *old = json_string_value(json_object_get(theirs, key));
+        if (!old) old = "";
+        if (!strcmp(mine, old)) continue;
+        if (strcmp(key, "config") != 0) n++, nb_text_printf(&diff, "\n  %s: %.16s... there, %.16s... now", key, old, mine);
+        else n += lines_only_in(&diff, old, mine, "there:") + lines_only_in(&diff, mine, old, "now:  ");
+    }
+    json_decref(ours);
+    nb_status st = n ? nb_fail(NB_EINPUT, "%s belongs to another run; what differs:%s\nUse another output_dir, or --overwrite to start anew "
+                               "(the old checkpoints are deleted)", dir, diff.s)
+                     : NB_OK;
+    nb_text_free(&diff);
+    return st;
+}
+
+static nb_status get_state(nb_run *r, const char *path) {
+    nb_st s;
+    NB_TRY(nb_st_open_file(&s, path));
+    float *to[3];
+    buffers(r, to);
+    nb_status st = NB_OK;
+    for (int i = 0; i < 3 && st == NB_OK; i++) {
+        const nb_st_tensor *t = nb_st_find(&s, buffer_names[i]);
+        if (!t || t->dtype != NB_F32 || t->n_dims != 1 || t->d[0] != r->adapter->n)
+            st = nb_fail(NB_EINPUT, "%s: %s is missing or has another size", path, buffer_names[i]);
+        else st = r->dev->be->put(r->dev, to[i], t->data, t->bytes);
+    }
+    nb_st_close(&s);
+    return st;
+}
+
+nb_status nb_checkpoint_load(nb_run *r, nb_train_state *s, const char *dir) {
+    char *state = nb_path_join(dir, "state.safetensors"), *info = nb_path_join(dir, "trainer_state.json");
+    json_t *j = NULL;
+    *s = (nb_train_state){0};
+    nb_status st;
+    NB_GO(st, is_whole(dir), done);
+    NB_GO(st, nb_json_load(info, &j), done);
+    NB_GO(st, same_run(r, json_object_get(j, "identity"), dir), done);
+    NB_GO(st, nb_json_int(j, "step", &s->step, info), done);
+    NB_GO(st, nb_json_int(j, "tokens", &s->tokens, info), done);
+    NB_GO(st, nb_json_real(j, "best", &s->best, info), done);
+    NB_GO(st, nb_json_int(j, "best_step", &s->best_step, info), done);
+    NB_GO(st, nb_json_int(j, "bad_evals", &s->bad_evals, info), done);
+    NB_GO(st, nb_json_int(j, "watchdog", &s->watchdog, info), done);
+    if (s->step < 0 || s->step > r->total_steps) st = nb_fail(NB_EINPUT, "%s: step %lld of %lld", info, (long long)s->step, (long long)r->total_steps);
+    if (st == NB_OK) st = get_state(r, state);
+done:
+    json_decref(j);
+    free(state), free(info);
+    return st;
+}

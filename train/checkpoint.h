@@ -1,0 +1,33 @@
+/* Checkpoints: OUTPUT_DIR/checkpoint-STEP holds all that is needed to go on as if nothing had happened.
+ *
+ *   state.safetensors    param, exp_avg, exp_avg_sq: the flat buffers, f32
+ *   trainer_state.json   step, best metric, counters, sha256 of state.safetensors, and what the run is: the resolved
+ *                        configuration and the sha256 of base, tokenizer and data
+ *   adapter/             the same weights as a PEFT folder (not with adapter: full)
+ *
+ * A checkpoint is written beside its name, synced and renamed: it is whole or not there. Data order and dropout are
+ * functions of the step, so no other state exists. */
+#ifndef NB_TRAIN_CHECKPOINT_H
+#define NB_TRAIN_CHECKPOINT_H
+
+#include "train/run.h"
+
+typedef struct nb_train_state {
+    int64_t step;         /* optimizer steps done */
+    int64_t tokens;       /* trained so far, prompts included */
+    double best;          /* best value of the metric; meaningless while best_step is 0 */
+    int64_t best_step, bad_evals, watchdog;
+} nb_train_state;
+
+nb_status nb_checkpoint_save(const nb_run *r, const nb_train_state *s);
+/* Deletes the oldest beyond save_total_limit (0: none); the best step's is kept besides. */
+nb_status nb_checkpoint_prune(const nb_config *c, int64_t best_step);
+/* Newest checkpoint of output_dir whose state is whole (broken ones are warned about and passed over); *dir NULL if
+ * there is none. Caller frees. */
+nb_status nb_checkpoint_find(const char *output_dir, char **dir);
+/* Reads a checkpoint into the run. One of another run is refused with the differences. */
+nb_status nb_checkpoint_load(nb_run *r, nb_train_state *s, const char *dir);
+/* Bytes a checkpoint takes. */
+uint64_t nb_checkpoint_bytes(const nb_run *r);
+
+#endif

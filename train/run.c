@@ -1,0 +1,230 @@
+#include "train/run.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/cpu.h"
+#include "core/log.h"
+#include "core/mem.h"
+
+static nb_dtype compute_dtype(const nb_config *c) {
+    if (c->load_in_4bit && c->bnb_4bit_compute_dtype == NB_COMPUTE_BF16) return NB_BF16;
+    if (c->load_in_4bit && c->bnb_4bit_compute_dtype == NB_COMPUTE_F32) return NB_F32;
+    if (c->bf16 == NB_AUTO) return nb_cpu_has_bf16() ? NB_BF16 : NB_F32;
+    return c->bf16 ? NB_BF16 : NB_F32;
+}
+
+static int by_id(const void *x, const void *y) {
+    int32_t i = *(const int32_t *)x, j = *(const int32_t *)y;
+    return i < j ? -1 : i > j;
+}
+
+static nb_status add_token(nb_run *r, const char *role, const char *token) {
+    if (!token) return NB_OK;
+    bool known = nb_tokenizer_token_id(r->tokenizer, token) >= 0;
+    if (role) NB_TRY(nb_tokenizer_set_special(r->tokenizer, role, token));
+    else NB_TRY(nb_tokenizer_add(r->tokenizer, token, false, NULL));
+    if (known) return NB_OK;
+    int32_t id = nb_tokenizer_token_id(r->tokenizer, token);
+    if (id >= r->base->spec.vocab)
+        return nb_fail(NB_EUNSUPPORTED, "%s: token \"%s\" would need row %d of the embedding, which has %lld and none to spare: "
+                       "use a token the tokenizer already has", r->config->file ? r->config->file : "config", token, id,
+                       (long long)r->base->spec.vocab);
+    r->added_tokens = nb_realloc(r->added_tokens, (size_t)r->n_added_tokens + 1, sizeof *r->added_tokens);
+    r->added_tokens[r->n_added_tokens++] = id;
+    return NB_OK;
+}
+
+static nb_status open_tokenizer(nb_run *r) {
+    nb_config *c = r->config;
+    NB_TRY(nb_tokenizer_load(&r->tokenizer, c->tokenizer ? c->tokenizer : r->base->dir));
+    NB_TRY(add_token(r, "bos_token", c->special_tokens_bos_token));
+    NB_TRY(add_token(r, "eos_token", c->special_tokens_eos_token));
+    NB_TRY(add_token(r, "pad_token", c->special_tokens_pad_token));
+    NB_TRY(add_token(r, "unk_token", c->special_tokens_unk_token));
+    for (int i = 0; i < c->tokens.n; i++) NB_TRY(add_token(r, NULL, c->tokens.v[i]));
+    if (r->n_added_tokens) qsort(r->added_tokens, (size_t)r->n_added_tokens, sizeof *r->added_tokens, by_id);
+    if (nb_tokenizer_vocab_size(r->tokenizer) > r->base->spec.vocab)
+        return nb_fail(NB_EINPUT, "%s: the tokenizer has %d tokens, the model's embedding only %lld rows: they do not belong together",
+                       c->tokenizer ? c->tokenizer : r->base->dir, nb_tokenizer_vocab_size(r->tokenizer), (long long)r->base->spec.vocab);
+    return NB_OK;
+}
+
+nb_status nb_run_open_model(nb_run *r, nb_config *c) {
+    *r = (nb_run){.config = c};
+    nb_threads_set((int)c->threads);
+    NB_TRY(nb_dev_open(&r->dev, "cpu", compute_dtype(c)));
+    double start = nb_now();
+    nb_base_options o = {.load_in_4bit = c->load_in_4bit, .double_quant = c->bnb_4bit_use_double_quant, .quantized_cache = c->quantized_cache,
+                         .reinit = c->reinit_weights, .seed = (uint64_t)c->seed, .keep_f32 = c->reinit_weights && c->adapter == NB_ADAPTER_FULL};
+    NB_TRY(nb_base_load(&r->base, c->base_model, &o));
+    r->t_base = nb_now() - start;
+    if (c->base_model_sha256 && strcmp(c->base_model_sha256, r->base->sha256) != 0)
+        return nb_fail(NB_EINPUT, "%s: sha256 is %s, base_model_sha256 wants %s", c->base_model, r->base->sha256, c->base_model_sha256);
+    NB_TRY(open_tokenizer(r));
+    int64_t context = r->base->spec.context;
+    r->sequence_len = c->sequence_len ? c->sequence_len : context < 2048 ? context : 2048;
+    if (r->sequence_len > context)
+        nb_warn("sequence_len %lld is beyond the %lld positions the model was trained with", (long long)r->sequence_len, (long long)context);
+    return nb_model_open(&r->model, r->base, r->dev, r->sequence_len > context ? r->sequence_len : context);
+}
+
+nb_status nb_run_open_adapter(nb_run *r) {
+    nb_config *c = r->config;
+    if (c->adapter == NB_ADAPTER_FULL) {
+        if (r->n_added_tokens == 0 || c->reinit_weights) NB_TRY(nb_adapter_new_full(&r->adapter, r->model));
+        else return nb_fail(NB_EUNSUPPORTED, "adapter: full trains every embedding row; give added tokens to the base first");
+    } else if (c->lora_model_dir) {
+        NB_TRY(nb_adapter_load(&r->adapter, r->model, c->lora_model_dir, true));
+        r->adapter->dropout = c->lora_dropout;
+        nb_adapter_enable(r->adapter, true);
+    } else {
+        bool all = c->lora_target_linear || (c->lora_target_modules.n == 1 && !strcmp(c->lora_target_modules.v[0], "all-linear"));
+        nb_lora_options o = {.r = c->lora_r, .alpha = c->lora_alpha, .dropout = c->lora_dropout, .rslora = c->peft_use_rslora,
+                             .layers = c->peft_layers_to_transform.n ? c->peft_layers_to_transform.v : NULL,
+                             .n_layers = c->peft_layers_to_transform.n, .token_ids = r->added_tokens,
+                             .n_token_ids = r->n_added_tokens, .seed = (uint64_t)c->seed};
+        if (!all && c->lora_target_modules.scalar) o.pattern = c->lora_target_modules.v[0];
+        else if (!all) o.targets = (const char *const *)c->lora_target_modules.v, o.n_targets = c->lora_target_modules.n;
+        NB_TRY(nb_adapter_new(&r->adapter, r->model, &o));
+    }
+    NB_TRY(nb_optimizer_open(&r->optimizer, r->adapter));
+    nb_optimizer *o = &r->optimizer;
+    o->beta1 = c->adam_beta1, o->beta2 = c->adam_beta2, o->epsilon = c->adam_epsilon;
+    o->weight_decay = c->weight_decay, o->max_grad_norm = c->max_grad_norm;
+    return NB_OK;
+}
+
+nb_status nb_run_open_data(nb_run *r) {
+    nb_config *c = r->config;
+    double start = nb_now();
+    NB_TRY(nb_data_open(&r->data, c, r->tokenizer, r->sequence_len));
+    nb_loader_options o = {.sequence_len = r->sequence_len, .micro_batch_size = c->micro_batch_size,
+                           .accumulation = c->gradient_accumulation_steps, .packing = c->sample_packing, .shuffle = true,
+                           .epochs = c->num_epochs, .max_steps = c->max_steps, .seed = (uint64_t)c->seed};
+    NB_TRY(nb_loader_open(&r->loader, &r->data, &o));
+    r->total_steps = nb_loader_steps(r->loader);
+    r->t_data = nb_now() - start;
+    return NB_OK;
+}
+
+static const nb_policy *policy_of(const nb_config *c) {
+    return c->gradient_checkpointing ? &nb_policy_checkpoint : &nb_policy_keep_all;
+}
+
+static nb_status does_it_fit(const nb_run *r) {
+    nb_memory_plan m = nb_run_memory(r);
+    size_t limit = r->config->memory_limit ? r->config->memory_limit : nb_cpu_get()->memory;
+    if (m.total <= limit) return NB_OK;
+    char need[16], have[16];
+    return nb_fail(NB_ENOMEM, "this run needs %s, %s: %s. Use gradient_checkpointing: true, a smaller micro_batch_size or "
+                   "sequence_len (`nibble plan` shows what fits)", nb_bytes((double)m.total, need),
+                   r->config->memory_limit ? "memory_limit allows" : "the machine has", nb_bytes((double)limit, have));
+}
+
+nb_status nb_run_open_runners(nb_run *r) {
+    nb_config *c = r->config;
+    int64_t tokens = r->sequence_len * c->micro_batch_size;
+    size_t activations;
+    NB_TRY(nb_run_plan_tokens(r, tokens, c->gradient_checkpointing, &activations));
+    if (c->memory_limit && activations > c->memory_limit) {
+        char need[16], have[16];
+        return nb_fail(NB_ENOMEM, "activations of %lld tokens need %s, memory_limit allows %s: use gradient_checkpointing: true or "
+                       "fewer tokens (`nibble plan` shows what fits)", (long long)tokens, nb_bytes((double)activations, need),
+                       nb_bytes((double)c->memory_limit, have));
+    }
+    NB_TRY(nb_runner_open_loss(&r->train, r->model, &r->arena, tokens, true, policy_of(c)));
+    r->train->tape->seed = (uint64_t)c->seed;
+    NB_TRY(nb_runner_open_loss(&r->eval, r->model, &r->arena, r->sequence_len * c->eval_batch_size, false, NULL));
+    return does_it_fit(r);
+}
+
+nb_status nb_run_plan_tokens(nb_run *r, int64_t tokens, bool checkpointing, size_t *bytes) {
+    return nb_runner_measure(r->model, tokens, checkpointing ? &nb_policy_checkpoint : &nb_policy_keep_all, bytes);
+}
+
+void nb_run_close(nb_run *r) {
+    nb_runner_free(r->train);
+    nb_runner_free(r->eval);
+    nb_loader_free(r->loader);
+    nb_data_free(&r->data);
+    nb_optimizer_close(&r->optimizer);
+    nb_adapter_free(r->adapter);
+    nb_model_free(r->model);
+    nb_tokenizer_free(r->tokenizer);
+    nb_base_free(r->base);
+    nb_arena_free(&r->arena);
+    if (r->dev) nb_dev_close(r->dev);
+    free(r->added_tokens);
+    *r = (nb_run){0};
+}
+
+/* ---- memory ---- */
+
+static size_t base_bytes(const nb_base *b) {
+    int64_t n = nb_weight_bytes(&b->embed) + (b->spec.tied ? 0 : nb_weight_bytes(&b->head.w)) + b->spec.hidden * 4;
+    for (int64_t l = 0; l < b->spec.layers; l++) {
+        n += NB_NORMS * b->spec.hidden * 4;
+        for (int s = 0; s < NB_SLOTS; s++)
+            if (b->layer[l].lin[s].w.rows) n += nb_weight_bytes(&b->layer[l].lin[s].w);
+    }
+    return (size_t)n;
+}
+
+nb_memory_plan nb_run_memory(const nb_run *r) {
+    nb_memory_plan m = {0};
+    size_t one = r->adapter ? (size_t)r->adapter->n * sizeof(float) : 0;
+    m.base = base_bytes(r->base);
+    m.adapter = m.gradients = one;
+    m.optimizer = 2 * one;
+    m.activations_train = r->train ? nb_runner_bytes(r->train) : 0;
+    m.activations_eval = r->eval ? nb_runner_bytes(r->eval) : 0;
+    m.scratch = r->dev->ws_size;
+    m.tables = (size_t)(r->model->positions * r->base->spec.rope.rot) * sizeof(float);
+    m.total = m.base + m.adapter + m.gradients + m.optimizer + m.scratch + m.tables + r->arena.bytes;
+    return m;
+}
+
+void nb_memory_plan_text(const nb_memory_plan *m, nb_text *out) {
+    const struct { const char *name; size_t bytes; } rows[] = {
+        {"frozen base", m->base}, {"trained weights", m->adapter}, {"their gradients", m->gradients}, {"optimizer state", m->optimizer},
+        {"activations, training", m->activations_train}, {"activations, evaluation", m->activations_eval},
+        {"kernel scratch", m->scratch}, {"position tables", m->tables}, {"in all", m->total},
+    };
+    char buf[16];
+    for (int i = 0; i < NB_LEN(rows); i++) nb_text_printf(out, "  %-26s %12s\n", rows[i].name, nb_bytes((double)rows[i].bytes, buf));
+}
+
+/* ---- manifest ---- */
+
+static json_t *list_of_ids(const int32_t *ids, int n) {
+    json_t *list = json_array();
+    for (int i = 0; i < n; i++) json_array_append_new(list, json_integer(ids[i]));
+    return list;
+}
+
+json_t *nb_run_manifest(const nb_run *r, int64_t step, const json_t *held_out) {
+    const nb_config *c = r->config;
+    static const char *const templates[] = {"tokenizer_default", "chatml", "llama3", "mistral", "zephyr", "alpaca"};
+    nb_text text = {0};
+    nb_config_resolve_text(c, &text);
+    json_t *m = json_object();
+    json_object_set_new(m, "format", json_integer(1));
+    json_object_set_new(m, "nibble_version", json_string(NB_VERSION));
+    json_object_set_new(m, "base", json_string(r->base->dir));
+    json_object_set_new(m, "base_sha256", json_string(r->base->sha256));
+    json_object_set_new(m, "base_prequantized", json_boolean(r->base->prequantized));
+    json_object_set_new(m, "load_in_4bit", json_boolean(r->base->quantized));
+    json_object_set_new(m, "double_quant", json_boolean(r->base->double_quant));
+    json_object_set_new(m, "compute_dtype", json_string(nb_dtype_name(r->dev->compute)));
+    json_object_set_new(m, "tokenizer_sha256", json_string(nb_tokenizer_sha256(r->tokenizer)));
+    json_object_set_new(m, "chat_template", json_string(templates[c->chat_template]));
+    json_object_set_new(m, "added_tokens", list_of_ids(r->added_tokens, r->n_added_tokens));
+    json_object_set_new(m, "data_sha256", json_string(r->data.sha256));
+    json_object_set_new(m, "step", json_integer(step));
+    json_object_set_new(m, "steps", json_integer(r->total_steps));
+    json_object_set_new(m, "config", json_string(text.s));
+    if (held_out) json_object_set(m, "held_out", (json_t *)(uintptr_t)held_out);
+    nb_text_free(&text);
+    return m;
+}

@@ -1,0 +1,55 @@
+/* Everything a run is made of, set up from its configuration in one place: `nibble train`, `plan` and `eval CONFIG`
+ * all begin here. */
+#ifndef NB_TRAIN_RUN_H
+#define NB_TRAIN_RUN_H
+
+#include "adapters/adapter.h"
+#include "configs/config.h"
+#include "data/dataset.h"
+#include "data/tokenizer.h"
+#include "model/transformer.h"
+#include "train/optimizer.h"
+
+typedef struct nb_run {
+    nb_config *config; /* borrowed */
+    nb_dev *dev;
+    nb_base *base;
+    nb_tokenizer *tokenizer;
+    nb_model *model;
+    nb_adapter *adapter;
+    nb_optimizer optimizer;
+    nb_data data;
+    nb_loader *loader;
+    nb_arena arena;
+    nb_runner *train, *eval;
+    int64_t sequence_len;   /* resolved */
+    int64_t total_steps;
+    int32_t *added_tokens;  /* ids trained as rows */
+    int n_added_tokens;
+    double t_base, t_data;  /* seconds */
+} nb_run;
+
+/* Device, base, tokenizer (with added tokens), model. */
+nb_status nb_run_open_model(nb_run *r, nb_config *c);
+/* The adapter (new, from lora_model_dir, or full) and its optimizer. */
+nb_status nb_run_open_adapter(nb_run *r);
+/* The data sets and the loader. */
+nb_status nb_run_open_data(nb_run *r);
+/* Plans and allocates the memory of training and evaluation; refuses what does not fit. */
+nb_status nb_run_open_runners(nb_run *r);
+void nb_run_close(nb_run *r);
+
+/* Bytes by class, known before step 1. */
+typedef struct nb_memory_plan {
+    size_t base, adapter, gradients, optimizer, activations_train, activations_eval, scratch, tables, data, total;
+} nb_memory_plan;
+nb_memory_plan nb_run_memory(const nb_run *r);
+/* "base 3.1 MiB, adapter ..., total ..." on several lines. */
+void nb_memory_plan_text(const nb_memory_plan *m, nb_text *out);
+/* What can be trained with sequence_len and micro_batch_size tokens: activation bytes, by planning alone. */
+nb_status nb_run_plan_tokens(nb_run *r, int64_t tokens, bool checkpointing, size_t *bytes);
+
+/* What an adapter was trained from: goes into its folder as nibble_manifest.json. Caller json_decref's. */
+json_t *nb_run_manifest(const nb_run *r, int64_t step, const json_t *held_out);
+
+#endif
