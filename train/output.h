@@ -1,0 +1,27 @@
+/* What a run leaves in its output_dir besides checkpoints, and what it finds there at the start. */
+#ifndef NB_TRAIN_OUTPUT_H
+#define NB_TRAIN_OUTPUT_H
+
+#include <stdio.h>
+
+#include "train/checkpoint.h"
+
+/* Decides how to begin: *resume_from is the checkpoint to load (NULL: from the beginning; caller frees). Refuses to
+ * write over what another run left unless `overwrite`, which deletes it. */
+nb_status nb_output_prepare(const nb_config *c, const char *resume, bool overwrite, char **resume_from);
+/* Writes config.yaml (resolved). */
+nb_status nb_output_config(const nb_config *c);
+/* Room for two checkpoints and the adapter? */
+nb_status nb_output_space(const nb_run *r);
+
+/* metrics.jsonl, appended line by line; opened cut back to lines of steps <= step. */
+nb_status nb_metrics_open(FILE **f, const nb_config *c, int64_t step);
+nb_status nb_metrics_write(FILE *f, const nb_config *c, json_t *line /* stolen */);
+
+/* Saves the adapter (or the whole model) as OUTPUT_DIR/name; held_out may be NULL. */
+nb_status nb_output_save_model(const nb_run *r, const char *name, int64_t step, const json_t *held_out);
+/* Copies OUTPUT_DIR/from (a folder of files) to OUTPUT_DIR/to, replacing it. */
+nb_status nb_output_copy_model(const nb_config *c, const char *from, const char *to);
+size_t nb_peak_memory(void); /* bytes, of this process */
+
+#endif
