@@ -61,7 +61,7 @@ static size_t utf8_sequence(const unsigned char *p, size_t n) {
     return len;
 }
 
-bool nb_utf8_valid(const char *text, size_t n, size_t *bad) {
+bool nb_utf8_check(const char *text, size_t n, size_t *bad) {
     const unsigned char *p = (const unsigned char *)text;
     for (size_t i = 0; i < n;) {
         uint64_t word;
@@ -84,7 +84,7 @@ static nb_status check_utf8(nb_source *s) {
     size_t bad, n = s->map.size;
     if (n >= 2 && ((p[0] == 0xFF && p[1] == 0xFE) || (p[0] == 0xFE && p[1] == 0xFF)))
         return nb_fail(NB_EINPUT, "%s: is UTF-16; convert it: iconv -f UTF-16 -t UTF-8", s->path);
-    if (!nb_utf8_valid((const char *)p, n, &bad)) {
+    if (!nb_utf8_check((const char *)p, n, &bad)) {
         int64_t line = 1;
         for (size_t i = 0; i < bad; i++) line += p[i] == '\n';
         return nb_fail(NB_EINPUT, "%s:%lld: invalid UTF-8 at byte offset %zu (byte 0x%02X); if the file is Latin-1, convert "
