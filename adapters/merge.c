@@ -1,0 +1,278 @@
+#include "adapters/merge.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "adapters/parts.h"
+#include "core/file.h"
+#include "core/json.h"
+#include "core/log.h"
+#include "core/mem.h"
+#include "model/safetensors.h"
+
+typedef struct merger {
+    nb_session *s;
+    nb_dev *dev;   /* f32 */
+    bool roundtrip;
+    nb_progress bar;
+    double done;
+} merger;
+
+/* ---- one tensor ---- */
+
+static const struct nb_attached *adapted(const nb_adapter *a, const char *tensor) {
+    size_t n = strlen(tensor);
+    if (n < 8 || strcmp(tensor + n - 7, ".weight") != 0) return NULL;
+    for (int i = 0; i < a->n_attached; i++) {
+        const char *module = a->attached[i].lin->base->name;
+        if (strlen(module) == n - 7 && !strncmp(module, tensor, n - 7)) return &a->attached[i];
+    }
+    return NULL;
+}
+
+static void store(void *out, nb_dtype dtype, int64_t at, const float *x, int64_t n) {
+    for (int64_t i = 0; i < n; i++) {
+        if (dtype == NB_F32) ((float *)out)[at + i] = x[i];
+        else ((uint16_t *)out)[at + i] = dtype == NB_BF16 ? nb_f32_to_bf16(x[i]) : nb_f32_to_f16(x[i]);
+    }
+}
+
+/* out = round(W + scale * B A), some rows at a time. */
+static nb_status merge_linear(merger *m, const nb_st_tensor *t, const struct nb_attached *at, void *out) {
+    enum { ROWS = 256 };
+    const nb_tensor *A = at->A, *B = at->B;
+    int64_t rows = B->d[0], cols = A->d[1], r = A->d[0];
+    if (t->n_dims != 2 || t->d[0] != rows || t->d[1] != cols)
+        return nb_fail(NB_EINPUT, "%s is not a [%lld,%lld] matrix", t->name, (long long)rows, (long long)cols);
+    float *w = nb_malloc((size_t)(ROWS * cols) * sizeof *w);
+    nb_status st = NB_OK;
+    for (int64_t i = 0; i < rows && st == NB_OK; i += ROWS) {
+        int64_t n = rows - i < ROWS ? rows - i : ROWS;
+        if (m->roundtrip) nb_weight_decode(w, cols, &at->lin->base->w, i, n, 0, cols);
+        else nb_st_read_f32(t, w, i * cols, n * cols);
+        st = m->dev->k->gemm(m->dev, w, cols, B->data + i * r, r, false, A->data, cols, false, n, cols, r, at->scale, 1);
+        for (int64_t j = 0; j < n * cols && st == NB_OK; j++)
+            if (!isfinite(w[j])) st = nb_fail(NB_ENUMERIC, "%s: the merged weight is not finite", t->name);
+        store(out, t->dtype, i * cols, w, n * cols);
+    }
+    free(w);
+    return st;
+}
+
+/* Embedding or untied head with the adapter's token rows put in. */
+static const nb_tensor *replaced_rows(const merger *m, const char *tensor) {
+    const nb_spec *spec = m->s->model->spec;
+    const nb_token_rows *rows = &m->s->adapter->rows;
+    char *embed = nb_asprintf("%s.weight", nb_spec_embed_name(spec)), *head = nb_asprintf("%s.weight", nb_spec_head_name(spec));
+    const nb_tensor *t = !rows->n ? NULL : !strcmp(tensor, embed) ? rows->embed : !strcmp(tensor, head) ? rows->head : NULL;
+    free(embed), free(head);
+    return t;
+}
+
+static nb_status put_tensor(merger *m, nb_st_writer *w, const nb_st_tensor *t) {
+    const struct nb_attached *at = adapted(m->s->adapter, t->name);
+    const nb_tensor *rows = replaced_rows(m, t->name);
+    if (!at && !rows) return nb_st_write_data(w, t->name, t->data, t->bytes);
+    if (t->dtype != NB_F32 && t->dtype != NB_BF16 && t->dtype != NB_F16)
+        return nb_fail(NB_EUNSUPPORTED, "%s is stored as %s: only float weights can be merged into", t->name, nb_dtype_name(t->dtype));
+    void *out;
+    NB_TRY(nb_big_alloc(&out, t->bytes, t->name));
+    nb_status st = NB_OK;
+    if (at) {
+        st = merge_linear(m, t, at, out);
+    } else {
+        memcpy(out, t->data, t->bytes);
+        for (int64_t i = 0; i < m->s->adapter->rows.n; i++)
+            store(out, t->dtype, m->s->adapter->rows.ids[i] * rows->d[1], rows->data + i * rows->d[1], rows->d[1]);
+    }
+    if (st == NB_OK) st = nb_st_write_data(w, t->name, out, t->bytes);
+    nb_big_free(out, t->bytes);
+    return st;
+}
+
+/* ---- folders ---- */
+
+static nb_status write_shard(merger *m, const nb_st *base, int shard, const char *dir) {
+    char *path = nb_path_join(dir, nb_path_base(base->files[shard].path));
+    json_t *meta = json_pack("{s:s}", "format", "pt");
+    nb_st_writer *w;
+    nb_status st = nb_st_write_begin(&w, path, meta);
+    json_decref(meta);
+    free(path);
+    if (st != NB_OK) return st;
+    for (int i = 0; i < base->n_tensors && st == NB_OK; i++)
+        if (base->tensors[i].shard == shard) st = nb_st_write_declare(w, base->tensors[i].name, base->tensors[i].dtype, base->tensors[i].n_dims, base->tensors[i].d);
+    for (int i = 0; i < base->n_tensors && st == NB_OK; i++) {
+        if (base->tensors[i].shard != shard) continue;
+        st = put_tensor(m, w, &base->tensors[i]);
+        nb_progress_set(&m->bar, m->done += (double)base->tensors[i].bytes / 1e6, NULL);
+    }
+    if (st == NB_OK) return nb_st_write_end(w);
+    nb_st_write_abort(w);
+    return st;
+}
+
+static nb_status check_out(const char *out, uint64_t need) {
+    char **names;
+    int n = 0;
+    if (nb_file_exists(out)) {
+        NB_TRY(nb_list_dir(out, &names, &n));
+        for (int i = 0; i < n; i++) free(names[i]);
+        free(names);
+        if (n) return nb_fail(NB_EINPUT, "%s: is not empty; nothing was written. Name another folder", out);
+    }
+    uint64_t room;
+    NB_TRY(nb_free_space(out, &room));
+    char a[16], b[16];
+    if (room < need) return nb_fail(NB_EIO, "%s: %s free, %s needed", out, nb_bytes((double)room, a), nb_bytes((double)need, b));
+    return NB_OK;
+}
+
+static nb_status write_folder(merger *m, const nb_st *base, const char *dir) {
+    const char *from = m->s->base->dir;
+    char *index = nb_path_join(from, "model.safetensors.index.json"), *index_out = nb_path_join(dir, "model.safetensors.index.json");
+    nb_status st;
+    NB_GO(st, nb_mkdirs(dir), done);
+    NB_GO(st, nb_copy_model_files(from, dir), done);
+    if (m->s->adapter->rows.n) NB_GO(st, nb_tokenizer_save(m->s->tokenizer, dir), done);
+    if (nb_file_exists(index)) NB_GO(st, nb_file_copy(index, index_out), done);
+    for (int f = 0; f < base->n_files && st == NB_OK; f++) st = write_shard(m, base, f, dir);
+done:
+    free(index), free(index_out);
+    return st;
+}
+
+static nb_status merge_float(nb_session *s, const char *out, bool roundtrip) {
+    nb_st base;
+    merger m = {.s = s, .roundtrip = roundtrip};
+    char *tmp = nb_asprintf("%s.tmp", out);
+    uint64_t bytes = 0;
+    NB_TRY(nb_st_open_dir(&base, s->base->dir, "model"));
+    for (int i = 0; i < base.n_tensors; i++) bytes += base.tensors[i].bytes;
+    nb_status st;
+    NB_GO(st, check_out(out, bytes + (1 << 20)), done);
+    NB_GO(st, nb_dev_open(&m.dev, "cpu", NB_F32), done);
+    NB_GO(st, nb_dev_reserve(m.dev, m.dev->be->gemm_ws(m.dev, 256, s->base->spec.vocab > 65536 ? s->base->spec.vocab : 65536, s->adapter->r)), done);
+    NB_GO(st, nb_remove_tree(tmp), done);
+    nb_progress_begin(&m.bar, "merge", (double)bytes / 1e6, "MB");
+    st = write_folder(&m, &base, tmp);
+    nb_progress_end(&m.bar);
+    if (st == NB_OK) st = nb_replace_dir(tmp, out);
+done:
+    if (st != NB_OK) nb_remove_tree(tmp);
+    if (m.dev) nb_dev_close(m.dev);
+    nb_st_close(&base);
+    free(tmp);
+    return st;
+}
+
+/* A base stored in 4 bits has no float tensors to copy: give it some, in its own dtype. */
+static nb_status refuse_prequantized(const nb_session *s, const char *mode) {
+    if (!s->base->prequantized) return NB_OK;
+    return nb_fail(NB_EUNSUPPORTED, "%s is stored in 4 bits, so --mode %s has no float weights to merge into: merge into the model it was "
+                   "quantized from", s->base->dir, mode);
+}
+
+nb_status nb_merge(nb_session *s, const char *out, nb_merge_mode mode) {
+    if (!s->adapter) return nb_fail(NB_EINPUT, "there is nothing to merge without an adapter");
+    if (mode == NB_MERGE_ORIGINAL) {
+        NB_TRY(refuse_prequantized(s, "original"));
+        return merge_float(s, out, false);
+    }
+    if (mode == NB_MERGE_NF4_ROUNDTRIP) {
+        NB_TRY(refuse_prequantized(s, "nf4-roundtrip"));
+        if (!s->base->quantized)
+            return nb_fail(NB_EINPUT, "--mode nf4-roundtrip: the base was not quantized in training (or --no-load-in-4bit was given): use --mode original");
+        return merge_float(s, out, true);
+    }
+    NB_TRY(refuse_prequantized(s, "requant"));
+    NB_TRY(check_out(out, 0));
+    char *whole = nb_asprintf("%s.float.tmp", out);
+    nb_status st = nb_remove_tree(whole);
+    if (st == NB_OK) st = merge_float(s, whole, false);
+    if (st == NB_OK) st = nb_base_quantize_dir(whole, out, s->base->quantized ? s->base->double_quant : true);
+    nb_remove_tree(whole);
+    free(whole);
+    return st;
+}
+
+/* ---- drift ---- */
+
+static const char paragraph[] =
+    "The harbour was quiet when the first boats came in. Two men in oilskins lifted the crates onto the quay, counted them twice, and "
+    "wrote the number down: 48 boxes of herring, 3 of mackerel, order AX-2207. \"Where do these go?\" asked the younger one. \"To the "
+    "market in Elm Street,\" said the other, \"and quickly, before the rain.\" By noon everything was sold, the price was 12.50 a box, "
+    "and the gulls had gone back to the cliffs. Question: how many boxes were there? Answer: fifty-one.";
+
+static nb_status all_logits(nb_model *m, nb_arena *arena, const int32_t *ids, int64_t n, float *logits) {
+    nb_runner *r;
+    NB_TRY(nb_runner_open_logits(&r, m, arena, n, n, NULL));
+    int32_t *pos = nb_calloc((size_t)n, sizeof *pos);
+    for (int64_t i = 0; i < n; i++) pos[i] = (int32_t)i;
+    nb_seg seg = {0, (int32_t)n, 0, (int32_t)n};
+    nb_batch b = {.n = n, .ids = ids, .pos = pos, .sample = (const uint32_t *)pos, .segs = &seg, .n_segs = 1};
+    nb_status st = nb_runner_logits(r, &b, NULL, pos, n, logits);
+    free(pos);
+    nb_runner_free(r);
+    return st;
+}
+
+static double log_sum_exp(const float *x, int64_t n) {
+    double max = x[0], sum = 0;
+    for (int64_t i = 1; i < n; i++) max = x[i] > max ? x[i] : max;
+    for (int64_t i = 0; i < n; i++) sum += exp(x[i] - max);
+    return max + log(sum);
+}
+
+static void add_position(nb_drift *d, const float *p, const float *q, int64_t V) {
+    double lp = log_sum_exp(p, V), lq = log_sum_exp(q, V), kl = 0, worst = 0;
+    int64_t top_p = 0, top_q = 0;
+    for (int64_t v = 0; v < V; v++) {
+        double a = p[v] - lp, b = q[v] - lq;
+        kl += exp(a) * (a - b);
+        if (exp(a) >= 0.01 && fabs(a - b) > worst) worst = fabs(a - b);
+        if (p[v] > p[top_p]) top_p = v;
+        if (q[v] > q[top_q]) top_q = v;
+    }
+    if (kl < 0) kl = 0; /* rounding */
+    d->mean_kl += kl;
+    if (kl > d->max_kl) d->max_kl = kl;
+    if (worst > d->max_abs) d->max_abs = worst;
+    d->same_argmax += top_p == top_q;
+    d->positions++;
+}
+
+nb_status nb_merge_drift(nb_drift *d, nb_session *s, const char *merged, const char *probe) {
+    *d = (nb_drift){0};
+    nb_ids ids = {0};
+    nb_session other = {0};
+    nb_session_options o = {.base = merged, .load_in_4bit = 0, .dtype = s->dev->compute == NB_BF16 ? "bf16" : "f32", .quantized_cache = ""};
+    int64_t V = s->base->spec.vocab;
+    float *p = NULL, *q = NULL;
+    nb_status st;
+    if (!probe) probe = paragraph;
+    NB_GO(st, nb_tokenizer_encode(s->tokenizer, probe, strlen(probe), NB_TOK_SPECIAL, &ids), done);
+    if (ids.n > s->model->positions) ids.n = s->model->positions;
+    if (ids.n > 512) ids.n = 512;
+    json_t *config = NULL;
+    char *path = nb_path_join(merged, "config.json");
+    st = nb_json_load(path, &config);
+    o.load_in_4bit = st == NB_OK && json_object_get(config, "quantization_config") != NULL;
+    json_decref(config);
+    free(path);
+    if (st != NB_OK) goto done;
+    NB_GO(st, nb_session_open(&other, &o), done);
+    p = nb_malloc((size_t)(ids.n * V) * sizeof *p);
+    q = nb_malloc((size_t)(ids.n * V) * sizeof *q);
+    NB_GO(st, all_logits(s->model, &s->arena, ids.id, ids.n, p), done);
+    NB_GO(st, all_logits(other.model, &other.arena, ids.id, ids.n, q), done);
+    for (int64_t i = 0; i < ids.n; i++) add_position(d, p + i * V, q + i * V, V);
+    d->mean_kl /= (double)d->positions;
+    d->same_argmax /= (double)d->positions;
+done:
+    free(p), free(q);
+    nb_session_close(&other);
+    nb_ids_free(&ids);
+    return st;
+}
