@@ -12,7 +12,7 @@ int nb_cmd_quantize(int argc, char **argv) {
     const nb_opt opts[] = {
         {"base", NB_OPT_STR, &base, "DIR", "model folder, or org/name in the local Hugging Face cache"},
         {"out", NB_OPT_STR, &out, "DIR", "new folder to write"},
-        {"double-quant", NB_OPT_FLAG, &double_quant, NULL, "quantize the blocks' scales too (default; --no-double-quant)"},
+        {"double-quant", NB_OPT_FLAG, &double_quant, NULL, "quantize the scales too (default; --no-double-quant)"},
         {"threads", NB_OPT_INT, &threads, "N", "threads to use (0: all cores)"},
     };
     nb_status st = nb_opt_parse(argc, argv, "nibble quantize --base DIR --out DIR",

@@ -18,8 +18,8 @@ typedef struct nb_family {
     const char *linear[NB_SLOTS], *norm[NB_NORMS]; /* behind the prefix */
 } nb_family;
 
-/* NULL: not one of ours. nb_families_text lists them for messages. */
+/* NULL: not one of ours. */
 const nb_family *nb_family_find(const char *model_type, const char *architecture);
-const char *nb_families_text(void);
+char *nb_families_text(void); /* all of them, for messages; caller frees */
 
 #endif

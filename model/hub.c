@@ -4,9 +4,10 @@
 #include <sys/stat.h>
 #include <time.h>
 
-#include "core/json.h"
-#include "core/mem.h"
 #include "core/file.h"
+#include "core/json.h"
+#include "core/log.h"
+#include "core/mem.h"
 #include "model/weights.h"
 
 /* "name" or "org/name" as the hub allows them: nothing that could lead out of the cache. */
@@ -88,6 +89,8 @@ nb_status nb_base_resolve(const char *dir_or_name, char **dir) {
     return st;
 }
 
+enum { NOTABLE = 1 << 30 }; /* bytes that take seconds to hash */
+
 /* What a file's sha256 is remembered by. */
 typedef struct stamp {
     char *path; /* real */
@@ -151,6 +154,7 @@ static nb_status file_sha256(const char *path, nb_hex out) {
     char *memo = memo_path(&s);
     nb_status st = NB_OK;
     if (!memo || !memo_read(memo, &s, out)) {
+        if (s.size > NOTABLE) nb_info("reading %s once to know it by its sha256", path);
         st = nb_sha256_file(path, out);
         if (st == NB_OK && memo) memo_write(memo, &s, out);
     }

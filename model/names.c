@@ -25,7 +25,12 @@ const nb_family *nb_family_find(const char *model_type, const char *architecture
     return NULL;
 }
 
-const char *nb_families_text(void) { return "LlamaForCausalLM/llama, MistralForCausalLM/mistral"; }
+char *nb_families_text(void) {
+    nb_text t = {0};
+    for (int i = 0; i < NB_LEN(families); i++)
+        nb_text_printf(&t, "%s%s/%s", i ? ", " : "", families[i].architecture, families[i].model_type);
+    return t.s;
+}
 
 static const nb_family *family(const nb_spec *s) {
     const nb_family *f = nb_family_find(s->family, s->architecture);

@@ -142,8 +142,8 @@ static nb_status read_state(nb_weight *w, bool *nested, const nb_st_tensor *t, c
                      "a form that nibble reads", path, t->name, type, (long long)block, dtype);
     } else if (json_array_size(shape) != 2 || json_integer_value(json_array_get(shape, 0)) != w->rows ||
                json_integer_value(json_array_get(shape, 1)) != w->cols) {
-        st = nb_fail(NB_ESHAPE, "%s: tensor \"%s\" says shape [%lld, %lld], config.json says [%lld, %lld]", path, t->name,
-                     (long long)json_integer_value(json_array_get(shape, 0)),
+        st = nb_fail(NB_ESHAPE, "%s: tensor \"%s\" says shape [%lld, %lld], config.json says [%lld, %lld]", path,
+                     t->name, (long long)json_integer_value(json_array_get(shape, 0)),
                      (long long)json_integer_value(json_array_get(shape, 1)), (long long)w->rows, (long long)w->cols);
     }
     w->nf4 = (nb_nf4){.blocksize = (int32_t)block, .nested_blocksize = (int32_t)nested_block, .dtype = (nb_dtype)dt,
@@ -171,8 +171,8 @@ nb_status nb_nf4_read(nb_base *b, const nb_st *s, nb_weight *w, const char *modu
     /* bitsandbytes may hold the bytes as another dtype ("quant_storage"): what counts is that all are there. */
     const nb_st_tensor *t = take(b, s, module, "");
     if (!t || t->bytes < (size_t)(n + 1) / 2 || t->bytes >= (size_t)(n + 1) / 2 + 8)
-        return nb_fail(NB_ESHAPE, "%s: tensor \"%s.weight\" holds %zu bytes, %lld are wanted for [%lld, %lld] in 4 bits",
-                       path, module, t ? t->bytes : 0, (long long)(n + 1) / 2, (long long)rows, (long long)cols);
+        return nb_fail(NB_ESHAPE, "%s: tensor \"%s.weight\" holds %zu bytes; [%lld, %lld] in 4 bits takes %lld", path,
+                       module, t ? t->bytes : 0, (long long)rows, (long long)cols, (long long)(n + 1) / 2);
     w->data = t->data;
     const void *code, *absmax, *nested_absmax, *nested_code;
     NB_TRY(part_data(b, s, module, ".quant_map", NB_F32, 16, &code));

@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "core/interrupt.h"
 #include "core/json.h"
 #include "core/log.h"
 #include "core/mem.h"
@@ -94,8 +95,9 @@ static nb_status declare(void *ctx, nb_base_linear *lin) {
     return nb_nf4_declare(j->w, lin->name, lin->w.rows, lin->w.cols, j->double_quant);
 }
 
-static void advance(job *j, const nb_base_linear *lin) {
+static nb_status advance(job *j, const nb_base_linear *lin) {
     nb_progress_set(&j->bar, j->bar.done + (double)(lin->w.rows * lin->w.cols) / 1e6, NULL);
+    return nb_interrupted() ? nb_fail(NB_EINTERRUPTED, "stopped while quantizing the base") : NB_OK;
 }
 
 static nb_status write_one(void *ctx, nb_base_linear *lin) {
@@ -103,8 +105,7 @@ static nb_status write_one(void *ctx, nb_base_linear *lin) {
     nb_weight q;
     NB_TRY(quantize(&q, &lin->w, &j->to, j->double_quant, lin->name));
     NB_TRY(nb_nf4_write(j->w, lin->name, &q));
-    advance(j, lin);
-    return NB_OK;
+    return advance(j, lin);
 }
 
 /* Replaces the layer's float weight by a quantized one in buffers of the base. */
@@ -127,8 +128,7 @@ static nb_status keep_one(void *ctx, nb_base_linear *lin) {
     nb_weight q;
     NB_TRY(quantize(&q, &lin->w, &to, j->double_quant, lin->name));
     lin->w = q;
-    advance(j, lin);
-    return NB_OK;
+    return advance(j, lin);
 }
 
 static nb_status run(job *j, visit *f) {
@@ -236,8 +236,8 @@ out:
 }
 
 static nb_status write_manifest(const cache *c, const nb_base *b, bool double_quant) {
-    json_t *m = json_pack("{s:i, s:s, s:b, s:I, s:s}", "version", CACHE_VERSION, "base_sha256", b->sha256, "double_quant",
-                          double_quant, "bytes", (json_int_t)file_size(c->file), "base", b->dir);
+    json_t *m = json_pack("{s:i, s:s, s:b, s:I, s:s}", "version", CACHE_VERSION, "base_sha256", b->sha256,
+                          "double_quant", double_quant, "bytes", (json_int_t)file_size(c->file), "base", b->dir);
     nb_status st = m ? nb_json_save(c->manifest, m) : nb_fail(NB_EINPUT, "%s: not UTF-8", b->dir);
     json_decref(m);
     return st;
@@ -272,8 +272,8 @@ nb_status nb_base_to_nf4(nb_base *b, const nb_base_options *o) {
         }
         if (st == NB_OK) st = cache_build(&c, b, o->double_quant);
         if (st == NB_OK) st = cache_open(&c, b, o->double_quant);
-        if (st == NB_ENUMERIC) goto out;
-        if (st != NB_OK) nb_warn("the quantized base is not cached, the next start will quantize again: %s", nb_message());
+        if (st == NB_ENUMERIC || st == NB_EINTERRUPTED) goto out; /* memory would not help */
+        if (st != NB_OK) nb_warn("the quantized base is not cached, the next start quantizes again: %s", nb_message());
     }
     if (st != NB_OK) {
         job j = {.b = b, .double_quant = o->double_quant};

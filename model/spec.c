@@ -67,14 +67,21 @@ static const json_t *either(const json_t *c, const char *key, const char *other)
     return v && !json_is_null(v) ? v : json_object_get(c, other);
 }
 
+static nb_status refuse_family(const char *type, const char *arch, const char *where) {
+    char *known = nb_families_text();
+    const char *q = arch ? "\"" : "", *p = type ? "\"" : "";
+    nb_status st = nb_fail(NB_EUNSUPPORTED, "%s: architectures[0] %s%.80s%s with model_type %s%.80s%s is not supported "
+                           "(supported: %s)", where, q, arch ? arch : "(none)", q, p, type ? type : "(none)", p, known);
+    free(known);
+    return st;
+}
+
 static nb_status read_family(nb_spec *s, const nb_family **f, const json_t *c, const char *where) {
     const char *type = json_string_value(json_object_get(c, "model_type"));
     const char *arch = json_string_value(json_array_get(json_object_get(c, "architectures"), 0));
     *f = type && arch ? nb_family_find(type, arch) : NULL;
     if (!*f)
-        return nb_fail(NB_EUNSUPPORTED, "%s: architectures[0] %s%.80s%s with model_type %s%.80s%s is not supported "
-                       "(supported: %s)", where, arch ? "\"" : "", arch ? arch : "(none)", arch ? "\"" : "",
-                       type ? "\"" : "", type ? type : "(none)", type ? "\"" : "", nb_families_text());
+        return refuse_family(type, arch, where);
     snprintf(s->family, sizeof s->family, "%s", (*f)->model_type);
     snprintf(s->architecture, sizeof s->architecture, "%s", (*f)->architecture);
     return NB_OK;
@@ -99,8 +106,8 @@ static nb_status read_sizes(nb_spec *s, const nb_family *f, const json_t *c, con
     NB_TRY(nb_json_int(c, "head_dim", &s->head_dim, where));
     if (!s->head_dim) {
         if (s->heads <= 0 || s->hidden % s->heads)
-            return nb_fail(NB_EINPUT, "%s: hidden_size %lld cannot be divided among num_attention_heads %lld, and there "
-                           "is no head_dim", where, (long long)s->hidden, (long long)s->heads);
+            return nb_fail(NB_EINPUT, "%s: hidden_size %lld cannot be divided among num_attention_heads %lld, and "
+                           "there is no head_dim", where, (long long)s->hidden, (long long)s->heads);
         s->head_dim = s->hidden / s->heads;
     }
     s->context = f->context;

@@ -201,8 +201,8 @@ static nb_status check_quantization_config(const nb_base *b) {
         st = nb_json_str(q, "quant_method", &method, path);
         if (st == NB_OK) st = nb_json_bool(q, "load_in_8bit", &eight, path);
         if (st == NB_OK && (strcmp(method, "bitsandbytes") != 0 || eight))
-            st = nb_fail(NB_EUNSUPPORTED, "%s: the weights are quantized by \"%.40s\"%s; nibble reads bitsandbytes' 4-bit "
-                         "form and unquantized weights", path, method, eight ? " in 8 bits" : "");
+            st = nb_fail(NB_EUNSUPPORTED, "%s: the weights are quantized by \"%.40s\"%s; nibble reads bitsandbytes' "
+                         "4-bit form and unquantized weights", path, method, eight ? " in 8 bits" : "");
     }
     json_decref(c);
     free(path);
@@ -246,8 +246,8 @@ static nb_status fill(nb_base *b, const char *dir_or_name, const nb_base_options
     for (int64_t l = 0; l < b->spec.layers; l++)
         for (nb_slot k = 0; k < NB_SLOTS; k++) b->layer[l].lin[k].name = nb_spec_linear_name(&b->spec, l, k);
     if (o->reinit && o->load_in_4bit)
-        return nb_fail(NB_EINPUT, "%s: weights drawn anew (reinit_weights) are trained whole, load_in_4bit freezes them: "
-                       "set one of the two to false", b->dir);
+        return nb_fail(NB_EINPUT, "%s: weights drawn anew (reinit_weights) are trained whole, load_in_4bit freezes "
+                       "them: set one of the two to false", b->dir);
     if (o->reinit) {
         NB_TRY(reinit_sha256(b, o));
         return nb_base_reinit(b, o);
@@ -255,8 +255,8 @@ static nb_status fill(nb_base *b, const char *dir_or_name, const nb_base_options
     NB_TRY(load_files(b));
     NB_TRY(nb_base_sha256(b->dir, b->sha256));
     if (b->prequantized && !o->load_in_4bit && !o->keep_quantized)
-        return nb_fail(NB_EINPUT, "%s: is saved in 4 bits; set load_in_4bit: true (adapter: qlora), or give the original "
-                       "model", b->dir);
+        return nb_fail(NB_EINPUT, "%s: is saved in 4 bits; set load_in_4bit: true (adapter: qlora), or give the "
+                       "original model", b->dir);
     if (!o->load_in_4bit || b->prequantized) return NB_OK;
     NB_TRY(nb_base_to_nf4(b, o));
     b->quantized = true;

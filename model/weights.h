@@ -39,7 +39,9 @@ typedef struct nb_base_options {
     bool keep_f32;               /* reinit only: hold weights as f32 (adapter: full) */
 } nb_base_options;
 
-/* Messages name file and tensor: missing file, truncated shard, impossible offsets, missing tensor, shape that
+/* Weights that are not quantized stay in the mapped file, in its own dtype. Quantized ones come from a cache file that
+ * is mapped too, or from memory (with a warning) when it cannot be written.
+ * Messages name file and tensor: missing file, truncated shard, impossible offsets, missing tensor, shape that
  * does not match config.json. Quantizing is parallel and shows progress. Checkpoints saved by bitsandbytes in 4 bits
  * load as they are (load_in_4bit false then is an error). */
 nb_status nb_base_load(nb_base **out, const char *dir_or_name, const nb_base_options *o);
@@ -47,14 +49,15 @@ void nb_base_free(nb_base *b);
 /* Bytes of all weights as they are held; or as they would be with the linear layers in NF4, double quantization. */
 int64_t nb_base_bytes(const nb_base *b, bool in_4bit);
 
-/* "org/name" -> snapshot folder in the local Hugging Face cache ($HF_HUB_CACHE, $HF_HOME/hub, ~/.cache/huggingface/hub);
- * an existing folder -> itself. Caller frees *dir. */
+/* "org/name" -> snapshot folder in the local Hugging Face cache ($HF_HUB_CACHE, $HF_HOME/hub,
+ * ~/.cache/huggingface/hub); an existing folder -> itself. Caller frees *dir. */
 nb_status nb_base_resolve(const char *dir_or_name, char **dir);
-/* sha256 over a folder's config.json and weight files, remembered in the cache folder by path, size, time and inode. */
+/* sha256 over a folder's config.json and weight files (names and bytes; the same for a copy elsewhere). Each one is
+ * remembered in the cache folder by real path, size, time and inode. */
 nb_status nb_base_sha256(const char *dir, nb_hex out);
 
-/* Writes DIR_OUT as transformers + bitsandbytes save a 4-bit model: linear layers packed with their quant_state,
- * the rest as it is, config.json with quantization_config, tokenizer files copied. The cache has the same form. */
+/* Writes DIR_OUT (new or empty) as transformers + bitsandbytes save a 4-bit model: linear layers packed with
+ * their quant_state, the rest as it is, config.json with quantization_config, tokenizer files copied. The cache has the same form. */
 nb_status nb_base_quantize_dir(const char *dir_or_name, const char *dir_out, bool double_quant);
 
 #endif

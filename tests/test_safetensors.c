@@ -51,7 +51,8 @@ static void header_errors(void **state) {
          "9 dimensions"},
         {"{\"t\":{\"dtype\":\"F32\",\"shape\":[4294967296,4294967296],\"data_offsets\":[0,8]}}", 8, NB_EINPUT,
          "overflows"},
-        {"{\"t\":{\"dtype\":\"F32\",\"shape\":[4611686018427387905],\"data_offsets\":[0,4]}}", 4, NB_EINPUT, "overflows"},
+        {"{\"t\":{\"dtype\":\"F32\",\"shape\":[4611686018427387905],\"data_offsets\":[0,4]}}", 4, NB_EINPUT,
+         "overflows"},
         {"{\"t\":{\"dtype\":\"F32\",\"shape\":[2]}}", 8, NB_EINPUT, "data_offsets"},
         {"{\"t\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[0]}}", 8, NB_EINPUT, "data_offsets"},
         {"{\"t\":{\"dtype\":\"F32\",\"shape\":[2],\"data_offsets\":[8,0]}}", 8, NB_EINPUT, "impossible offsets [8, 0]"},
@@ -162,7 +163,8 @@ static void round_trip(void **state) {
     nb_map m;
     assert_ok(nb_map_open(&m, path));
     assert_int_equal((m.data[0] + 8) % 8, 0);
-    const char *widest = strstr((const char *)m.data + 8, "\"scalar\""), *narrow = strstr((const char *)m.data + 8, "\"b.u8\"");
+    const char *head = (const char *)m.data + 8;
+    const char *widest = strstr(head, "\"scalar\""), *narrow = strstr(head, "\"b.u8\"");
     assert_true(widest && narrow && widest < narrow);
     nb_map_close(&m);
     nb_st_writer *w;
@@ -282,7 +284,8 @@ static void mutations(void **state) {
         for (uint64_t k = nb_rng_below(&r, 3) + 1; k > 0; k--) {
             static const char letters[] = "0123456789-[]{},:\"eE.";
             size_t at = nb_rng_below(&r, size);
-            copy[at] = nb_rng_below(&r, 2) ? letters[nb_rng_below(&r, sizeof letters - 1)] : (char)nb_rng_below(&r, 256);
+            if (nb_rng_below(&r, 2)) copy[at] = letters[nb_rng_below(&r, sizeof letters - 1)];
+            else copy[at] = (char)nb_rng_below(&r, 256);
         }
         FILE *f = fopen(bad, "wb");
         assert_int_equal(fwrite(copy, 1, n, f), n);

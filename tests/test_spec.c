@@ -87,8 +87,8 @@ static void spellings(void **state) {
     assert_ok(load(&s, LLAMA ", \"rope_scaling\": {\"type\": \"linear\", \"factor\": 2}}"));
     assert_int_equal((int)s.rope.kind, NB_ROPE_LINEAR);
     /* llama3: the context before scaling is the top-level key, else the dictionary's, else the context */
-    const char *scaling = ", \"max_position_embeddings\": 128, \"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": "
-                          "8.0, \"low_freq_factor\": 1.0, \"high_freq_factor\": 4.0";
+    const char *scaling = ", \"max_position_embeddings\": 128, \"rope_scaling\": {\"rope_type\": \"llama3\", "
+                          "\"factor\": 8.0, \"low_freq_factor\": 1.0, \"high_freq_factor\": 4.0";
     static const struct {
         const char *inside, *outside;
         int64_t want;
@@ -220,7 +220,7 @@ static void names_and_shapes(void **state) {
         nb_spec_linear_shape(&s, k, &rows, &cols);
         assert_true(rows == shape[k][0] && cols == shape[k][1]);
     }
-    /* 2 * 512*48 embedding and head, 2 layers of (q,o: 64*48 each; k,v: 32*48 each; mlp 3*80*48; norms 2*48), norm 48 */
+    /* 2 * 512*48 embedding and head; 2 layers of q, o: 64*48 each, k, v: 32*48 each, mlp 3*80*48, norms 2*48; 48 */
     assert_int_equal(nb_spec_parameters(&s), 2 * 24576 + 2 * (6144 + 3072 + 11520 + 96) + 48);
 }
 
@@ -233,7 +233,8 @@ static void vectors(void **state) {
     assert_true(s.rope.kind == NB_ROPE_LLAMA3 && s.rope.original_context == 32 && s.head_dim == 16 && s.tied);
     assert_ok(nb_spec_load(&s, VECTORS("tiny/mistral")));
     assert_int_equal(s.window, 8);
-    static const char *const later[] = {"gemma", "gemma2", "mixtral", "olmo", "olmo2", "phi2", "phi3", "qwen2", "qwen3"};
+    static const char *const later[] = {"gemma", "gemma2", "mixtral", "olmo",
+                                        "olmo2", "phi2",   "phi3",    "qwen2", "qwen3"};
     for (int i = 0; i < NB_LEN(later); i++) {
         char *rel = nb_asprintf("tiny/%s", later[i]);
         assert_fails(nb_spec_load(&s, VECTORS(rel)), NB_EUNSUPPORTED, later[i]);

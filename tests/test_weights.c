@@ -132,7 +132,8 @@ static void damaged_folders(void **state) {
         {TARGET, NULL, 864, 0, .status = NB_ESHAPE, .message = "has shape [864]"},
         {TARGET, NULL, 36, 24, NB_I32 + 1, .status = NB_EUNSUPPORTED, .message = "is I32"},
         {"model.norm.weight", NULL, 12, 0, NB_F32 + 1, .status = NB_ESHAPE, .message = "config.json says [24]"},
-        {"model.embed_tokens.weight", "transformer.wte.weight", .status = NB_EINPUT, .message = "model.embed_tokens.weight"},
+        {"model.embed_tokens.weight", "transformer.wte.weight", .status = NB_EINPUT,
+         .message = "model.embed_tokens.weight"},
     };
     for (int i = 0; i < NB_LEN(changes); i++) {
         char *dir = tiny_base("damaged", TINY_LLAMA "}", 9);

@@ -129,7 +129,8 @@ static inline void load_it(void *arg) {
     a->st = nb_base_load(&a->b, a->dir, &a->o);
 }
 
-/* Copies DIR's model.safetensors through `edit`, which may change a tensor's declaration and data; a NULL name drops it. */
+/* Copies DIR's model.safetensors through `edit`, which may change a tensor's declaration and data; an empty name
+ * drops it. */
 typedef struct copied {
     char name[256];
     nb_dtype dtype;
