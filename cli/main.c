@@ -44,6 +44,7 @@ static int flushed(int rc) {
 }
 
 int main(int argc, char **argv) {
+    nb_threads_settle(argv);
     if (argc < 2) {
         usage(stderr);
         return 1;

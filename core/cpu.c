@@ -79,4 +79,10 @@ void nb_threads_set(int n) {
     if (openblas_set_num_threads) openblas_set_num_threads(1);
 }
 
+void nb_threads_settle(char **argv) {
+    if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY")) return;
+    setenv("GOMP_SPINCOUNT", "2000", 1); /* microseconds of spinning, then sleep */
+    execv("/proc/self/exe", argv);       /* on failure: go on as we are */
+}
+
 int nb_threads(void) { return omp_get_max_threads(); }

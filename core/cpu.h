@@ -17,4 +17,9 @@ const nb_cpu *nb_cpu_get(void); /* found once */
 void nb_threads_set(int n);
 int nb_threads(void);
 
+/* Call first thing in main. Waiting threads of libgomp spin for milliseconds by default, which on a machine that does
+ * anything else besides makes a step several times slower. libgomp reads its settings when it is loaded, so unless the
+ * user has set GOMP_SPINCOUNT or OMP_WAIT_POLICY, this sets the former and starts the program over, once. */
+void nb_threads_settle(char **argv);
+
 #endif

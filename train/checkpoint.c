@@ -91,6 +91,7 @@ static nb_status put_trainer_state(const nb_run *r, const nb_train_state *s, con
                           (json_int_t)s->step, "tokens", (json_int_t)s->tokens, "best_step", (json_int_t)s->best_step, "bad_evals",
                           (json_int_t)s->bad_evals, "watchdog", (json_int_t)s->watchdog, "state_sha256", sha, "identity", identity(r));
     if (s->best_step) json_object_set_new(j, "best", json_real(s->best));
+    json_object_set_new(j, "eval_pending", json_boolean(s->eval_pending));
     json_object_set_new(j, "total_steps", json_integer(r->total_steps));
     nb_status st = nb_json_save(path, j);
     json_decref(j);
@@ -271,6 +272,7 @@ nb_status nb_checkpoint_load(nb_run *r, nb_train_state *s, const char *dir) {
     NB_GO(st, nb_json_int(j, "best_step", &s->best_step, info), done);
     NB_GO(st, nb_json_int(j, "bad_evals", &s->bad_evals, info), done);
     NB_GO(st, nb_json_int(j, "watchdog", &s->watchdog, info), done);
+    NB_GO(st, nb_json_bool(j, "eval_pending", &s->eval_pending, info), done);
     if (s->step < 0 || s->step > r->total_steps) st = nb_fail(NB_EINPUT, "%s: step %lld of %lld", info, (long long)s->step, (long long)r->total_steps);
     if (st == NB_OK) st = get_state(r, state);
 done:

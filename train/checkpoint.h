@@ -17,6 +17,7 @@ typedef struct nb_train_state {
     int64_t tokens;       /* trained so far, prompts included */
     double best;          /* best value of the metric; meaningless while best_step is 0 */
     int64_t best_step, bad_evals, watchdog;
+    bool eval_pending;    /* a signal cut the evaluation after this step short: it comes first on resuming */
 } nb_train_state;
 
 nb_status nb_checkpoint_save(const nb_run *r, const nb_train_state *s);

@@ -7,25 +7,6 @@
 #include "core/json.h"
 #include "core/mem.h"
 
-static nb_status mean_loss(nb_run *r, const nb_dataset *d, double *sum, int64_t *trained) {
-    nb_eval_iter *it;
-    nb_batch b;
-    bool done = false;
-    *sum = 0;
-    *trained = 0;
-    NB_TRY(nb_eval_iter_open(&it, d, r->eval->max_tokens));
-    nb_status st = nb_eval_iter_next(it, &b, &done);
-    while (st == NB_OK && !done) {
-        double part;
-        st = nb_runner_loss(r->eval, &b, 0, &part, NULL);
-        *sum += part;
-        *trained += b.n_trained;
-        if (st == NB_OK) st = nb_eval_iter_next(it, &b, &done);
-    }
-    nb_eval_iter_free(it);
-    return st;
-}
-
 /* metric_for_best_model: NAME/METRIC, or "loss" (the mean over all sets). */
 static nb_status choose(const nb_run *r, nb_evaluation *e) {
     const char *want = r->config->metric_for_best_model;
@@ -41,24 +22,37 @@ static nb_status choose(const nb_run *r, nb_evaluation *e) {
     return NB_OK;
 }
 
+static void put(json_t *metrics, const char *set, const char *metric, double value) {
+    char *key = nb_asprintf("%s/%s", set, metric);
+    if (isfinite(value)) json_object_set_new(metrics, key, json_real(value));
+    free(key);
+}
+
+static void describe(nb_evaluation *e, nb_text *text, const nb_heldout_result *h) {
+    put(e->metrics, h->name, "loss", h->loss);
+    put(e->metrics, h->name, "perplexity", h->perplexity);
+    put(e->metrics, h->name, "bits_per_byte", h->bits_per_byte);
+    nb_text_printf(text, "%s%s loss %.4f (perplexity %.2f)", text->n ? "; " : "", h->name, h->loss, h->perplexity);
+    for (int m = NB_METRIC_LOSS + 1; m < NB_METRIC_COUNT; m++) {
+        if (!(h->metrics >> m & 1)) continue;
+        put(e->metrics, h->name, nb_metrics[m].name, h->score[m]);
+        nb_text_printf(text, ", %s %.1f %%", nb_metrics[m].name, 100 * h->score[m]);
+    }
+}
+
 nb_status nb_evaluate_held_out(nb_run *r, nb_evaluation *e) {
     *e = (nb_evaluation){.metrics = json_object()};
     nb_text text = {0};
     double all = 0;
     nb_status st = NB_OK;
+    if (r->evaluator.generator) nb_generator_forget(r->evaluator.generator);
     for (int i = 0; i < r->data.n_held_out && st == NB_OK; i++) {
-        const nb_dataset *d = r->data.held_out[i];
-        double sum;
-        int64_t trained;
-        st = mean_loss(r, d, &sum, &trained);
-        if (st == NB_OK && !trained) st = nb_fail(NB_EINPUT, "held-out set %s has no trained token", nb_dataset_name(d));
-        if (st != NB_OK) break;
-        double loss = sum / (double)trained;
-        char *key = nb_asprintf("%s/loss", nb_dataset_name(d));
-        json_object_set_new(e->metrics, key, json_real(loss));
-        nb_text_printf(&text, "%s%s %.4f (perplexity %.2f)", i ? ", " : "", key, loss, exp(loss));
-        free(key);
-        all += loss;
+        nb_heldout_result h;
+        nb_heldout_args a = {.evaluator = &r->evaluator, .set = &r->held_out[i]};
+        st = nb_heldout_eval(&h, &a);
+        if (st == NB_OK) describe(e, &text, &h);
+        all += h.loss;
+        nb_heldout_result_free(&h);
     }
     if (st == NB_OK) {
         json_object_set_new(e->metrics, "loss", json_real(all / r->data.n_held_out));

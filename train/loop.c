@@ -148,17 +148,30 @@ static nb_status leave_on_signal(loop *l) {
 
 /* ---- the run ---- */
 
-static nb_status steps(loop *l) {
+/* After a step, or first thing on resuming where a signal had cut it short. */
+static nb_status evaluate_and_save(loop *l) {
     const nb_config *c = l->c;
+    int64_t s = l->s.step;
+    if (l->run.data.n_held_out && (l->s.eval_pending || due(l, c->eval_strategy, c->eval_steps, c->evals_per_epoch, s))) {
+        l->s.eval_pending = true;
+        nb_status st = evaluate(l);
+        if (st == NB_EINTERRUPTED) return leave_on_signal(l);
+        NB_TRY(st);
+        l->s.eval_pending = false;
+    }
+    if (nb_interrupted()) return leave_on_signal(l);
+    return l->stop || due(l, c->save_strategy, c->save_steps, c->saves_per_epoch, s) ? save(l) : NB_OK;
+}
+
+static nb_status steps(loop *l) {
+    if (l->s.eval_pending) NB_TRY(evaluate_and_save(l));
     while (l->s.step < l->run.total_steps && !l->stop) {
         double loss, norm = 0, rate = 0;
         NB_TRY(one_step(l, &loss, &norm, &rate));
         NB_TRY(log_step(l, loss, norm, rate));
         json_decref(l->last_eval);
         l->last_eval = NULL;
-        if (l->run.data.n_held_out && due(l, c->eval_strategy, c->eval_steps, c->evals_per_epoch, l->s.step)) NB_TRY(evaluate(l));
-        if (nb_interrupted()) return leave_on_signal(l);
-        if (l->stop || due(l, c->save_strategy, c->save_steps, c->saves_per_epoch, l->s.step)) NB_TRY(save(l));
+        NB_TRY(evaluate_and_save(l));
     }
     return NB_OK;
 }

@@ -122,6 +122,24 @@ static nb_status does_it_fit(const nb_run *r) {
                    r->config->memory_limit ? "memory_limit allows" : "the machine has", nb_bytes((double)limit, have));
 }
 
+/* The generator of an evaluation stops where a chat would: at the tokenizer's end tokens, the template's end of turn,
+ * and eot_tokens. */
+static nb_status open_evaluator(nb_run *r) {
+    nb_config *c = r->config;
+    static const char *const names[] = {"tokenizer_default", "chatml", "llama3", "mistral", "zephyr", "alpaca"};
+    if (nb_chat_template_find(&r->chat, names[c->chat_template], r->tokenizer) != NB_OK) r->chat = NULL;
+    int n;
+    int32_t *stop = nb_stop_ids(r->tokenizer, r->chat, &n);
+    stop = nb_realloc(stop, (size_t)(n + c->eot_tokens.n) + 1, sizeof *stop);
+    for (int i = 0; i < c->eot_tokens.n; i++)
+        if (nb_tokenizer_token_id(r->tokenizer, c->eot_tokens.v[i]) >= 0) stop[n++] = nb_tokenizer_token_id(r->tokenizer, c->eot_tokens.v[i]);
+    nb_evaluator_options o = {.batch_tokens = r->sequence_len * c->eval_batch_size, .stop_ids = stop, .n_stop_ids = n};
+    nb_status st = nb_heldout_sets_open(&r->held_out, &r->data, c);
+    if (st == NB_OK) st = nb_evaluator_open(&r->evaluator, r->model, &r->arena, r->tokenizer, r->held_out, r->data.n_held_out, &o);
+    free(stop);
+    return st;
+}
+
 nb_status nb_run_open_runners(nb_run *r) {
     nb_config *c = r->config;
     int64_t tokens = r->sequence_len * c->micro_batch_size;
@@ -135,7 +153,7 @@ nb_status nb_run_open_runners(nb_run *r) {
     }
     NB_TRY(nb_runner_open_loss(&r->train, r->model, &r->arena, tokens, true, policy_of(c)));
     r->train->tape->seed = (uint64_t)c->seed;
-    NB_TRY(nb_runner_open_loss(&r->eval, r->model, &r->arena, r->sequence_len * c->eval_batch_size, false, NULL));
+    if (r->data.n_held_out) NB_TRY(open_evaluator(r));
     return does_it_fit(r);
 }
 
@@ -145,7 +163,8 @@ nb_status nb_run_plan_tokens(nb_run *r, int64_t tokens, bool checkpointing, size
 
 void nb_run_close(nb_run *r) {
     nb_runner_free(r->train);
-    nb_runner_free(r->eval);
+    if (r->evaluator.model) nb_evaluator_close(&r->evaluator);
+    if (r->held_out) nb_heldout_sets_free(r->held_out, r->data.n_held_out);
     nb_loader_free(r->loader);
     nb_data_free(&r->data);
     nb_optimizer_close(&r->optimizer);
@@ -178,7 +197,8 @@ nb_memory_plan nb_run_memory(const nb_run *r) {
     m.adapter = m.gradients = one;
     m.optimizer = 2 * one;
     m.activations_train = r->train ? nb_runner_bytes(r->train) : 0;
-    m.activations_eval = r->eval ? nb_runner_bytes(r->eval) : 0;
+    if (r->evaluator.model) m.evaluation = nb_runner_bytes(r->evaluator.loss);
+    if (r->evaluator.generator) m.evaluation += nb_generator_bytes(r->evaluator.generator);
     m.scratch = r->dev->ws_size;
     m.tables = (size_t)(r->model->positions * r->base->spec.rope.rot) * sizeof(float);
     m.total = m.base + m.adapter + m.gradients + m.optimizer + m.scratch + m.tables + r->arena.bytes;
@@ -188,7 +208,7 @@ nb_memory_plan nb_run_memory(const nb_run *r) {
 void nb_memory_plan_text(const nb_memory_plan *m, nb_text *out) {
     const struct { const char *name; size_t bytes; } rows[] = {
         {"frozen base", m->base}, {"trained weights", m->adapter}, {"their gradients", m->gradients}, {"optimizer state", m->optimizer},
-        {"activations, training", m->activations_train}, {"activations, evaluation", m->activations_eval},
+        {"activations, training", m->activations_train}, {"evaluation", m->evaluation},
         {"kernel scratch", m->scratch}, {"position tables", m->tables}, {"in all", m->total},
     };
     char buf[16];

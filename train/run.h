@@ -6,7 +6,9 @@
 #include "adapters/adapter.h"
 #include "configs/config.h"
 #include "data/dataset.h"
+#include "data/chat.h"
 #include "data/tokenizer.h"
+#include "eval/heldout.h"
 #include "model/transformer.h"
 #include "train/optimizer.h"
 
@@ -21,7 +23,10 @@ typedef struct nb_run {
     nb_data data;
     nb_loader *loader;
     nb_arena arena;
-    nb_runner *train, *eval;
+    nb_runner *train;
+    const nb_chat_template *chat; /* NULL: none known, none needed */
+    nb_heldout_set *held_out;     /* [data.n_held_out] what is wanted of each held-out set */
+    nb_evaluator evaluator;       /* model NULL: nothing is held out */
     int64_t sequence_len;   /* resolved */
     int64_t total_steps;
     int32_t *added_tokens;  /* ids trained as rows */
@@ -41,7 +46,7 @@ void nb_run_close(nb_run *r);
 
 /* Bytes by class, known before step 1. */
 typedef struct nb_memory_plan {
-    size_t base, adapter, gradients, optimizer, activations_train, activations_eval, scratch, tables, data, total;
+    size_t base, adapter, gradients, optimizer, activations_train, evaluation, scratch, tables, total;
 } nb_memory_plan;
 nb_memory_plan nb_run_memory(const nb_run *r);
 /* "base 3.1 MiB, adapter ..., total ..." on several lines. */
