@@ -18,7 +18,8 @@ static const char style[] =
     "\"Segoe UI\",Roboto,\"Helvetica Neue\",Arial,sans-serif}main{max-width:1080px;margin:0 auto;padding:28px 20px 60px}\n"
     "h1{font-size:1.7rem;line-height:1.2;margin:0 0 6px}h2{font-size:1.25rem;margin:44px 0 12px;overflow-wrap:anywhere}"
     "h3{font-size:1rem;margin:0 0 8px}p{margin:0 0 8px}.soft{color:var(--soft);font-size:.9rem;overflow-wrap:anywhere}\n"
-    ".grid{display:grid;gap:16px;grid-template-columns:repeat(auto-fit,minmax(min(100%,330px),1fr))}"
+    ".grid{display:grid;gap:16px;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr))}.grid.wide{grid-template-columns:"
+    "repeat(auto-fit,minmax(min(100%,440px),1fr))}.cap::first-letter{text-transform:uppercase}"
     ".card{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:16px 18px;min-width:0}\n"
     ".card.good{border-left:5px solid var(--good)}.card.bad{border-left:5px solid var(--bad)}.card.same{border-left:5px solid "
     "var(--base)}.big{font-size:1.6rem;font-weight:650;line-height:1.25;margin:4px 0}.big .to{color:var(--soft);font-weight:400}\n"
@@ -29,7 +30,7 @@ static const char style[] =
     "th,td{padding:8px 10px;text-align:right;white-space:nowrap;border-top:1px solid var(--line)}tr:first-child th{border-top:0;"
     "color:var(--soft);font-weight:600;font-size:.85rem}th:first-child,td:first-child{text-align:left;padding-left:0}"
     "td:last-child,th:last-child{padding-right:0}\n"
-    "svg{display:block;width:100%;height:auto}svg text{font-size:12px;fill:var(--soft)}svg .value{fill:var(--ink);"
+    "svg{display:block;width:100%;height:auto}svg text{font-size:13px;fill:var(--soft)}svg .value{fill:var(--ink);"
     "font-weight:600}.grid line,line.grid{stroke:var(--line);stroke-width:1}polyline{fill:none;stroke-width:2;stroke-linejoin:"
     "round}.track{fill:var(--track)}rect.base{fill:var(--base)}rect.adapter{fill:var(--adapter)}.whisker{stroke:var(--ink);"
     "stroke-width:1.5;fill:none}\n"
@@ -43,7 +44,7 @@ static const char style[] =
     ".pairs{display:grid;gap:12px}.pair{display:grid;gap:6px 14px;grid-template-columns:110px 1fr}.pair dt{color:var(--soft);"
     "font-size:.85rem;padding-top:2px}.pair dd{margin:0;white-space:pre-wrap;overflow-wrap:anywhere;max-height:16em;overflow:auto;"
     "font-size:.93rem}.pair dd.right{color:var(--good)}.pair dd.wrong{color:var(--bad)}\n"
-    "details{margin-top:12px}summary{cursor:pointer;font-weight:600;margin-bottom:10px}.method p{max-width:75ch}"
+    ".note{margin-top:12px}details{margin-top:16px}summary{cursor:pointer;font-weight:600;margin-bottom:10px}.method p{max-width:75ch}"
     "code{font-size:.92em;overflow-wrap:anywhere}\n"
     "@media(max-width:620px){main{padding:20px 14px 40px}.opt{display:none}.pair{grid-template-columns:1fr;gap:0}.pair dd"
     "{margin-bottom:8px}th,td{padding:7px 6px;font-size:.9rem}.scroll{padding:4px 12px}.big{font-size:1.35rem}}\n";
@@ -108,9 +109,9 @@ static void head(nb_text *out, const nb_report *r) {
 
 static void measures_table(nb_text *out, const nb_report_set *s) {
     bool both = s->adapter.rows > 0;
-    nb_text_puts(out, "<div class=\"card scroll\"><table><tr><th></th><th>base</th>");
-    nb_text_puts(out, both ? "<th>adapter</th><th>difference</th><th>95&nbsp;% interval</th><th class=\"opt\">p</th>"
-                 "<th class=\"opt\">verdict</th></tr>\n" : "</tr>\n");
+    nb_text_puts(out, "<div class=\"card scroll\"><table><tr><th></th>");
+    nb_text_puts(out, both ? "<th class=\"opt\">base</th><th class=\"opt\">adapter</th><th>difference</th><th>95&nbsp;% interval"
+                 "</th><th class=\"opt\">p</th><th class=\"opt\">verdict</th></tr>\n" : "<th>base</th></tr>\n");
     for (int m = 0; m < NB_MEASURE_COUNT && !both; m++) {
         char value[24];
         nb_measure_text(value, (nb_measure)m, nb_measure_value(&s->base, (nb_measure)m));
@@ -124,8 +125,8 @@ static void measures_table(nb_text *out, const nb_report_set *s) {
         nb_difference_text(diff, d->measure, d->diff);
         nb_difference_text(low, d->measure, d->low);
         nb_difference_text(high, d->measure, d->high);
-        nb_text_printf(out, "<tr><td>%s</td><td>%s</td><td>%s</td><td>%s</td><td>%s to %s</td>", nb_measures[d->measure].title,
-                       base, adapter, diff, low, high);
+        nb_text_printf(out, "<tr><td>%s</td><td class=\"opt\">%s</td><td class=\"opt\">%s</td><td>%s</td><td>%s to %s</td>",
+                       nb_measures[d->measure].title, base, adapter, diff, low, high);
         nb_text_printf(out, d->p < 0.0001 ? "<td class=\"opt\">&lt;&nbsp;0.0001</td>" : "<td class=\"opt\">%.4f</td>", d->p);
         nb_text_puts(out, "<td class=\"opt\">");
         tag(out, d);
@@ -150,7 +151,7 @@ static void bars(nb_text *out, const nb_report_set *s) {
         nb_measure_text(base, (nb_measure)m, b.base);
         b.base_text = base, b.adapter_text = adapter;
         b.max = nb_measures[m].percent ? 1 : fmax(b.base, fmax(b.adapter, b.high));
-        nb_text_printf(out, "<div class=\"card\"><h3>%s <span class=\"soft\">%s is better</span></h3>", nb_measures[m].title,
+        nb_text_printf(out, "<div class=\"card\"><h3 class=\"cap\">%s <span class=\"soft\">%s is better</span></h3>", nb_measures[m].title,
                        nb_measures[m].lower_is_better ? "lower" : "higher");
         nb_svg_draw_bars(out, nb_measures[m].title, &b);
         nb_text_puts(out, "</div>\n");
@@ -197,8 +198,10 @@ static void examples(nb_text *out, const nb_report_set *s) {
         int64_t rows[SHOWN], all;
         int n = nb_report_examples(s, (nb_example)kind, rows, SHOWN, &all);
         if (!n) continue;
-        nb_text_printf(out, "<details%s><summary>%s: %lld row%s%s</summary><div class=\"pairs\">\n", kind < 2 ? " open" : "",
-                       title[kind], (long long)all, all == 1 ? "" : "s", all > n ? ", some of them" : "");
+        nb_text_printf(out, "<details%s><summary>%s: %lld row%s", kind < 2 ? " open" : "", title[kind], (long long)all,
+                       all == 1 ? "" : "s");
+        if (all > n) nb_text_printf(out, ", %d of them shown", n);
+        nb_text_puts(out, "</summary><div class=\"pairs\">\n");
         for (int i = 0; i < n; i++) example(out, s, rows[i]);
         nb_text_puts(out, "</div></details>\n");
     }
@@ -210,8 +213,10 @@ static void cut_answers(nb_text *out, const nb_report_set *s) {
     for (int i = 0; i < 2; i++) {
         int64_t cut = side[i]->stopped[NB_STOP_LIMIT], full = side[i]->stopped[NB_STOP_CONTEXT];
         if (!side[i]->rows || !(cut + full)) continue;
-        nb_text_printf(out, "<p class=\"soft\">%s: %lld of %lld answers ran into <code>max_new_tokens</code>, %lld into the end "
-                       "of the context.</p>\n", i ? "adapter" : "base", (long long)cut, (long long)side[i]->rows, (long long)full);
+        nb_text_printf(out, "<p class=\"soft note\">%s: %lld of %lld answers ran into <code>max_new_tokens</code>",
+                       i ? "adapter" : "base", (long long)cut, (long long)side[i]->rows);
+        if (full) nb_text_printf(out, ", %lld into the end of the context", (long long)full);
+        nb_text_puts(out, "</p>\n");
     }
 }
 
@@ -272,7 +277,7 @@ static void curve(nb_text *out, const nb_curves *c, const char *title, const cha
         lines[n++] = (nb_svg_line){dots[k++], c->s[i].x, c->s[i].y, c->s[i].n};
     }
     if (n) {
-        nb_text_printf(out, "<div class=\"card\"><h3>%s</h3>", title);
+        nb_text_printf(out, "<div class=\"card\"><h3 class=\"cap\">%s</h3>", title);
         nb_svg_lines(out, title, lines, n);
         if (k) nb_text_printf(out, "<div class=\"key\">%s</div>", key.s);
         nb_text_puts(out, "</div>\n");
@@ -283,7 +288,7 @@ static void curve(nb_text *out, const nb_curves *c, const char *title, const cha
 
 static void curves(nb_text *out, const nb_curves *c) {
     if (!c->n) return;
-    nb_text_puts(out, "<h2>Training</h2><p class=\"soft\">by optimizer step</p>\n<div class=\"grid\">\n");
+    nb_text_puts(out, "<h2>Training</h2><p class=\"soft\">by optimizer step</p>\n<div class=\"grid wide\">\n");
     curve(out, c, "Loss", "loss", true);
     for (int m = 1; m < NB_METRIC_COUNT; m++) curve(out, c, nb_metrics[m].title, nb_metrics[m].name, false);
     curve(out, c, "Learning rate", "learning_rate", false);

@@ -1,8 +1,8 @@
 /* The table on the terminal:
  *
  *   support-heldout: 400 rows, 6213 trained tokens
- *                             base     adapter  difference  [95 % interval]
- *     loss                1.2345      0.1234     -1.1111  [-1.2000, -1.0500]  better
+ *                           base   adapter difference  [95 % interval]
+ *     loss                1.2345    0.1234    -1.1111  [-1.2000, -1.0500]   better
  */
 #include <string.h>
 
@@ -21,8 +21,8 @@ static void row(nb_text *out, const nb_difference *d, bool color) {
     nb_difference_text(low, d->measure, d->low);
     nb_difference_text(high, d->measure, d->high);
     snprintf(interval, sizeof interval, "[%s, %s]", low, high);
-    nb_text_printf(out, "  %-20s %11s %11s %11s  %-22s %s%s%s\n", nb_measures[d->measure].title, base, adapter, diff, interval,
-                   color_of(d->verdict, color), d->verdict == NB_SAME ? "no sure difference" : nb_verdict_word(d->verdict),
+    nb_text_printf(out, "  %-18s %9s %9s %10s  %-20s %s%s%s\n", nb_measures[d->measure].title, base, adapter, diff, interval,
+                   color_of(d->verdict, color), d->verdict == NB_SAME ? "no clear difference" : nb_verdict_word(d->verdict),
                    color && d->verdict != NB_SAME ? "\033[0m" : "");
 }
 
@@ -31,7 +31,7 @@ static void base_rows(nb_text *out, const nb_heldout_result *r) {
     for (int m = 0; m < NB_MEASURE_COUNT; m++) {
         double v = nb_measure_value(r, (nb_measure)m);
         nb_measure_text(value, (nb_measure)m, v);
-        if (v == v) nb_text_printf(out, "  %-20s %11s\n", nb_measures[m].title, value);
+        if (v == v) nb_text_printf(out, "  %-18s %9s\n", nb_measures[m].title, value);
     }
 }
 
@@ -49,12 +49,12 @@ static void set_text(nb_text *out, const nb_report_set *s, bool color) {
     nb_text_printf(out, "%s: %lld rows, %lld trained tokens\n", s->base.name, (long long)s->base.rows,
                    (long long)s->base.tokens);
     if (!s->adapter.rows) {
-        nb_text_printf(out, "  %-20s %11s\n", "", "base");
+        nb_text_printf(out, "  %-18s %9s\n", "", "base");
         base_rows(out, &s->base);
         cut_answers(out, "base", &s->base);
         return;
     }
-    nb_text_printf(out, "  %-20s %11s %11s %11s  %s\n", "", "base", "adapter", "difference", "[95 % interval]");
+    nb_text_printf(out, "  %-18s %9s %9s %10s  %s\n", "", "base", "adapter", "difference", "[95 % interval]");
     for (int j = 0; j < c->n; j++) row(out, &c->d[j], color);
     nb_text_printf(out, "  rows by %s: %lld won, %lld lost, %lld the same\n", nb_measures[c->d[c->headline].measure].title,
                    (long long)c->won, (long long)c->lost, (long long)c->tied);

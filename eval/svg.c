@@ -110,7 +110,7 @@ void nb_svg_lines(nb_text *out, const char *label, const nb_svg_line *lines, int
 /* ---- bars ---- */
 
 void nb_svg_draw_bars(nb_text *out, const char *label, const nb_svg_bars *b) {
-    enum { width = 420, bar = 18, gap = 7, text = 66, label_w = 62 };
+    enum { width = 320, bar = 18, gap = 7, text = 64, label_w = 58 };
     double scale = b->max > 0 ? (width - text - label_w) / b->max : 0;
     int height = b->has_adapter ? 2 * bar + gap + 2 : bar + 2;
     nb_text_printf(out, "<svg viewBox=\"0 0 %d %d\" role=\"img\" aria-label=\"", width, height);
