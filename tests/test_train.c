@@ -1,0 +1,256 @@
+/* The step and what must hold around it: accumulation, checkpointing, no allocation, packing without leaks. */
+#include "adapters/adapter.h"
+#include "autograd/ops.h"
+#include "core/cpu.h"
+#include "tests/test.h"
+#include "tests/tiny_base.h"
+#include "train/optimizer.h"
+
+enum { MAX = 512, DOCS = 8 };
+
+typedef struct fixture {
+    nb_dev *dev;
+    nb_base *base;
+    nb_model *model;
+    nb_arena arena;
+    nb_runner *runner;
+    nb_adapter *adapter;
+    nb_optimizer o;
+} fixture;
+
+static char *base_dir(void) {
+    static char *dir;
+    if (!dir) dir = tiny_base("base", TINY_LLAMA "}", 5);
+    return dir;
+}
+
+static void open_fixture(fixture *f, bool quantized, double dropout, const nb_policy *policy) {
+    *f = (fixture){0};
+    nb_base_options bo = {.quantized_cache = "", .load_in_4bit = quantized, .double_quant = true};
+    nb_lora_options lo = {.r = 4, .alpha = 8, .dropout = dropout, .seed = 3};
+    assert_ok(nb_dev_open(&f->dev, "cpu", NB_F32));
+    assert_ok(nb_base_load(&f->base, base_dir(), &bo));
+    assert_ok(nb_model_open(&f->model, f->base, f->dev, 64));
+    assert_ok(nb_adapter_new(&f->adapter, f->model, &lo));
+    assert_ok(nb_runner_open_loss(&f->runner, f->model, &f->arena, MAX, true, policy));
+    f->runner->tape->seed = 7;
+    assert_ok(nb_optimizer_open(&f->o, f->adapter));
+    f->o.beta1 = 0.9, f->o.beta2 = 0.999, f->o.epsilon = 1e-8, f->o.max_grad_norm = 1;
+}
+
+static void close_fixture(fixture *f) {
+    nb_optimizer_close(&f->o);
+    nb_runner_free(f->runner);
+    nb_adapter_free(f->adapter);
+    nb_arena_free(&f->arena);
+    nb_model_free(f->model);
+    nb_base_free(f->base);
+    nb_dev_close(f->dev);
+}
+
+/* Documents first..first+n of a fixed collection: ragged lengths, some tokens masked. */
+typedef struct docs {
+    int32_t ids[MAX], targets[MAX], pos[MAX];
+    uint32_t sample[MAX];
+    nb_seg segs[DOCS];
+    nb_batch b;
+} docs;
+
+static void fill_docs(docs *d, int first, int n, uint64_t seed) {
+    d->b = (nb_batch){.ids = d->ids, .targets = d->targets, .pos = d->pos, .sample = d->sample, .segs = d->segs};
+    for (int k = first; k < first + n; k++) {
+        nb_rng r = nb_rng_open(seed, NB_RNG_TEST, (uint64_t)k);
+        int32_t len = 5 + (int32_t)nb_rng_below(&r, 40), at = (int32_t)d->b.n;
+        d->segs[d->b.n_segs++] = (nb_seg){at, len, at, len};
+        for (int32_t i = 0; i < len; i++) d->ids[at + i] = (int32_t)nb_rng_below(&r, 40);
+        for (int32_t i = 0; i < len; i++, d->b.n++) {
+            d->pos[at + i] = i;
+            d->sample[at + i] = (uint32_t)k;
+            d->targets[at + i] = i + 1 < len && i >= k % 4 ? d->ids[at + i + 1] : NB_IGNORE;
+            d->b.n_trained += d->targets[at + i] != NB_IGNORE;
+        }
+    }
+}
+
+/* `steps` steps over all documents, `per` of them to a micro-batch; returns the sum of the step losses. */
+static double run_steps(fixture *f, int per, int steps) {
+    static docs d;
+    double total = 0;
+    int64_t trained = 0;
+    fill_docs(&d, 0, DOCS, 11);
+    trained = d.b.n_trained;
+    for (int s = 0; s < steps; s++) {
+        double sum = 0, part, norm;
+        nb_optimizer_begin(&f->o);
+        f->runner->tape->step = (uint32_t)s;
+        for (int k = 0; k < DOCS; k += per) {
+            fill_docs(&d, k, per, 11);
+            assert_ok(nb_runner_loss(f->runner, &d.b, 1.0f / (float)trained, &part, NULL));
+            sum += part;
+        }
+        assert_ok(nb_optimizer_norm(&f->o, &norm));
+        assert_ok(nb_optimizer_update(&f->o, s + 1, 1e-2, norm));
+        total += sum / (double)trained;
+    }
+    return total;
+}
+
+static void accumulation_splits_agree(void **state) {
+    (void)state;
+    static const int per[] = {8, 4, 2, 1};
+    for (int dropout = 0; dropout < 2; dropout++) {
+        float *first = NULL;
+        double loss = 0;
+        for (int i = 0; i < NB_LEN(per); i++) {
+            fixture f;
+            open_fixture(&f, true, dropout ? 0.2 : 0, NULL);
+            double got = run_steps(&f, per[i], 3);
+            if (!first) {
+                first = nb_malloc((size_t)f.adapter->n * 4);
+                memcpy(first, f.adapter->data, (size_t)f.adapter->n * 4);
+                loss = got;
+            }
+            assert_close(got / loss, 1, 1e-6);
+            assert_close(nb_rel_error(f.adapter->data, first, f.adapter->n), 0, 2e-6);
+            close_fixture(&f);
+        }
+        free(first);
+    }
+}
+
+static void checkpointing_changes_no_bit(void **state) {
+    (void)state;
+    fixture f[2];
+    for (int i = 0; i < 2; i++) {
+        open_fixture(&f[i], true, 0.1, i ? &nb_policy_checkpoint : &nb_policy_keep_all);
+        run_steps(&f[i], 4, 3);
+    }
+    assert_memory_equal(f[0].adapter->data, f[1].adapter->data, (size_t)f[0].adapter->n * 4);
+    assert_true(nb_runner_bytes(f[1].runner) < nb_runner_bytes(f[0].runner));
+    close_fixture(&f[0]);
+    close_fixture(&f[1]);
+}
+
+static void threads_change_no_bit(void **state) {
+    (void)state;
+    float *first = NULL;
+    for (int threads = 1; threads <= 3; threads++) {
+        fixture f;
+        nb_threads_set(threads);
+        open_fixture(&f, true, 0.1, NULL);
+        run_steps(&f, 2, 2);
+        if (!first) first = memcpy(nb_malloc((size_t)f.adapter->n * 4), f.adapter->data, (size_t)f.adapter->n * 4);
+        assert_memory_equal(f.adapter->data, first, (size_t)f.adapter->n * 4);
+        close_fixture(&f);
+    }
+    free(first);
+    nb_threads_set(0);
+}
+
+static void a_step_allocates_nothing(void **state) {
+    (void)state;
+    fixture f;
+    open_fixture(&f, true, 0.1, &nb_policy_checkpoint);
+    run_steps(&f, 4, 1);
+    uint64_t before = nb_alloc_count();
+    run_steps(&f, 4, 2);
+    assert_int_equal(nb_alloc_count(), before);
+    close_fixture(&f);
+}
+
+/* Changing every token of one packed document leaves the losses of the others bit-equal. */
+static void packed_documents_do_not_see_each_other(void **state) {
+    (void)state;
+    static docs d;
+    fixture f;
+    float before[MAX], after[MAX];
+    double sum;
+    open_fixture(&f, true, 0, NULL);
+    fill_docs(&d, 0, DOCS, 11);
+    assert_ok(nb_runner_loss(f.runner, &d.b, 1, &sum, before));
+    const nb_seg changed = d.segs[3];
+    for (int32_t i = changed.q0; i < changed.q0 + changed.qn; i++) d.ids[i] = (d.ids[i] + 1 + i) % 40;
+    assert_ok(nb_runner_loss(f.runner, &d.b, 1, &sum, after));
+    int64_t k = 0, same = 0, differ = 0;
+    for (int64_t t = 0; t < d.b.n; t++) {
+        if (d.targets[t] == NB_IGNORE) continue;
+        if (t >= changed.q0 && t < changed.q0 + changed.qn) differ += before[k] != after[k];
+        else if (memcmp(&before[k], &after[k], 4) == 0) same++;
+        else fail_msg("token %lld of another document changed its loss", (long long)t);
+        k++;
+    }
+    assert_true(differ > 0 && same > 0);
+    close_fixture(&f);
+}
+
+static void documents_alone_and_packed_agree(void **state) {
+    (void)state;
+    static docs d;
+    fixture f;
+    float packed[MAX], alone[MAX];
+    double sum;
+    int64_t k = 0;
+    open_fixture(&f, true, 0, NULL);
+    fill_docs(&d, 0, DOCS, 11);
+    assert_ok(nb_runner_loss(f.runner, &d.b, 1, &sum, packed));
+    for (int i = 0; i < DOCS; i++) {
+        fill_docs(&d, i, 1, 11);
+        assert_ok(nb_runner_loss(f.runner, &d.b, 1, &sum, alone));
+        assert_memory_equal(alone, packed + k, (size_t)d.b.n_trained * 4); /* rows do not depend on how many there are */
+        k += d.b.n_trained;
+    }
+    close_fixture(&f);
+}
+
+static void training_lowers_the_loss(void **state) {
+    (void)state;
+    for (int quantized = 0; quantized < 2; quantized++) {
+        fixture f;
+        open_fixture(&f, quantized, 0, NULL);
+        double first = run_steps(&f, 8, 1);
+        run_steps(&f, 8, 60);
+        double last = run_steps(&f, 8, 1);
+        assert_true(last < 0.5 * first);
+        close_fixture(&f);
+    }
+}
+
+/* A gradient that is not finite is seen before anything is updated. */
+static void not_finite_is_seen(void **state) {
+    (void)state;
+    static docs d;
+    fixture f;
+    double sum, norm;
+    open_fixture(&f, true, 0, NULL);
+    f.adapter->params[1].data[0] = INFINITY;
+    fill_docs(&d, 0, DOCS, 11);
+    nb_optimizer_begin(&f.o);
+    assert_ok(nb_runner_loss(f.runner, &d.b, 1, &sum, NULL));
+    assert_ok(nb_optimizer_norm(&f.o, &norm));
+    assert_false(isfinite(sum) && isfinite(norm));
+    close_fixture(&f);
+}
+
+static void too_many_tokens_are_refused(void **state) {
+    (void)state;
+    static docs d;
+    fixture f;
+    double sum;
+    open_fixture(&f, false, 0, NULL);
+    fill_docs(&d, 0, DOCS, 11);
+    d.b.n = MAX + 1;
+    assert_fails(nb_runner_loss(f.runner, &d.b, 1, &sum, NULL), NB_EINPUT, "planned");
+    close_fixture(&f);
+}
+
+int main(void) {
+    nb_threads_set(0);
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(accumulation_splits_agree),      cmocka_unit_test(checkpointing_changes_no_bit),
+        cmocka_unit_test(threads_change_no_bit),          cmocka_unit_test(a_step_allocates_nothing),
+        cmocka_unit_test(packed_documents_do_not_see_each_other), cmocka_unit_test(documents_alone_and_packed_agree),
+        cmocka_unit_test(training_lowers_the_loss),       cmocka_unit_test(not_finite_is_seen),
+        cmocka_unit_test(too_many_tokens_are_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
