@@ -11,7 +11,8 @@ enum { TRIM_NONE, TRIM_ASSISTANT, TRIM_ALL };
 enum { SYSTEM_TURN, SYSTEM_FIRST_USER, SYSTEM_LAST_USER };
 
 /* Patterns: %r role, %c content, %s system message and an empty line (or nothing), %b BOS, %e end-of-sequence;
- * %[ and %] enclose the token that ends the turn. */
+ * %[ and %] enclose the token that ends the turn; %< marks that a turn's text begins before %c: the generator's prompt
+ * ends there, so the model must learn to write what follows. */
 struct nb_chat_template {
     const char *name;
     const char *begin;          /* before the first turn */
@@ -32,54 +33,122 @@ struct nb_chat_template {
 #define GENERATION(text) "{% if add_generation_prompt %}{{ '" text "' }}{% endif %}"
 
 static const char chatml_jinja[] =
-    "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}"
+    "{% for message in messages %}"
+    "{{'<|im_start|>' + message['role'] + '\\n' + message['content'] + '<|im_end|>' + '\\n'}}"
     "{% endfor %}" GENERATION("<|im_start|>assistant\\n");
-static const char llama3_jinja[] =
-    "{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + "
-    "message['content'] | trim + '<|eot_id|>' }}{% endfor %}" GENERATION("<|start_header_id|>assistant<|end_header_id|>\\n\\n");
+static const char llama3_jinja[] = "{{ bos_token }}{% for message in messages %}"
+                                   "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\\n\\n' + "
+                                   "message['content'] | trim + '<|eot_id|>' }}"
+                                   "{% endfor %}" GENERATION("<|start_header_id|>assistant<|end_header_id|>\\n\\n");
 static const char zephyr_jinja[] =
-    "{% for message in messages %}{{ '<|' + message['role'] + '|>\\n' + message['content'] + eos_token + '\\n' }}{% endfor %}"
-    GENERATION("<|assistant|>\\n");
+    "{% for message in messages %}"
+    "{{ '<|' + message['role'] + '|>\\n' + message['content'] + eos_token + '\\n' }}"
+    "{% endfor %}" GENERATION("<|assistant|>\\n");
 static const char alpaca_jinja[] =
     "{% if messages[0]['role'] != 'system' %}{{ 'Below is an instruction that describes a task. Write a response that "
-    "appropriately completes the request.\\n\\n' }}{% endif %}{% for message in messages %}{% if message['role'] == 'system' %}"
-    "{{ message['content'] }}{% elif message['role'] == 'user' %}{{ '### Instruction:\\n' + message['content'] }}{% else %}"
-    "{{ '### Response:\\n' + message['content'] + eos_token }}{% endif %}{% if not loop.last %}{{ '\\n\\n' }}{% endif %}"
-    "{% endfor %}" GENERATION("\\n\\n### Response:\\n");
+    "appropriately completes the request.\\n\\n' }}{% endif %}{% for message in messages %}"
+    "{% if message['role'] == 'system' %}{{ message['content'] }}"
+    "{% elif message['role'] == 'user' %}{{ '### Instruction:\\n' + message['content'] }}"
+    "{% else %}{{ '### Response:\\n' + message['content'] + eos_token }}{% endif %}"
+    "{% if not loop.last %}{{ '\\n\\n' }}{% endif %}{% endfor %}" GENERATION("\\n\\n### Response:\\n");
 /* The published template drops the system message when the conversation ends with the assistant; training on
  * such rows needs it where the generator will have it, so here it stays with the last user message. */
 static const char mistral_jinja[] =
-    "{% set ns = namespace(last=-1) %}{% for message in messages %}{% if message['role'] == 'user' %}{% set ns.last = loop.index0 %}"
-    "{% endif %}{% endfor %}{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' }}"
-    "{% if loop.index0 == ns.last and messages[0]['role'] == 'system' %}{{ messages[0]['content'] + '\\n\\n' }}{% endif %}"
-    "{{ message['content'] + '[/INST]' }}{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] | trim + eos_token }}"
-    "{% endif %}{% endfor %}";
+    "{% set ns = namespace(last=-1) %}{% for message in messages %}"
+    "{% if message['role'] == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
+    "{{ bos_token }}{% for message in messages %}{% if message['role'] == 'user' %}{{ '[INST] ' }}"
+    "{% if loop.index0 == ns.last and messages[0]['role'] == 'system' %}{{ messages[0]['content'] + '\\n\\n' }}"
+    "{% endif %}{{ message['content'] + '[/INST]' }}"
+    "{% elif message['role'] == 'assistant' %}{{ ' ' + message['content'] | trim + eos_token }}{% endif %}{% endfor %}";
 
 static const nb_chat_template templates[] = {
-    {.name = "chatml", .begin = "", .user = CHATML, .assistant = CHATML, .other = CHATML, .join = "",
-     .generation = "<|im_start|>assistant\n", .jinja = chatml_jinja},
-    {.name = "llama3", .begin = "%b", .user = LLAMA3, .assistant = LLAMA3, .other = LLAMA3, .join = "",
-     .generation = LLAMA3_ASSISTANT, .trim = TRIM_ALL, .jinja = llama3_jinja},
-    {.name = "mistral", .begin = "%b", .user = "[INST] %s%c[/INST]", .assistant = " %c%[%e%]", .join = "", .generation = "",
-     .trim = TRIM_ASSISTANT, .system_goes = SYSTEM_LAST_USER, .alternate = true, .jinja = mistral_jinja},
-    {.name = "zephyr", .begin = "", .user = ZEPHYR, .assistant = ZEPHYR, .system = ZEPHYR, .join = "",
-     .generation = "<|assistant|>\n", .jinja = zephyr_jinja},
-    {.name = "alpaca", .begin = "", .system = "%c", .user = "### Instruction:\n%c", .assistant = "### Response:\n%c%[%e%]",
-     .join = "\n\n", .generation = "### Response:\n", .jinja = alpaca_jinja,
-     .default_system = "Below is an instruction that describes a task. Write a response that appropriately completes the request."},
+    {.name = "chatml",
+     .begin = "",
+     .user = CHATML,
+     .assistant = CHATML,
+     .other = CHATML,
+     .join = "",
+     .generation = "<|im_start|>assistant\n",
+     .jinja = chatml_jinja},
+    {.name = "llama3",
+     .begin = "%b",
+     .user = LLAMA3,
+     .assistant = LLAMA3,
+     .other = LLAMA3,
+     .join = "",
+     .generation = LLAMA3_ASSISTANT,
+     .trim = TRIM_ALL,
+     .jinja = llama3_jinja},
+    {.name = "mistral",
+     .begin = "%b",
+     .user = "[INST] %s%c[/INST]",
+     .assistant = "%< %c%[%e%]",
+     .join = "",
+     .generation = "",
+     .trim = TRIM_ASSISTANT,
+     .system_goes = SYSTEM_LAST_USER,
+     .alternate = true,
+     .jinja = mistral_jinja},
+    {.name = "zephyr",
+     .begin = "",
+     .user = ZEPHYR,
+     .assistant = ZEPHYR,
+     .system = ZEPHYR,
+     .join = "",
+     .generation = "<|assistant|>\n",
+     .jinja = zephyr_jinja},
+    {.name = "alpaca",
+     .begin = "",
+     .system = "%c",
+     .user = "### Instruction:\n%c",
+     .assistant = "### Response:\n%c%[%e%]",
+     .join = "\n\n",
+     .generation = "### Response:\n",
+     .jinja = alpaca_jinja,
+     .default_system = "Below is an instruction that describes a task. "
+                       "Write a response that appropriately completes the request."},
     /* Variants that real tokenizers bring. */
-    {.name = "llama3.1", .begin = "%b", .user = LLAMA3, .assistant = LLAMA3, .other = LLAMA3, .join = "",
-     .system = "<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\nToday Date: 26 Jul 2024\n\n"
-               "%c%[<|eot_id|>%]",
-     .generation = LLAMA3_ASSISTANT, .default_system = "", .trim = TRIM_ALL},
-    {.name = "mistral_v1", .begin = "%b", .user = " [INST] %s%c [/INST]", .assistant = " %c%[%e%]", .join = "",
-     .generation = "", .system_goes = SYSTEM_FIRST_USER, .alternate = true},
-    {.name = "mistral_v0.2", .begin = "%b", .user = "[INST] %s%c [/INST]", .assistant = "%c%[%e%]", .join = "", .generation = "",
-     .system_goes = SYSTEM_FIRST_USER, .alternate = true},
-    {.name = "qwen2.5", .begin = "", .user = CHATML, .assistant = CHATML, .other = CHATML, .join = "",
+    {.name = "llama3.1",
+     .begin = "%b",
+     .user = LLAMA3,
+     .assistant = LLAMA3,
+     .other = LLAMA3,
+     .join = "",
+     .system = "<|start_header_id|>system<|end_header_id|>\n\nCutting Knowledge Date: December 2023\n"
+               "Today Date: 26 Jul 2024\n\n%c%[<|eot_id|>%]",
+     .generation = LLAMA3_ASSISTANT,
+     .default_system = "",
+     .trim = TRIM_ALL},
+    {.name = "mistral_v1",
+     .begin = "%b",
+     .user = " [INST] %s%c [/INST]",
+     .assistant = "%< %c%[%e%]",
+     .join = "",
+     .generation = "",
+     .system_goes = SYSTEM_FIRST_USER,
+     .alternate = true},
+    {.name = "mistral_v0.2",
+     .begin = "%b",
+     .user = "[INST] %s%c [/INST]",
+     .assistant = "%c%[%e%]",
+     .join = "",
+     .generation = "",
+     .system_goes = SYSTEM_FIRST_USER,
+     .alternate = true},
+    {.name = "qwen2.5",
+     .begin = "",
+     .user = CHATML,
+     .assistant = CHATML,
+     .other = CHATML,
+     .join = "",
      .generation = "<|im_start|>assistant\n",
      .default_system = "You are Qwen, created by Alibaba Cloud. You are a helpful assistant."},
-    {.name = "smollm2", .begin = "", .user = CHATML, .assistant = CHATML, .other = CHATML, .join = "",
+    {.name = "smollm2",
+     .begin = "",
+     .user = CHATML,
+     .assistant = CHATML,
+     .other = CHATML,
+     .join = "",
      .generation = "<|im_start|>assistant\n",
      .default_system = "You are a helpful AI assistant named SmolLM, trained by Hugging Face"},
 };
@@ -93,8 +162,10 @@ static const nb_chat_template *by_name(const char *name) {
 static nb_status find_default(const nb_chat_template **out, const nb_tokenizer *t) {
     const char *jinja = nb_tokenizer_chat_template(t);
     if (!jinja)
-        return nb_fail(NB_EINPUT, "chat_template: tokenizer_default, but this tokenizer brings no template; name one: chatml, llama3, "
-                       "mistral, zephyr, alpaca");
+        return nb_fail(
+            NB_EINPUT,
+            "chat_template: tokenizer_default, but this tokenizer brings no template; name one: chatml, llama3, "
+            "mistral, zephyr, alpaca");
     nb_text canonical = {0}, ours = {0};
     nb_chat_canonical(jinja, &canonical);
     const char *known = nb_chat_known(&canonical);
@@ -108,8 +179,10 @@ static nb_status find_default(const nb_chat_template **out, const nb_tokenizer *
     nb_text_free(&canonical);
     nb_text_free(&ours);
     if (*out) return NB_OK;
-    return nb_fail(NB_EUNSUPPORTED, "chat_template: tokenizer_default, but the tokenizer's own template is none that nibble knows to "
-                   "render exactly; if its text looks like one of these, name it: chatml, llama3, mistral, zephyr, alpaca");
+    return nb_fail(
+        NB_EUNSUPPORTED,
+        "chat_template: tokenizer_default, but the tokenizer's own template is none that nibble knows to "
+        "render exactly; if its text looks like one of these, name it: chatml, llama3, mistral, zephyr, alpaca");
 }
 
 nb_status nb_chat_template_find(const nb_chat_template **out, const char *name, const nb_tokenizer *t) {
@@ -119,8 +192,10 @@ nb_status nb_chat_template_find(const nb_chat_template **out, const char *name, 
     if (*out) return NB_OK;
     for (int i = 0; i < NB_LEN(templates); i++) names[i] = templates[i].name;
     const char *near = nb_nearest(name, names, NB_LEN(templates));
-    return nb_fail(NB_EINPUT, "chat_template: unknown template \"%s\"%s%s%s (tokenizer_default, chatml, llama3, mistral, zephyr, alpaca)",
-                   name, near ? "; did you mean \"" : "", near ? near : "", near ? "\"?" : "");
+    return nb_fail(
+        NB_EINPUT,
+        "chat_template: unknown template \"%s\"%s%s%s (tokenizer_default, chatml, llama3, mistral, zephyr, alpaca)",
+        name, near ? "; did you mean \"" : "", near ? near : "", near ? "\"?" : "");
 }
 
 const char *nb_chat_template_name(const nb_chat_template *c) {
@@ -171,18 +246,18 @@ static void trim(const char **s, size_t *n) {
     }
 }
 
-static void add_content(render *r, const nb_message_t *m, bool trimmed) {
+static void add_content(render *r, const nb_message_t *m, size_t begin, bool trimmed) {
     const char *s = m->content;
     size_t n = strlen(s);
     if (trimmed) trim(&s, &n);
-    NB_GROW(r->spans, r->n_spans, r->cap_spans);
-    size_t at = r->text->n;
     nb_text_add(r->text, s, n);
-    r->spans[r->n_spans++] = (nb_chat_span){at, at + n, at + n, (int)(m - r->m)};
+    NB_GROW(r->spans, r->n_spans, r->cap_spans);
+    r->spans[r->n_spans++] = (nb_chat_span){begin, r->text->n, r->text->n, (int)(m - r->m)};
 }
 
 static void expand(render *r, const char *pattern, const nb_message_t *m) {
     bool trimmed = r->c->trim == TRIM_ALL || (r->c->trim == TRIM_ASSISTANT && m && !strcmp(m->role, "assistant"));
+    size_t begin = SIZE_MAX;
     int span = -1;
     for (const char *p = pattern; *p; p++) {
         if (*p != '%') {
@@ -192,14 +267,16 @@ static void expand(render *r, const char *pattern, const nb_message_t *m) {
         switch (*++p) {
         case 'r': nb_text_puts(r->text, m->role); break;
         case 'c':
-            if (m->content) span = r->n_spans, add_content(r, m, trimmed);
+            span = r->n_spans;
+            add_content(r, m, begin == SIZE_MAX ? r->text->n : begin, trimmed);
             break;
         case 's':
             if (r->system) {
-                add_content(r, r->system, false);
+                add_content(r, r->system, r->text->n, false);
                 nb_text_puts(r->text, "\n\n");
             }
             break;
+        case '<': begin = r->text->n; break;
         case 'b':
             if (nb_tokenizer_bos(r->t) >= 0) nb_text_puts(r->text, nb_tokenizer_token(r->t, nb_tokenizer_bos(r->t)));
             break;
@@ -223,16 +300,26 @@ static nb_status check(const nb_chat_template *c, const nb_tokenizer *t, const n
         bool system = is_role(&m[i], "system"), user = is_role(&m[i], "user");
         if (system && i == 0) continue;
         if (!c->other && !user && !is_role(&m[i], "assistant"))
-            return nb_fail(NB_EINPUT, "message %d has the role \"%s\"; chat template %s has user and assistant, and a system message "
-                           "in front", i + 1, m[i].role, c->name);
+            return nb_fail(
+                NB_EINPUT,
+                "message %d has the role \"%s\"; chat template %s has user and assistant, and a system message "
+                "in front",
+                i + 1, m[i].role, c->name);
         if (c->alternate && user != (turns++ % 2 == 0))
-            return nb_fail(NB_EINPUT, "message %d is from \"%s\"; in chat template %s user and assistant must take turns, the user "
-                           "first", i + 1, m[i].role, c->name);
+            return nb_fail(
+                NB_EINPUT,
+                "message %d is from \"%s\"; in chat template %s user and assistant must take turns, the user "
+                "first",
+                i + 1, m[i].role, c->name);
     }
     if (c->system_goes != SYSTEM_TURN && n == 1 && is_role(m, "system"))
-        return nb_fail(NB_EINPUT, "there is a system message only; chat template %s needs a user message to put it into", c->name);
+        return nb_fail(NB_EINPUT,
+                       "there is a system message only; chat template %s needs a user message to put it into", c->name);
     if (strstr(c->assistant, "%e") && !eos_of(t))
-        return nb_fail(NB_EINPUT, "chat template %s ends turns with the end-of-sequence token, which this tokenizer does not have", c->name);
+        return nb_fail(NB_EINPUT,
+                       "chat template %s ends turns with the end-of-sequence token, which this tokenizer does not "
+                       "have",
+                       c->name);
     return NB_OK;
 }
 
@@ -275,7 +362,8 @@ nb_status nb_chat_render(const nb_chat_template *c, const nb_tokenizer *t, const
 
 /* ---- encoding ---- */
 
-static nb_status encode_piece(const nb_tokenizer *t, const nb_text *text, size_t begin, size_t end, int flags, nb_ids *out) {
+static nb_status encode_piece(const nb_tokenizer *t, const nb_text *text, size_t begin, size_t end, int flags,
+                              nb_ids *out) {
     int64_t first = out->n;
     if (begin == end) return NB_OK;
     NB_TRY(nb_tokenizer_encode(t, text->s + begin, end - begin, flags, out));
@@ -283,21 +371,24 @@ static nb_status encode_piece(const nb_tokenizer *t, const nb_text *text, size_t
     return NB_OK;
 }
 
-static bool holds_token(const nb_tokenizer *t, const nb_text *text, const nb_chat_span *s, const nb_ids *ids, int64_t i) {
+static bool holds_token(const nb_tokenizer *t, const nb_text *text, const nb_chat_span *s, const nb_ids *ids,
+                        int64_t i) {
     const char *token = nb_tokenizer_is_special(t, ids->id[i]) ? nb_tokenizer_token(t, ids->id[i]) : NULL;
     return token && memmem(text->s + s->begin, s->end - s->begin, token, strlen(token));
 }
 
 /* The whole text is tokenized at once, because a word may begin in template text and end in a message. Only a message
  * that came out with a control token in it is tokenized on its own instead, as plain text. */
-nb_status nb_chat_encode(const nb_tokenizer *t, const nb_text *text, const nb_chat_span *spans, int n_spans, nb_ids *out) {
+nb_status nb_chat_encode(const nb_tokenizer *t, const nb_text *text, const nb_chat_span *spans, int n_spans,
+                         nb_ids *out) {
     int64_t first = out->n, i = first;
     size_t done = 0;
     NB_TRY(nb_tokenizer_encode(t, text->s, text->n, 0, out));
     bool *plain = nb_calloc((size_t)n_spans + 1, sizeof *plain), any = false;
     for (int s = 0; s < n_spans; s++) {
         for (; i < out->n && (size_t)out->start[i] < spans[s].end; i++)
-            if ((size_t)out->start[i] >= spans[s].begin && holds_token(t, text, &spans[s], out, i)) any = plain[s] = true;
+            if ((size_t)out->start[i] >= spans[s].begin && holds_token(t, text, &spans[s], out, i))
+                any = plain[s] = true;
     }
     nb_status st = NB_OK;
     if (any) out->n = first;

@@ -116,7 +116,7 @@ static const struct {
     {"4257063c24561da81bcca95c6c890788cafe1ebad1e486a9d69c5505ce2b335d", "mistral_v1"},
     {"7252923f2ea332925b8d738ec211228663a28b645cfff8cd167ae8eee25ecab6", "mistral_v0.2"}, /* Mistral-7B-Instruct-v0.2 */
     {"9cb7970977ba369c2d8ea903b5070136ad6553768e5905bf12fab87a3a01c4ae", "mistral"},      /* Mistral-7B-Instruct-v0.3 */
-    {"3af9892efcaf4b723d21fa47239d4bc884dda69f8109cfd0e66b9cff7c55aab0", "zephyr"},       /* zephyr-7b-beta, TinyLlama */
+    {"3af9892efcaf4b723d21fa47239d4bc884dda69f8109cfd0e66b9cff7c55aab0", "zephyr"},       /* zephyr-7b-beta */
     {"7d052bac7c210352b51907046e2ce9545a5e76afd0de25c64dc79edb00120b6f", "qwen2.5"},      /* Qwen2.5-7B-Instruct */
     {"ac57250d5fd2630f485c7b75e54dc97efd0d523795794a99069eb717c4ada730", "smollm2"},      /* SmolLM2-135M-Instruct */
 };

@@ -175,7 +175,8 @@ static int compare_int64(const void *x, const void *y) {
 }
 
 /* A dataset "val" of `k` of the rows, which are numbered through all training sets; chosen[k] in order. */
-static nb_dataset *make_view(const nb_data *d, const int32_t *set, const int64_t *row, const int64_t *chosen, int64_t k) {
+static nb_dataset *make_view(const nb_data *d, const int32_t *set, const int64_t *row, const int64_t *chosen,
+                             int64_t k) {
     nb_dataset *v = NB_NEW(nb_dataset);
     nb_sha256 h = nb_sha256_open();
     v->name = nb_strdup("val");
@@ -206,8 +207,8 @@ static nb_status split_off(nb_data *d, const nb_config *c) {
     int64_t n = d->n_samples, k = c->val_set_size < 1 ? llround(c->val_set_size * (double)n) : llround(c->val_set_size);
     if (k < 1) k = 1;
     if (k >= n)
-        return nb_fail(NB_EINPUT, "val_set_size: %lld of %lld rows would be held out, which leaves none to train on", (long long)k,
-                       (long long)n);
+        return nb_fail(NB_EINPUT, "val_set_size: %lld of %lld rows would be held out, which leaves none to train on",
+                       (long long)k, (long long)n);
     int64_t *order = nb_calloc((size_t)n, sizeof *order);
     for (int64_t i = 0; i < n; i++) order[i] = i;
     nb_rng rng = nb_rng_open((uint64_t)c->seed, NB_RNG_SPLIT, 0);
@@ -233,12 +234,13 @@ static nb_status check_names(const nb_data *d) {
     for (int i = 0; i < d->n_held_out; i++)
         for (int j = 0; j < i; j++)
             if (!strcmp(d->held_out[i]->name, d->held_out[j]->name))
-                return nb_fail(NB_EINPUT, "test_datasets: two are called \"%s\"; give one of them a name: of its own", d->held_out[i]->name);
+                return nb_fail(NB_EINPUT, "test_datasets: two are called \"%s\"; give one of them another name",
+                               d->held_out[i]->name);
     return NB_OK;
 }
 
-static nb_status open_sets(nb_dataset **sets, int *n, const nb_config *c, const nb_config_dataset *entries, int n_entries,
-                           const nb_tokenizer *t, int64_t sequence_len) {
+static nb_status open_sets(nb_dataset **sets, int *n, const nb_config *c, const nb_config_dataset *entries,
+                           int n_entries, const nb_tokenizer *t, int64_t sequence_len) {
     for (; *n < n_entries; ++*n) NB_TRY(nb_dataset_open(&sets[*n], c, &entries[*n], t, sequence_len));
     return NB_OK;
 }
@@ -250,7 +252,8 @@ static nb_status open_all(nb_data *d, const nb_config *c, const nb_tokenizer *t,
     d->sample_set = nb_calloc((size_t)d->n_samples + 1, sizeof *d->sample_set);
     d->sample_row = nb_calloc((size_t)d->n_samples + 1, sizeof *d->sample_row);
     for (int64_t i = 0, s = 0; s < d->n_train; s++)
-        for (int64_t row = 0; row < d->train[s]->n_rows; row++, i++) d->sample_set[i] = (int32_t)s, d->sample_row[i] = row;
+        for (int64_t row = 0; row < d->train[s]->n_rows; row++, i++)
+            d->sample_set[i] = (int32_t)s, d->sample_row[i] = row;
     if (c->n_test_datasets) {
         d->held_out = nb_calloc((size_t)c->n_test_datasets, sizeof *d->held_out);
         NB_TRY(open_sets(d->held_out, &d->n_held_out, c, c->test_datasets, c->n_test_datasets, t, sequence_len));

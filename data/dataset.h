@@ -37,10 +37,10 @@ typedef struct nb_row {
 } nb_row;
 
 typedef struct nb_dataset nb_dataset;
-/* Opens (building or reusing the cache) one datasets[] or test_datasets[] entry. `name` defaults to the path's last part
- * without its extension. c, entry and t are not needed afterwards. sequence_len: longest row in tokens, at least 2. The
- * cache lies in dataset_prepared_path (unset: nibble's cache folder; "none": in memory only); one that cannot be written
- * is a warning, one that does not match its checksum or its key is built anew. */
+/* Opens (building or reusing the cache) one datasets[] or test_datasets[] entry. `name` defaults to the path's last
+ * part without its extension. c, entry and t are not needed afterwards. sequence_len: longest row in tokens, at
+ * least 2. The cache lies in dataset_prepared_path (unset: nibble's cache folder; "none": in memory only); one that
+ * cannot be written is a warning, one that does not match its checksum or its key is built anew. */
 nb_status nb_dataset_open(nb_dataset **out, const nb_config *c, const nb_config_dataset *entry, const nb_tokenizer *t,
                           int64_t sequence_len);
 void nb_dataset_free(nb_dataset *d);

@@ -67,14 +67,15 @@ nb_status nb_field_text(const nb_row_in *in, const char *key, const char *settin
 /* The Stanford Alpaca prompts (tatsu-lab/stanford_alpaca, train.py): data made for other trainers expects them. */
 #define ALPACA_REQUEST "Write a response that appropriately completes the request.\n\n"
 static const char alpaca_plain[] = "Below is an instruction that describes a task. " ALPACA_REQUEST;
-static const char alpaca_input[] =
-    "Below is an instruction that describes a task, paired with an input that provides further context. " ALPACA_REQUEST;
+static const char alpaca_input[] = "Below is an instruction that describes a task, paired with an input that provides "
+                                   "further context. " ALPACA_REQUEST;
 
 static nb_status build_completion(const nb_row_in *in, nb_example *ex) {
     nb_field text;
     NB_TRY(nb_field_text(in, in->f->e->field_text, "field_text", true, &text));
     if (!text.n)
-        return nb_fail(NB_EINPUT, "%s: the text of this row is empty, there is nothing to train on; remove the row", in->where);
+        return nb_fail(NB_EINPUT, "%s: the text of this row is empty, there is nothing to train on; remove the row",
+                       in->where);
     nb_example_add(ex, text.s, text.n);
     nb_example_train(ex, 0, text.n, false, false);
     return NB_OK;
@@ -186,8 +187,8 @@ static nb_status encode_text(const nb_row_in *in, nb_encoded *out) {
 static nb_status check_trains(const nb_row_in *in, const nb_encoded *out) {
     for (int64_t i = 0; i < out->n; i++)
         if (out->labels[i] != NB_IGNORE) return NB_OK;
-    return nb_fail(NB_EINPUT, "%s: nothing in this row is trained on (%lld tokens, all masked)%s", in->where, (long long)out->n,
-                   in->f->chat ? "; it has no message of a role in roles_to_train" : "");
+    return nb_fail(NB_EINPUT, "%s: nothing in this row is trained on (%lld tokens, all masked)%s", in->where,
+                   (long long)out->n, in->f->chat ? "; it has no message of a role in roles_to_train" : "");
 }
 
 nb_status nb_format_row(const nb_format *f, const nb_reader *r, int64_t i, nb_encoded *out) {
@@ -235,17 +236,20 @@ nb_status nb_encode_tokenized(const nb_row_in *in, nb_encoded *out) {
     NB_TRY(int_array(in, "labels", false, &labels));
     int64_t n = (int64_t)json_array_size(ids), vocab = nb_tokenizer_vocab_size(in->f->t);
     if (labels && (int64_t)json_array_size(labels) != n)
-        return nb_fail(NB_EINPUT, "%s: %lld input_ids but %zu labels", in->where, (long long)n, json_array_size(labels));
+        return nb_fail(NB_EINPUT, "%s: %lld input_ids but %zu labels", in->where, (long long)n,
+                       json_array_size(labels));
     reserve(out, n);
     out->prompt_n = 0;
     for (int64_t i = 0; i < n; i++) {
         int64_t x = integer_at(ids, i), y = labels ? integer_at(labels, i) : x;
         if (x < 0 || x >= vocab)
-            return nb_fail(NB_EINPUT, "%s: input_ids[%lld] should be a token id from 0 to %lld", in->where, (long long)i,
-                           (long long)vocab - 1);
+            return nb_fail(NB_EINPUT, "%s: input_ids[%lld] should be a token id from 0 to %lld", in->where,
+                           (long long)i, (long long)vocab - 1);
         if (y != NB_IGNORE && y != x)
-            return nb_fail(NB_EINPUT, "%s: labels[%lld] should be %d (not trained) or equal input_ids[%lld] = %lld (labels are "
-                           "not shifted)", in->where, (long long)i, NB_IGNORE, (long long)i, (long long)x);
+            return nb_fail(NB_EINPUT,
+                           "%s: labels[%lld] should be %d (not trained) or equal input_ids[%lld] = %lld (labels are "
+                           "not shifted)",
+                           in->where, (long long)i, NB_IGNORE, (long long)i, (long long)x);
         out->ids[i] = (int32_t)x;
         out->labels[i] = i ? (int32_t)y : NB_IGNORE;
         out->bytes[i] = 0;
@@ -280,7 +284,8 @@ static nb_status open_chat(nb_format *f) {
     NB_TRY(nb_chat_template_find(&f->chat, names[f->c->chat_template], f->t));
     const char *end = nb_chat_end_of_turn(f->chat, f->t);
     if (!end || nb_tokenizer_token_id(f->t, end) < 0)
-        return nb_fail(NB_EINPUT, "chat template %s ends a turn with %s, which this tokenizer does not have, so the model could "
+        return nb_fail(NB_EINPUT,
+                       "chat template %s ends a turn with %s, which this tokenizer does not have, so the model could "
                        "not learn to stop; add it (tokens: [\"%s\"]) or choose another chat_template",
                        nb_chat_template_name(f->chat), end ? end : "its eos_token", end ? end : "</s>");
     return NB_OK;
@@ -292,8 +297,10 @@ nb_status nb_format_open(nb_format **out, const nb_config *c, const nb_config_da
     *out = NULL;
     if (entry->type == NB_DATA_CHAT_TEMPLATE) NB_TRY(open_chat(&f));
     else if (entry->type != NB_DATA_TOKENIZED && nb_tokenizer_eos(t) < 0)
-        return nb_fail(NB_EINPUT, "%s: the tokenizer has no end-of-sequence token, so the model could not learn to stop; name "
-                       "one (special_tokens: {eos_token: \"</s>\"})", entry->path);
+        return nb_fail(NB_EINPUT,
+                       "%s: the tokenizer has no end-of-sequence token, so the model could not learn to stop; name "
+                       "one (special_tokens: {eos_token: \"</s>\"})",
+                       entry->path);
     *out = NB_NEW(nb_format);
     **out = f;
     return NB_OK;
@@ -311,12 +318,23 @@ static void hash_strs(nb_sha256 *h, const nb_strs *s) {
 void nb_format_hash(const nb_format *f, nb_sha256 *h) {
     const nb_config_dataset *e = f->e;
     const char *parts[] = {
-        f->type->name, e->field_text, e->field_prompt, e->field_completion, e->field_instruction, e->field_input, e->field_output,
-        e->field_system, e->field_messages, e->message_property_mappings_role, e->message_property_mappings_content,
-        f->chat ? nb_chat_template_name(f->chat) : NULL, nb_tokenizer_sha256(f->t),
+        f->type->name,
+        e->field_text,
+        e->field_prompt,
+        e->field_completion,
+        e->field_instruction,
+        e->field_input,
+        e->field_output,
+        e->field_system,
+        e->field_messages,
+        e->message_property_mappings_role,
+        e->message_property_mappings_content,
+        f->chat ? nb_chat_template_name(f->chat) : NULL,
+        nb_tokenizer_sha256(f->t),
     };
     for (int i = 0; i < NB_LEN(parts); i++) nb_sha256_add_str(h, parts[i]);
-    const nb_strs *lists[] = {&e->roles_system, &e->roles_user, &e->roles_assistant, &e->roles_tool, &e->roles_to_train};
+    const nb_strs *lists[] = {&e->roles_system, &e->roles_user, &e->roles_assistant, &e->roles_tool,
+                              &e->roles_to_train};
     for (int i = 0; i < NB_LEN(lists); i++) hash_strs(h, lists[i]);
     int64_t numbers[] = {e->train_on_eos, f->c->train_on_inputs, nb_tokenizer_bos(f->t), nb_tokenizer_eos(f->t)};
     nb_sha256_add(h, numbers, sizeof numbers);

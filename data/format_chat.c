@@ -17,7 +17,10 @@ static const char *role_of(const nb_config_dataset *e, const char *name) {
     const struct {
         const char *role;
         const nb_strs *names;
-    } roles[] = {{"system", &e->roles_system}, {"user", &e->roles_user}, {"assistant", &e->roles_assistant}, {"tool", &e->roles_tool}};
+    } roles[] = {{"system", &e->roles_system},
+                 {"user", &e->roles_user},
+                 {"assistant", &e->roles_assistant},
+                 {"tool", &e->roles_tool}};
     for (int i = 0; i < NB_LEN(roles); i++)
         if (has(roles[i].names, name)) return roles[i].role;
     return NULL;
@@ -32,12 +35,15 @@ static nb_status message_text(const nb_row_in *in, const json_t *m, size_t i, co
     *out = json_string_value(v);
     if (*out) return NB_OK;
     if (v && !json_is_null(v))
-        return nb_fail(NB_EINPUT, "%s: message %zu: \"%s\" should be text, not %s", in->where, i + 1, key, nb_json_type(v));
+        return nb_fail(NB_EINPUT, "%s: message %zu: \"%s\" should be text, not %s", in->where, i + 1, key,
+                       nb_json_type(v));
     json_object_foreach((json_t *)(uintptr_t)m, name, value) if (n < 32) names[n++] = name;
     near = nb_nearest(key, names, n);
     if (!near) near = n == 2 ? names[!strcmp(mapping, "content")] : "NAME";
-    return nb_fail(NB_EINPUT, "%s: message %zu has no \"%s\"; say what it is called in this data: message_property_mappings: "
-                   "{%s: %s}", in->where, i + 1, key, mapping, near);
+    return nb_fail(NB_EINPUT,
+                   "%s: message %zu has no \"%s\"; say what it is called in this data: message_property_mappings: "
+                   "{%s: %s}",
+                   in->where, i + 1, key, mapping, near);
 }
 
 static nb_status read_message(const nb_row_in *in, const json_t *m, size_t i, nb_message_t *out) {
@@ -49,26 +55,33 @@ static nb_status read_message(const nb_row_in *in, const json_t *m, size_t i, nb
     NB_TRY(message_text(in, m, i, e->message_property_mappings_content, "content", &out->content));
     out->role = role_of(e, name);
     if (!out->role)
-        return nb_fail(NB_EINPUT, "%s: message %zu has the unknown role \"%s\"; say what it stands for: roles: {assistant: [%s]} (or "
-                       "system, user, tool)", in->where, i + 1, name, name);
+        return nb_fail(
+            NB_EINPUT,
+            "%s: message %zu has the unknown role \"%s\"; say what it stands for: roles: {assistant: [%s]} (or "
+            "system, user, tool)",
+            in->where, i + 1, name, name);
     return NB_OK;
 }
 
 /* The row's messages, with the text of field_system in front when there is such a field. malloc'd at *out. */
 static nb_status read_messages(const nb_row_in *in, nb_message_t **out, int *count) {
     const nb_config_dataset *e = in->f->e;
-    const json_t *list = json_object_get(in->obj, e->field_messages), *system = json_object_get(in->obj, e->field_system);
+    const json_t *list = json_object_get(in->obj, e->field_messages),
+                 *system = json_object_get(in->obj, e->field_system);
     if (!list || json_is_null(list)) return nb_field_missing(in, e->field_messages, "field_messages");
     if (!json_is_array(list))
-        return nb_fail(NB_EINPUT, "%s: \"%s\" should be a list of messages, not %s", in->where, e->field_messages, nb_json_type(list));
+        return nb_fail(NB_EINPUT, "%s: \"%s\" should be a list of messages, not %s", in->where, e->field_messages,
+                       nb_json_type(list));
     size_t n = json_array_size(list);
     nb_message_t *m = nb_calloc(n + 1, sizeof *m);
     nb_status st = NB_OK;
     *count = 0;
-    if (json_is_string(system) && json_string_length(system)) m[(*count)++] = (nb_message_t){"system", json_string_value(system)};
+    if (json_is_string(system) && json_string_length(system))
+        m[(*count)++] = (nb_message_t){"system", json_string_value(system)};
     for (size_t i = 0; i < n && st == NB_OK; i++) st = read_message(in, json_array_get(list, i), i, &m[(*count)++]);
     if (st == NB_OK && n && *count > (int)n && !strcmp(m[1].role, "system"))
-        st = nb_fail(NB_EINPUT, "%s: the row has a system message and a field \"%s\" too; keep one of them", in->where, e->field_system);
+        st = nb_fail(NB_EINPUT, "%s: the row has a system message and a field \"%s\" too; keep one of them", in->where,
+                     e->field_system);
     if (st == NB_OK) *out = m;
     else free(m);
     return st;

@@ -98,7 +98,8 @@ static bool rows_fit(const nb_image *m) {
     if (m->n_text && m->text[m->n_text - 1]) return false;
     for (int64_t i = 0; i < m->n_rows; i++) {
         const nb_image_row *r = &m->rows[i];
-        if (r->n < 1 || r->token < 0 || r->token > m->n_tokens - r->n || r->prompt_n < 0 || r->prompt_n > r->n) return false;
+        if (r->n < 1 || r->token < 0 || r->token > m->n_tokens - r->n || r->prompt_n < 0 || r->prompt_n > r->n)
+            return false;
         if (r->reference < 0 || r->reference >= m->n_text || r->file < 0 || r->file >= m->n_text) return false;
     }
     return true;

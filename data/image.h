@@ -34,7 +34,8 @@ typedef struct nb_image {
 
 /* Building: strings and rows are appended, then nb_image_seal points the sections at them. */
 int64_t nb_image_string(nb_image *m, const char *s, size_t n); /* its offset */
-void nb_image_row_add(nb_image *m, const nb_image_row *row, const int32_t *ids, const int32_t *labels); /* row->n tokens */
+void nb_image_row_add(nb_image *m, const nb_image_row *row, const int32_t *ids,
+                      const int32_t *labels); /* row->n tokens */
 void nb_image_seal(nb_image *m);
 void nb_image_free(nb_image *m);
 

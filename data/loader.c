@@ -48,7 +48,10 @@ static void buffers_free(buffers *b) {
 }
 
 static nb_batch batch_begin(const buffers *b) {
-    return (nb_batch){.ids = b->ids + b->n, .targets = b->targets + b->n, .pos = b->pos + b->n, .sample = b->sample + b->n,
+    return (nb_batch){.ids = b->ids + b->n,
+                      .targets = b->targets + b->n,
+                      .pos = b->pos + b->n,
+                      .sample = b->sample + b->n,
                       .segs = b->segs + b->n_segs};
 }
 
@@ -70,8 +73,8 @@ static void batch_add(buffers *b, nb_batch *batch, const nb_row *r, int64_t samp
 
 /* ---- planning an epoch ---- */
 
-/* Samples of set s in this epoch: whole passes, and for the fraction of its weight a window that moves through one fixed
- * random order from epoch to epoch, so that every row has its turn. */
+/* Samples of set s in this epoch: whole passes, and for the fraction of its weight a window that moves through one
+ * fixed random order from epoch to epoch, so that every row has its turn. */
 static void add_set(nb_loader *l, int s, int64_t epoch) {
     int64_t first = l->set_first[s], rows = l->set_first[s + 1] - first;
     double weight = nb_dataset_weight(l->d->train[s]), whole = floor(weight);

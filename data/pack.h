@@ -1,6 +1,6 @@
-/* Packing: rows into bins of at most `capacity` tokens. Best fit over a window of open bins: a row goes into the open bin
- * it fills best; when none has room a new one is opened, and of too many open ones the fullest is closed. A pure function
- * of its arguments. */
+/* Packing: rows into bins of at most `capacity` tokens. Best fit over a window of open bins: a row goes into the open
+ * bin it fills best; when none has room a new one is opened, and of too many open ones the fullest is closed. A pure
+ * function of its arguments. */
 #ifndef NB_DATA_PACK_H
 #define NB_DATA_PACK_H
 

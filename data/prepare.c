@@ -125,15 +125,16 @@ static void add_row(state *s, int64_t record, nb_encoded *e) {
 static nb_status too_long(const state *s) {
     const nb_reader *r = s->p->reader;
     const nb_ledger *l = &s->m->ledger;
-    return nb_fail(NB_EINPUT,
-                   "%s: %lld of %lld rows are longer than sequence_len %lld; the longest has %lld tokens (%s:%lld). One of these "
-                   "lines settles it:\n"
-                   "  sequence_len: %lld                    (takes them whole; more memory)\n"
-                   "  excess_length_strategy: split      (cuts them into pieces; nothing is lost)\n"
-                   "  excess_length_strategy: truncate   (cuts the ends off)\n"
-                   "  excess_length_strategy: drop       (leaves these rows out)",
-                   s->p->name, (long long)s->n_long, (long long)l->rows_in, (long long)s->p->sequence_len, (long long)l->longest,
-                   nb_record_path(r, s->longest_at), (long long)r->records[s->longest_at].line, (long long)l->longest);
+    return nb_fail(
+        NB_EINPUT,
+        "%s: %lld of %lld rows are longer than sequence_len %lld; the longest has %lld tokens (%s:%lld). One of these "
+        "lines settles it:\n"
+        "  sequence_len: %lld                    (takes them whole; more memory)\n"
+        "  excess_length_strategy: split      (cuts them into pieces; nothing is lost)\n"
+        "  excess_length_strategy: truncate   (cuts the ends off)\n"
+        "  excess_length_strategy: drop       (leaves these rows out)",
+        s->p->name, (long long)s->n_long, (long long)l->rows_in, (long long)s->p->sequence_len, (long long)l->longest,
+        nb_record_path(r, s->longest_at), (long long)r->records[s->longest_at].line, (long long)l->longest);
 }
 
 /* Tokenizes records [begin, end) in parallel into slots[]; the error reported is that of the first bad record. */
@@ -161,7 +162,8 @@ static nb_status run(state *s, nb_encoded *slots) {
     nb_progress_begin(&bar, s->p->name, (double)r->n, "rows");
     for (int64_t begin = 0; begin < r->n && st == NB_OK;) {
         int64_t end = begin;
-        for (size_t bytes = 0; end < r->n && end - begin < BLOCK_ROWS && bytes < BLOCK_BYTES; end++) bytes += r->records[end].n;
+        for (size_t bytes = 0; end < r->n && end - begin < BLOCK_ROWS && bytes < BLOCK_BYTES; end++)
+            bytes += r->records[end].n;
         st = encode_block(s->p, begin, end, slots);
         for (int64_t i = begin; i < end && st == NB_OK; i++) add_row(s, i, &slots[i - begin]);
         begin = end;
@@ -171,8 +173,8 @@ static nb_status run(state *s, nb_encoded *slots) {
     if (st == NB_OK && s->n_long && s->p->strategy == NB_EXCESS_RAISE) st = too_long(s);
     if (st == NB_OK) st = nb_ledger_check(&s->m->ledger, s->p->name);
     if (st == NB_OK && !s->m->n_rows)
-        st = nb_fail(NB_EINPUT, "%s: no row is left: all %lld were too long for sequence_len %lld and dropped", s->p->name,
-                     (long long)s->m->ledger.rows_in, (long long)s->p->sequence_len);
+        st = nb_fail(NB_EINPUT, "%s: no row is left: all %lld were too long for sequence_len %lld and dropped",
+                     s->p->name, (long long)s->m->ledger.rows_in, (long long)s->p->sequence_len);
     return st;
 }
 
@@ -180,9 +182,10 @@ nb_status nb_ledger_check(const nb_ledger *l, const char *name) {
     int64_t rows = l->rows_out - l->rows_split_extra + l->rows_dropped_long + l->rows_dropped_duplicate;
     int64_t tokens = l->tokens_out - l->tokens_overlap + l->tokens_truncated + l->tokens_dropped;
     if (rows == l->rows_in && tokens == l->tokens_in) return NB_OK;
-    return nb_fail(NB_EINPUT, "%s: the ledger does not balance: %lld rows in, %lld accounted for; %lld tokens in, %lld accounted "
-                   "for. This is a mistake in nibble: please report it", name, (long long)l->rows_in, (long long)rows,
-                   (long long)l->tokens_in, (long long)tokens);
+    return nb_fail(NB_EINPUT,
+                   "%s: the ledger does not balance: %lld rows in, %lld accounted for; %lld tokens in, %lld accounted "
+                   "for. This is a mistake in nibble: please report it",
+                   name, (long long)l->rows_in, (long long)rows, (long long)l->tokens_in, (long long)tokens);
 }
 
 nb_status nb_prepare_image(const nb_prepare *p, nb_image *m) {

@@ -1,5 +1,5 @@
-/* All rows of one dataset entry to an image: tokenized in parallel, in the file's order, with duplicates and too-long rows
- * handled as the config says and every row and token accounted for in the ledger. */
+/* All rows of one dataset entry to an image: tokenized in parallel, in the file's order, with duplicates and too-long
+ * rows handled as the config says and every row and token accounted for in the ledger. */
 #ifndef NB_DATA_PREPARE_H
 #define NB_DATA_PREPARE_H
 

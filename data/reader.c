@@ -7,6 +7,7 @@
 #include "core/log.h"
 #include "core/mem.h"
 #include "data/reader_file.h"
+#include "data/utf8.h"
 
 static nb_status text_split(nb_reader *r, nb_source *s) {
     nb_reader_add(r, 1, s->text, s->n);
@@ -47,48 +48,18 @@ static int extension_of(const char *path) {
     return -1;
 }
 
-/* Length of the well-formed sequence at p (n bytes left), or 0. Table 3-7 of the Unicode standard. */
-static size_t utf8_sequence(const unsigned char *p, size_t n) {
-    unsigned char c = p[0], low = 0x80, high = 0xBF;
-    size_t len = c < 0x80 ? 1 : c >= 0xC2 && c <= 0xDF ? 2 : c >= 0xE0 && c <= 0xEF ? 3 : c >= 0xF0 && c <= 0xF4 ? 4 : 0;
-    if (!len || len > n) return 0;
-    if (c == 0xE0) low = 0xA0;
-    if (c == 0xED) high = 0x9F;
-    if (c == 0xF0) low = 0x90;
-    if (c == 0xF4) high = 0x8F;
-    for (size_t i = 1; i < len; i++, low = 0x80, high = 0xBF)
-        if (p[i] < low || p[i] > high) return 0;
-    return len;
-}
-
-bool nb_utf8_check(const char *text, size_t n, size_t *bad) {
-    const unsigned char *p = (const unsigned char *)text;
-    for (size_t i = 0; i < n;) {
-        uint64_t word;
-        if (n - i >= 8 && (memcpy(&word, p + i, 8), !(word & 0x8080808080808080u))) {
-            i += 8;
-            continue;
-        }
-        size_t len = utf8_sequence(p + i, n - i);
-        if (!len) {
-            *bad = i;
-            return false;
-        }
-        i += len;
-    }
-    return true;
-}
-
 static nb_status check_utf8(nb_source *s) {
     const unsigned char *p = s->map.data;
-    size_t bad, n = s->map.size;
+    size_t n = s->map.size, bad = nb_utf8_valid((const char *)p, n);
     if (n >= 2 && ((p[0] == 0xFF && p[1] == 0xFE) || (p[0] == 0xFE && p[1] == 0xFF)))
         return nb_fail(NB_EINPUT, "%s: is UTF-16; convert it: iconv -f UTF-16 -t UTF-8", s->path);
-    if (!nb_utf8_check((const char *)p, n, &bad)) {
+    if (bad < n) {
         int64_t line = 1;
         for (size_t i = 0; i < bad; i++) line += p[i] == '\n';
-        return nb_fail(NB_EINPUT, "%s:%lld: invalid UTF-8 at byte offset %zu (byte 0x%02X); if the file is Latin-1, convert "
-                       "it: iconv -f LATIN1 -t UTF-8", s->path, (long long)line, bad, p[bad]);
+        return nb_fail(NB_EINPUT,
+                       "%s:%lld: invalid UTF-8 at byte offset %zu (byte 0x%02X); if the file is Latin-1, convert "
+                       "it: iconv -f LATIN1 -t UTF-8",
+                       s->path, (long long)line, bad, p[bad]);
     }
     size_t mark = n >= 3 && !memcmp(p, "\xEF\xBB\xBF", 3) ? 3 : 0;
     s->text = p ? (const char *)p + mark : "";
@@ -131,7 +102,8 @@ static nb_status open_path(nb_reader *r, const char *path) {
     if (nb_is_dir(path)) {
         NB_TRY(add_folder(r, path, 0, &skipped));
         if (!r->n_files)
-            return nb_fail(NB_EINPUT, "%s: no data file in this folder (looked for " KNOWN "; %d other files)", path, skipped);
+            return nb_fail(NB_EINPUT, "%s: no data file in this folder (looked for " KNOWN "; %d other files)", path,
+                           skipped);
         if (skipped) nb_info("%s: %d files with other extensions than " KNOWN " left out", path, skipped);
     } else if (!nb_file_exists(path)) {
         return nb_fail(NB_EIO, "%s: no such file or folder (relative paths start at the working directory)", path);

@@ -53,8 +53,4 @@ const char *nb_record_path(const nb_reader *r, int64_t i);
 /* Adds the bytes of all files to a hash, in order (not their paths). */
 void nb_reader_hash(const nb_reader *r, nb_sha256 *h);
 
-/* True if text[n] is well-formed UTF-8 (no surrogates, no overlong forms); else *bad is the offset of the first
- * byte of the first ill-formed sequence. */
-bool nb_utf8_check(const char *text, size_t n, size_t *bad);
-
 #endif

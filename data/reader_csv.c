@@ -76,8 +76,8 @@ static nb_status split(nb_reader *r, nb_source *s, nb_text *field) {
             header = false;
         } else if (!blank) {
             if (fields != s->n_columns)
-                return nb_fail(NB_EINPUT, "%s:%lld: %d fields, but the header row names %d columns", s->path, (long long)at,
-                               fields, s->n_columns);
+                return nb_fail(NB_EINPUT, "%s:%lld: %d fields, but the header row names %d columns", s->path,
+                               (long long)at, fields, s->n_columns);
             nb_reader_add(r, at, begin, n);
         }
     }

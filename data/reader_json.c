@@ -63,12 +63,15 @@ static nb_status split_array(nb_reader *r, const nb_source *s, scan *c) {
         int64_t line = c->line;
         skip_value(c);
         if (c->p >= c->end)
-            return nb_fail(NB_EINPUT, "%s:%lld: the array is not closed: the file ends inside the element that begins here "
-                           "(is it cut off?)", s->path, (long long)line);
+            return nb_fail(NB_EINPUT,
+                           "%s:%lld: the array is not closed: the file ends inside the element that begins here "
+                           "(is it cut off?)",
+                           s->path, (long long)line);
         nb_reader_add(r, line, begin, (size_t)(c->p - begin));
         char ch = *c->p++;
         if (ch == ']') break;
-        if (ch != ',') return nb_fail(NB_EINPUT, "%s:%lld: unexpected '%c' in the array", s->path, (long long)c->line, ch);
+        if (ch != ',')
+            return nb_fail(NB_EINPUT, "%s:%lld: unexpected '%c' in the array", s->path, (long long)c->line, ch);
     }
     skip_space(c);
     if (c->p < c->end)
@@ -93,8 +96,8 @@ static nb_status split_columns(nb_reader *r, nb_source *s) {
                            "length; \"%s\" is %s", s->path, key, nb_json_type(column));
         if (!first) first = key, rows = json_array_size(column);
         if (json_array_size(column) != rows)
-            return nb_fail(NB_EINPUT, "%s: column \"%s\" has %zu values, column \"%s\" has %zu", s->path, first, rows, key,
-                           json_array_size(column));
+            return nb_fail(NB_EINPUT, "%s: column \"%s\" has %zu values, column \"%s\" has %zu", s->path, first, rows,
+                           key, json_array_size(column));
     }
     for (size_t i = 0; i < rows; i++) nb_reader_add(r, (int64_t)i + 1, NULL, 0);
     return NB_OK;
