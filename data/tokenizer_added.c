@@ -21,7 +21,9 @@ static bool is_word(uint32_t c) {
         [UTF8PROC_CATEGORY_LM] = true, [UTF8PROC_CATEGORY_LO] = true, [UTF8PROC_CATEGORY_MN] = true,
         [UTF8PROC_CATEGORY_MC] = true, [UTF8PROC_CATEGORY_ME] = true, [UTF8PROC_CATEGORY_ND] = true,
         [UTF8PROC_CATEGORY_NL] = true, [UTF8PROC_CATEGORY_PC] = true, [UTF8PROC_CATEGORY_CO] = false};
-    if (c == 0x200c || c == 0x200d || (c >= 0x24b6 && c <= 0x24e9)) return true;
+    if (c == 0x200c || c == 0x200d || (c >= 0x24b6 && c <= 0x24e9) || (c >= 0x1f130 && c <= 0x1f149) ||
+        (c >= 0x1f150 && c <= 0x1f169) || (c >= 0x1f170 && c <= 0x1f189))
+        return true;
     return word[utf8proc_category((utf8proc_int32_t)c)];
 }
 
@@ -60,7 +62,8 @@ static int by_match(const void *p, const void *q) {
     const nb_tok_added *x = *(nb_tok_added *const *)p, *y = *(nb_tok_added *const *)q;
     uint32_t n = x->match_n < y->match_n ? x->match_n : y->match_n;
     int c = memcmp(x->match, y->match, n);
-    return c ? c : (x->match_n > y->match_n) - (x->match_n < y->match_n);
+    if (!c) c = (x->match_n > y->match_n) - (x->match_n < y->match_n);
+    return c ? c : (x < y) - (x > y); /* of two that normalize to the same text the later one counts */
 }
 
 static void matcher_build(nb_tok_matcher *m, const nb_tokenizer *t, bool normalized) {
@@ -117,9 +120,10 @@ static const nb_tok_added *longest(const nb_tok_matcher *m, const char *s, size_
 }
 
 /* Finds the next added token in s[*at..n), leftmost and longest, and moves *at behind it. from..to is what it
- * covers: with lstrip/rstrip the white space beside it too. NB_TOK_PLAIN skips the special ones. */
-bool nb_tok_match(const nb_tok_matcher *m, const char *s, size_t n, size_t *at, int flags, const nb_tok_added **hit,
-                  size_t *from, size_t *to) {
+ * covers: with lstrip/rstrip the white space beside it too, but nothing before `floor` (where the last one's ended).
+ * NB_TOK_PLAIN skips the special ones. */
+bool nb_tok_match(const nb_tok_matcher *m, const char *s, size_t n, size_t *at, size_t floor, int flags,
+                  const nb_tok_added **hit, size_t *from, size_t *to) {
     if (!m->n) return false;
     for (size_t i = *at; i < n; i++) {
         if (!m->first[(uint8_t)s[i]]) continue;
@@ -133,11 +137,13 @@ bool nb_tok_match(const nb_tok_matcher *m, const char *s, size_t n, size_t *at, 
             i = end - 1;
             continue;
         }
-        *hit = a, *from = i, *to = end, *at = end;
-        while (a->lstrip && *from && nb_tok_is_space(char_before(s, *from)))
+        *hit = a, *to = end, *at = end;
+        *from = i > floor ? i : floor; /* white space that rstrip took may hold the beginning of another token */
+        while (a->lstrip && *from > floor && nb_tok_is_space(char_before(s, *from)))
             do (*from)--;
-            while (*from && ((uint8_t)s[*from] & 0xc0) == 0x80);
-        for (next = end; a->rstrip && next < n && nb_tok_is_space(nb_utf8_next(s, &next));) *to = next;
+            while (((uint8_t)s[*from] & 0xc0) == 0x80);
+        if (*to < floor) *to = floor;
+        for (next = *to; a->rstrip && next < n && nb_tok_is_space(nb_utf8_next(s, &next));) *to = next;
         return true;
     }
     return false;

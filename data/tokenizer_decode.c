@@ -61,6 +61,12 @@ static nb_status parse_strip(nb_tok_dec *d, const json_t *v, const char *where) 
     return NB_OK;
 }
 
+static bool one_char(const char *s) {
+    size_t n = 0;
+    nb_utf8_next(s, &n);
+    return !s[n];
+}
+
 static const struct {
     const char *type;
     nb_tok_dec_kind kind;
@@ -79,8 +85,16 @@ static nb_status parse(nb_tok_decs *s, const json_t *v, const char *where, int d
         for (size_t i = 0; i < json_array_size(list); i++) NB_TRY(parse(s, json_array_get(list, i), where, depth + 1));
         return NB_OK;
     }
-    for (int i = 0; i < NB_LEN(kinds); i++)
-        if (!strcmp(type, kinds[i].type)) return kinds[i].parse(push(s, kinds[i].kind), v, where);
+    for (int i = 0; i < NB_LEN(kinds); i++) {
+        if (strcmp(type, kinds[i].type)) continue;
+        nb_tok_dec *d = push(s, kinds[i].kind);
+        NB_TRY(kinds[i].parse(d, v, where));
+        /* one long token would have to be held back until the end of the text */
+        bool local = d->kind == NB_DEC_FUSE || d->kind == NB_DEC_STRIP || (d->kind == NB_DEC_REPLACE && one_char(d->from));
+        if (d->fused && !local)
+            return nb_fail(NB_EUNSUPPORTED, "%s: decoder \"%s\" behind Fuse or ByteLevel is not supported", where, type);
+        return NB_OK;
+    }
     return nb_fail(NB_EUNSUPPORTED, "%s: decoder \"%s\" is not supported", where, type);
 }
 

@@ -85,9 +85,9 @@ static nb_status encode_part(const nb_tokenizer *t, nb_tok_work *w, nb_tok_view 
     NB_TRY(nb_tok_normalize(&t->norms, w, &v));
     size_t done = 0, at = 0, from, to;
     const nb_tok_added *hit;
-    while (nb_tok_match(&t->normalized, v.s, v.n, &at, flags, &hit, &from, &to)) {
+    while (nb_tok_match(&t->normalized, v.s, v.n, &at, done, flags, &hit, &from, &to)) {
         if (from > done) NB_TRY(encode_words(t, w, part(&v, done, from), out));
-        nb_ids_add(out, hit->id, nb_tok_origin(&v, from > done ? from : done < v.n ? done : from));
+        nb_ids_add(out, hit->id, nb_tok_origin(&v, from));
         done = to;
     }
     return done < v.n ? encode_words(t, w, part(&v, done, v.n), out) : NB_OK;
@@ -97,9 +97,9 @@ static nb_status encode_text(const nb_tokenizer *t, nb_tok_work *w, const char *
     nb_tok_view v = {.s = text, .n = n};
     size_t done = 0, at = 0, from, to;
     const nb_tok_added *hit;
-    while (nb_tok_match(&t->raw, text, n, &at, flags, &hit, &from, &to)) {
+    while (nb_tok_match(&t->raw, text, n, &at, done, flags, &hit, &from, &to)) {
         if (from > done) NB_TRY(encode_part(t, w, part(&v, done, from), flags, out));
-        nb_ids_add(out, hit->id, (int64_t)(from > done ? from : done));
+        nb_ids_add(out, hit->id, (int64_t)from);
         done = to;
     }
     return done < n ? encode_part(t, w, part(&v, done, n), flags, out) : NB_OK;

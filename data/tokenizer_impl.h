@@ -81,6 +81,8 @@ typedef struct nb_tok_pattern { /* a regular expression or a literal text */
     size_t lit_n;
     const char *where; /* for messages; lives as long as the tokenizer */
 } nb_tok_pattern;
+/* Circled letters count as letters in \w, in Rust and in Oniguruma. */
+#define NB_TOK_CIRCLED "\\x{24b6}-\\x{24e9}\\x{1f130}-\\x{1f149}\\x{1f150}-\\x{1f169}\\x{1f170}-\\x{1f189}"
 typedef struct nb_tok_find { /* one search; zero-initialize; from..to is the match */
     size_t from, to, at;
     bool started;
@@ -256,8 +258,8 @@ void nb_tok_bpe_free(nb_tok_bpe *b);
 nb_tok_added *nb_tok_added_get(nb_tokenizer *t, int32_t id); /* NULL: not an added token */
 nb_status nb_tok_added_put(nb_tokenizer *t, const char *content, size_t n, int64_t id, nb_tok_added flags);
 nb_status nb_tok_added_finish(nb_tokenizer *t); /* builds the matchers */
-bool nb_tok_match(const nb_tok_matcher *m, const char *s, size_t n, size_t *at, int flags, const nb_tok_added **hit,
-                  size_t *from, size_t *to);
+bool nb_tok_match(const nb_tok_matcher *m, const char *s, size_t n, size_t *at, size_t floor, int flags,
+                  const nb_tok_added **hit, size_t *from, size_t *to);
 bool nb_tok_is_space(uint32_t cp);
 
 /* tokenizer_encode.c */

@@ -10,7 +10,10 @@
 
 /* Unicode White_Space; PCRE2's \s also has U+180E. */
 #define SPACE "\\x{9}-\\x{d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}"
-#define WORD "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}"
+/* What Oniguruma counts: letters, marks, decimal digits, letter numbers, connectors, circled letters; and, but only
+ * outside [...], the other numbers of Latin-1. */
+#define WORD "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}" NB_TOK_CIRCLED
+#define LATIN1_NUMBERS "\\x{b2}\\x{b3}\\x{b9}\\x{bc}-\\x{be}"
 
 typedef struct translation {
     const char *regex, *where;
@@ -56,7 +59,7 @@ static void property(translation *t) {
 
 static nb_status escape(translation *t) {
     char c = t->regex[t->i + 1];
-    const char *set = c == 's' || c == 'S' ? SPACE : WORD;
+    const char *set = c == 's' || c == 'S' ? SPACE : t->in_class ? WORD : WORD LATIN1_NUMBERS;
     switch (c) {
     case 0: return differs(t, "a backslash at the end");
     case 'h':
@@ -80,14 +83,16 @@ static nb_status escape(translation *t) {
 
 static nb_status in_class(translation *t) {
     const char *s = t->regex + t->i;
-    if (s[0] == '[' && s[1] == ':') {
-        const char *end = strstr(s, ":]");
-        if (!end) return differs(t, "an unfinished [:name:]");
-        nb_text_add(&t->out, s, (size_t)(end - s) + 2);
-        t->i += (size_t)(end - s) + 2;
+    static const struct { const char *name, *set; } posix[] = {
+        {"[:space:]", SPACE}, {"[:digit:]", "\\p{Nd}"}, {"[:punct:]", "\\p{P}\\p{S}"}};
+    for (int i = 0; i < NB_LEN(posix); i++) {
+        size_t n = strlen(posix[i].name);
+        if (strncmp(s, posix[i].name, n)) continue;
+        nb_text_puts(&t->out, posix[i].set);
+        t->i += n;
         return NB_OK;
     }
-    if (s[0] == '[') return differs(t, "a set inside a set");
+    if (s[0] == '[') return differs(t, s[1] == ':' ? "this [:name:]" : "a set inside a set");
     if (s[0] == '&' && s[1] == '&') return differs(t, "the set intersection &&");
     if (s[0] == ']') t->in_class = false;
     nb_text_add(&t->out, s, 1);

@@ -207,12 +207,13 @@ static nb_status parse_metaspace(nb_tok_pres *s, const json_t *v, const char *wh
     return NB_OK;
 }
 
-/* Words, or runs of what is neither word nor space. The character classes are Rust's. */
+/* Words, or runs of what is neither word nor space. This \w is Rust's: joiners, and no numbers of Latin-1. */
+#define RUST_WORD "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}\\x{200c}\\x{200d}" NB_TOK_CIRCLED
 static nb_status parse_whitespace(nb_tok_pres *s, const json_t *v, const char *where) {
     nb_tok_pre *p = push(s, NB_PRE_SPLIT);
     p->behavior = NB_REMOVED, p->invert = true;
     NB_TRY(nb_tok_only(v, where, (const char *const[]){"type", NULL}));
-    return nb_tok_regex(&p->pattern, "\\w+|[^\\w\\s]+", where);
+    return nb_tok_regex(&p->pattern, "[" RUST_WORD "]+|[^" RUST_WORD "\\s]+", where);
 }
 
 static nb_status parse_whitespace_split(nb_tok_pres *s, const json_t *v, const char *where) {
