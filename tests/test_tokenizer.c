@@ -106,7 +106,7 @@ static int by_definition(const rule *rules, int n_rules, const char *text, char 
     for (int r = 0; r < n_rules; r++)
         for (int i = 0; i + 1 < n; i++) {
             if (strcmp(part[i], rules[r].left) || strcmp(part[i + 1], rules[r].right)) continue;
-            strcat(part[i], part[i + 1]);
+            memcpy(part[i] + strlen(part[i]), rules[r].right, strlen(rules[r].right) + 1);
             memmove(part[i + 1], part[i + 2], (size_t)(n - i - 2) * sizeof part[0]);
             n--;
             r = -1; /* start over with the lowest rank */
@@ -509,7 +509,8 @@ static void refuses_files(void **state) {
     static const char unigram[] = "{\"model\": {\"type\": \"Unigram\", \"vocab\": []}}", half[] = "{\"model\":\n {\"ty";
     assert_fails(nb_tokenizer_load(&t, fixture("t.json", unigram, strlen(unigram))), NB_EUNSUPPORTED, "Unigram");
     assert_fails(nb_tokenizer_load(&t, fixture("t.json", half, strlen(half))), NB_EINPUT, "t.json:2:");
-    assert_fails(nb_tokenizer_load(&t, nb_path_join(nb_test_tmp(), "none")), NB_EIO, "none");
+    assert_fails(nb_tokenizer_load(&t, "/nowhere/tokenizer.json"), NB_EIO, "nowhere");
+    assert_fails(nb_tokenizer_load(&t, nb_test_tmp()), NB_EINPUT, "no tokenizer.json and no tokenizer.model");
     nb_text deep = {0};
     for (int i = 0; i < 30; i++) nb_text_puts(&deep, "{\"type\": \"Sequence\", \"normalizers\": [");
     for (int i = 0; i < 30; i++) nb_text_puts(&deep, "]}");
