@@ -21,6 +21,7 @@ typedef struct nb_case {
     int64_t in[16][2];  /* {rows, cols}; cols 0: a vector */
     const void *attr;
     nb_status expect;   /* NB_OK, or the error of the shape check */
+    uint32_t frozen;    /* bit i: in[i] takes no gradient in this case */
 } nb_case;
 
 typedef struct nb_op {

@@ -8,6 +8,8 @@ static nb_status shape(nb_tape *t, nb_node *n) {
     if (rows && (rows->d[0] != a->n_rows || rows->d[1] != C))
         return nb_fail(NB_ESHAPE, "replaced rows [%lld,%lld]: want [%lld,%lld]", (long long)rows->d[0], (long long)rows->d[1],
                        (long long)a->n_rows, (long long)C);
+    if (rows && w && w->needs_grad)
+        return nb_fail(NB_EUNSUPPORTED, "rows replace rows of a frozen embedding; this one is trained whole");
     nb_node_out(t, n, "embedding", 2, a->n, C);
     return NB_OK;
 }
@@ -42,8 +44,9 @@ static const nb_embedding_attr some = {.ids = ids, .n = 9, .scale = 1, .row_ids 
 static const nb_case cases[] = {
     {"plain", {{11, 6}, {0}}, &plain, NB_OK},
     {"scaled", {{11, 33}, {0}}, &scaled, NB_OK},
-    {"replaced rows", {{11, 6}, {2, 6}}, &some, NB_OK},
-    {"too few replaced rows", {{11, 6}, {1, 6}}, &some, NB_ESHAPE},
+    {"replaced rows", {{11, 6}, {2, 6}}, &some, NB_OK, 1},
+    {"replaced rows of a trained weight", {{11, 6}, {2, 6}}, &some, NB_EUNSUPPORTED},
+    {"too few replaced rows", {{11, 6}, {1, 6}}, &some, NB_ESHAPE, 1},
 };
 
 const nb_op nb_op_embedding = {"embedding", sizeof(nb_embedding_attr), shape, forward, backward, cost, cases, NB_LEN(cases)};

@@ -1,0 +1,447 @@
+/* Every row of autograd/ops.def, every case of it, on every product variant of the cpu backend:
+ *  (1) errors that the case expects, (2) forward against double precision, (3) analytic gradients against central
+ *  differences of sum(out * r) with r fixed and random, (4) set and add, (5) every subset of frozen inputs leaves the
+ *  other gradients bit-equal, (6) red zones intact, (7) variants, (8) a wrong backward is caught. */
+#include "autograd/ops.h"
+#include "core/cpu.h"
+#include "core/mem.h"
+#include "tests/reference.h"
+#include "tests/test.h"
+
+enum { MAX_TOKENS = 512 };
+static int32_t positions[MAX_TOKENS];
+static uint32_t samples[MAX_TOKENS];
+static const nb_batch batch = {.n = MAX_TOKENS, .pos = positions, .sample = samples};
+static const uint64_t seed = 99;
+static const uint32_t step = 5;
+
+/* ---- the operations in double precision: out[k] from in[i] (NULL: absent) ---- */
+
+typedef struct call {
+    const nb_op *op;
+    const nb_case *c;
+    double *in[NB_MAX_IN], *out[NB_MAX_OUT], *r[NB_MAX_OUT];
+    int64_t in_size[NB_MAX_IN], out_size[NB_MAX_OUT];
+    int n_in, n_out;
+} call;
+
+static int64_t rows_of(const call *k, int i) { return k->c->in[i][0]; }
+static int64_t cols_of(const call *k, int i) { return k->c->in[i][1]; }
+
+static void ref_product_nt(double *y, const double *x, const double *w, int64_t M, int64_t N, int64_t K, double scale, bool add) {
+    for (int64_t m = 0; m < M; m++)
+        for (int64_t n = 0; n < N; n++) {
+            double sum = 0;
+            for (int64_t i = 0; i < K; i++) sum += x[m * K + i] * w[n * K + i];
+            y[m * N + n] = scale * sum + (add ? y[m * N + n] : 0);
+        }
+}
+
+static void ref_embedding(call *k) {
+    const nb_embedding_attr *a = k->c->attr;
+    int64_t C = cols_of(k, 0);
+    for (int64_t t = 0; t < a->n; t++) {
+        const double *row = k->in[0] + a->ids[t] * C;
+        for (int64_t j = 0; j < a->n_rows && k->in[1]; j++)
+            if (a->row_ids[j] == a->ids[t]) row = k->in[1] + j * C;
+        for (int64_t c = 0; c < C; c++) k->out[0][t * C + c] = row[c] * (double)a->scale;
+    }
+}
+
+static void ref_linear(call *k) {
+    const nb_linear_attr *a = k->c->attr;
+    int64_t T = rows_of(k, 0), C = cols_of(k, 0);
+    for (int s = 0; s < a->n; s++) {
+        const double *W = k->in[1 + 4 * s], *bias = k->in[2 + 4 * s], *A = k->in[3 + 4 * s], *B = k->in[4 + 4 * s];
+        int64_t N = rows_of(k, 1 + 4 * s), R = A ? rows_of(k, 3 + 4 * s) : 0;
+        ref_product_nt(k->out[s], k->in[0], W, T, N, C, 1, false);
+        for (int64_t i = 0; bias && i < T * N; i++) k->out[s][i] += bias[i % N];
+        if (!A) continue;
+        double *x = nb_malloc((size_t)(T * C) * sizeof *x), *xa = nb_malloc((size_t)(T * R) * sizeof *xa);
+        for (int64_t i = 0; i < T * C; i++) {
+            double keep = a->slot[s].dropout > 0 ? ref_dropout_factor(samples[i / C], positions[i / C], i % C, a->slot[s].dropout, seed, step, a->slot[s].site) : 1;
+            x[i] = k->in[0][i] * keep;
+        }
+        ref_product_nt(xa, x, A, T, R, C, 1, false);
+        ref_product_nt(k->out[s], xa, B, T, N, R, (double)a->slot[s].scale, true);
+        free(x), free(xa);
+    }
+}
+
+static void ref_op_rmsnorm(call *k) {
+    const nb_rmsnorm_attr *a = k->c->attr;
+    double rstd[MAX_TOKENS];
+    ref_rmsnorm_fwd(k->out[0], rstd, k->in[0], k->in[1], rows_of(k, 0), cols_of(k, 0), (double)a->eps, (double)a->offset);
+}
+
+static void ref_op_rope(call *k) {
+    const nb_rope_attr *a = k->c->attr;
+    double cosine[64], sine[64];
+    for (int i = 0; i < 12; i++) cosine[i] = (double)a->cos[i], sine[i] = (double)a->sin[i];
+    for (int i = 0; i < 2; i++)
+        ref_rope(k->out[i], k->in[i], cosine, sine, a->pos, rows_of(k, i), i ? a->kv_heads : a->heads, a->head_dim, a->rot, false);
+}
+
+static void ref_op_attention(call *k) {
+    const nb_attention_attr *a = k->c->attr;
+    ref_attention ra = {a->segs, a->n_segs, a->heads, a->kv_heads, a->head_dim, a->window, (double)a->scale, (double)a->softcap};
+    double *lse = nb_malloc((size_t)(rows_of(k, 0) * a->heads) * sizeof *lse);
+    ref_attention_fwd(k->out[0], lse, k->in[0], k->in[1], k->in[2], &ra);
+    free(lse);
+}
+
+static void ref_op_glu(call *k) { ref_glu_fwd(k->out[0], k->in[0], k->in[1], k->out_size[0], ((const nb_glu_attr *)k->c->attr)->act); }
+
+static void ref_op_add(call *k) {
+    for (int64_t i = 0; i < k->out_size[0]; i++) k->out[0][i] = k->in[0][i] + k->in[1][i];
+}
+
+static void ref_op_linear_xent(call *k) {
+    const nb_linear_xent_attr *a = k->c->attr;
+    int64_t C = cols_of(k, 0), V = rows_of(k, 1);
+    double *logits = nb_malloc((size_t)V * sizeof *logits);
+    for (int64_t i = 0; i < a->n; i++) {
+        const double *x = k->in[0] + a->rows[i] * C;
+        ref_product_nt(logits, x, k->in[1], 1, V, C, 1, false);
+        for (int64_t j = 0; j < a->n_rows && k->in[2]; j++) ref_product_nt(logits + a->row_ids[j], x, k->in[2] + j * C, 1, 1, C, 1, false);
+        for (int64_t v = 0; v < V && a->softcap > 0; v++) logits[v] = (double)a->softcap * tanh(logits[v] / (double)a->softcap);
+        double max = logits[0], sum = 0;
+        for (int64_t v = 1; v < V; v++) max = logits[v] > max ? logits[v] : max;
+        for (int64_t v = 0; v < V; v++) sum += exp(logits[v] - max);
+        k->out[0][i] = max + log(sum) - logits[a->targets[i]];
+    }
+    free(logits);
+}
+
+static const struct { const char *name; void (*forward)(call *k); } references[] = {
+    {"embedding", ref_embedding}, {"linear", ref_linear}, {"rmsnorm", ref_op_rmsnorm}, {"rope", ref_op_rope},
+    {"attention", ref_op_attention}, {"glu", ref_op_glu}, {"add", ref_op_add}, {"linear_xent", ref_op_linear_xent},
+};
+
+static void reference(call *k) {
+    for (int i = 0; i < NB_LEN(references); i++)
+        if (!strcmp(references[i].name, k->op->name)) {
+            references[i].forward(k);
+            return;
+        }
+    fail_msg("no reference for the operation %s", k->op->name);
+}
+
+/* ---- one case ---- */
+
+typedef struct bench_case {
+    call k;
+    nb_dev *dev;
+    nb_tape *tape;
+    float *data[NB_MAX_IN], *grad[NB_MAX_IN];
+    nb_tensor leaf[NB_MAX_IN], *in[NB_MAX_IN], *out[NB_MAX_OUT];
+} bench_case;
+
+static float draw(nb_rng *r) { return (float)(2 * nb_rng_uniform(r) - 1); }
+
+/* Inputs in (-1, 1) from the case's name; frozen: bit i set = in[i] takes no gradient. */
+static void open_case(bench_case *b, nb_dev *dev, const nb_op *op, const nb_case *c, uint32_t frozen) {
+    *b = (bench_case){.k = {.op = op, .c = c}, .dev = dev};
+    frozen |= c->frozen;
+    nb_rng r = nb_rng_open(17, NB_RNG_TEST, (uint64_t)c->name[0] * 131 + strlen(c->name));
+    assert_ok(nb_tape_open(&b->tape, dev, 4));
+    b->tape->grad = b->tape->training = true;
+    b->tape->seed = seed;
+    b->tape->step = step;
+    b->tape->batch = &batch;
+    int n = NB_MAX_IN;
+    while (n && !c->in[n - 1][0]) n--;
+    /* operations with optional inputs take them all */
+    if (!strcmp(op->name, "linear")) n = 1 + 4 * ((const nb_linear_attr *)c->attr)->n;
+    if (!strcmp(op->name, "embedding")) n = 2;
+    if (!strcmp(op->name, "linear_xent")) n = 3;
+    b->k.n_in = n;
+    for (int i = 0; i < n; i++) {
+        int64_t rows = c->in[i][0], cols = c->in[i][1], size = rows * (cols ? cols : 1);
+        if (!rows) continue;
+        b->k.in_size[i] = size;
+        b->data[i] = nb_malloc((size_t)size * 4);
+        b->grad[i] = nb_malloc((size_t)size * 4);
+        b->k.in[i] = nb_malloc((size_t)size * 8);
+        for (int64_t j = 0; j < size; j++) b->k.in[i][j] = (double)(b->data[i][j] = draw(&r));
+        b->leaf[i] = nb_leaf("input", b->data[i], frozen >> i & 1 ? NULL : b->grad[i], cols ? 2 : 1, rows, cols);
+        b->in[i] = &b->leaf[i];
+    }
+}
+
+static void close_case(bench_case *b) {
+    nb_tape_free(b->tape);
+    for (int i = 0; i < b->k.n_in; i++) free(b->data[i]), free(b->grad[i]), free(b->k.in[i]);
+    for (int i = 0; i < b->k.n_out; i++) free(b->k.out[i]), free(b->k.r[i]);
+}
+
+static nb_status forward(bench_case *b) { return nb_apply(b->tape, b->k.op, b->in, b->k.n_in, b->k.c->attr, b->out); }
+
+static void size_outputs(bench_case *b) {
+    nb_rng r = nb_rng_open(23, NB_RNG_TEST, 1);
+    const nb_node *n = &b->tape->nodes[0];
+    b->k.n_out = n->n_out;
+    for (int i = 0; i < n->n_out; i++) {
+        b->k.out_size[i] = nb_tensor_size(n->out[i]);
+        b->k.out[i] = nb_calloc((size_t)b->k.out_size[i], 8);
+        b->k.r[i] = nb_malloc((size_t)b->k.out_size[i] * 8);
+        for (int64_t j = 0; j < b->k.out_size[i]; j++) b->k.r[i][j] = (double)draw(&r);
+    }
+}
+
+static int64_t largest(const float *g, int64_t n);
+
+/* Runs the op's backward with out[k]->grad = r[k], for all outputs at once. */
+static void backward(bench_case *b, bool wrong) {
+    nb_node *n = &b->tape->nodes[0];
+    for (int i = 0; i < n->n_out; i++) {
+        n->out[i]->grad = nb_malloc((size_t)b->k.out_size[i] * 4);
+        for (int64_t j = 0; j < b->k.out_size[i]; j++) n->out[i]->grad[j] = (float)b->k.r[i][j];
+    }
+    for (int i = 0; i < n->n_in; i++)
+        if (n->in[i]) n->beta[i] = n->in[i]->grad_written ? 1 : 0;
+    assert_ok(n->op->backward(b->tape, n));
+    for (int i = 0; i < n->n_in && wrong; i++) /* what a wrong backward would do */
+        if (n->in[i] && n->in[i]->grad) n->in[i]->grad[largest(n->in[i]->grad, b->k.in_size[i])] *= 1.02f;
+    for (int i = 0; i < n->n_out; i++) {
+        free(n->out[i]->grad);
+        n->out[i]->grad = NULL;
+    }
+}
+
+static double weighted_sum(void *arg) {
+    call *k = arg;
+    double sum = 0;
+    reference(k);
+    for (int i = 0; i < k->n_out; i++)
+        for (int64_t j = 0; j < k->out_size[i]; j++) sum += k->out[i][j] * k->r[i][j];
+    return sum;
+}
+
+static double numeric(bench_case *b, double *x) {
+    const double h = 1e-5;
+    double keep = *x;
+    *x = keep + h;
+    double up = weighted_sum(&b->k);
+    *x = keep - h;
+    double down = weighted_sum(&b->k);
+    *x = keep;
+    return (up - down) / (2 * h);
+}
+
+static int64_t largest(const float *g, int64_t n) {
+    int64_t at = 0;
+    for (int64_t i = 1; i < n; i++)
+        if (fabsf(g[i]) > fabsf(g[at])) at = i;
+    return at;
+}
+
+/* Largest relative error of the analytic gradients, over the inputs: every element of small ones, of others the
+ * largest and some drawn at random. */
+static double gradient_error(bench_case *b) {
+    enum { PROBES = 48 };
+    double worst = 0;
+    nb_rng r = nb_rng_open(31, NB_RNG_TEST, 2);
+    for (int i = 0; i < b->k.n_in; i++) {
+        if (!b->in[i] || !b->in[i]->grad) continue;
+        int64_t size = b->k.in_size[i], probes = size <= PROBES ? size : PROBES;
+        double d = 0, s = 0;
+        for (int64_t p = 0; p < probes; p++) {
+            int64_t j = size <= PROBES ? p : p ? (int64_t)nb_rng_below(&r, (uint64_t)size) : largest(b->in[i]->grad, size);
+            double want = numeric(b, &b->k.in[i][j]), e = (double)b->in[i]->grad[j] - want;
+            d += e * e;
+            s += want * want;
+        }
+        double err = sqrt(d) / (s > 1e-12 ? sqrt(s) : 1);
+        if (!(err <= worst)) worst = err;
+    }
+    return worst;
+}
+
+static const double tolerance = 2e-5;
+
+static void check_case(nb_dev *dev, const nb_op *op, const nb_case *c) {
+    bench_case b;
+    open_case(&b, dev, op, c, 0);
+    nb_status st = forward(&b);
+    if (st != c->expect) fail_msg("%s/%s: status %d, wanted %d (%s)", op->name, c->name, st, c->expect, nb_message());
+    if (st != NB_OK) {
+        assert_int_equal(b.tape->n_bufs, 0); /* refused before any memory was touched */
+        assert_true(strlen(nb_message()) > strlen(op->name) + 5);
+        close_case(&b);
+        return;
+    }
+    size_outputs(&b);
+    reference(&b.k);
+    for (int i = 0; i < b.k.n_out; i++) {
+        float *want = nb_malloc((size_t)b.k.out_size[i] * 4);
+        for (int64_t j = 0; j < b.k.out_size[i]; j++) want[j] = (float)b.k.out[i][j];
+        double err = nb_rel_error(b.out[i]->data, want, b.k.out_size[i]);
+        if (!(err <= tolerance)) fail_msg("%s/%s (%s): output %d off by %g", op->name, c->name, dev->gemm, i, err);
+        free(want);
+    }
+    backward(&b, false);
+    double err = gradient_error(&b);
+    if (!(err <= tolerance)) fail_msg("%s/%s (%s): gradient off by %g", op->name, c->name, dev->gemm, err);
+    assert_ok(nb_tape_check_red_zones(b.tape));
+    close_case(&b);
+}
+
+static void check_adding(nb_dev *dev, const nb_op *op, const nb_case *c) {
+    bench_case set, add;
+    if (c->expect != NB_OK) return;
+    open_case(&set, dev, op, c, 0);
+    open_case(&add, dev, op, c, 0);
+    assert_ok(forward(&set));
+    assert_ok(forward(&add));
+    size_outputs(&set);
+    size_outputs(&add);
+    for (int i = 0; i < add.k.n_in; i++) {
+        if (!add.in[i] || !add.in[i]->needs_grad) continue;
+        add.leaf[i].grad_written = true;
+        for (int64_t j = 0; j < add.k.in_size[i]; j++) add.grad[i][j] = 3, set.grad[i][j] = NAN; /* set must not read */
+    }
+    backward(&set, false);
+    backward(&add, false);
+    for (int i = 0; i < add.k.n_in; i++)
+        for (int64_t j = 0; j < add.k.in_size[i] && add.in[i]->needs_grad; j++) {
+            double want = 3 + (double)set.grad[i][j];
+            if (!(fabs((double)add.grad[i][j] - want) <= 1e-5 * (1 + fabs(want))))
+                fail_msg("%s/%s: input %d element %lld: %g added to 3 gives %g", op->name, c->name, i, (long long)j, (double)set.grad[i][j], (double)add.grad[i][j]);
+        }
+    close_case(&set);
+    close_case(&add);
+}
+
+static void check_frozen_subsets(nb_dev *dev, const nb_op *op, const nb_case *c) {
+    if (c->expect != NB_OK) return;
+    bench_case all;
+    open_case(&all, dev, op, c, 0);
+    assert_ok(forward(&all));
+    size_outputs(&all);
+    backward(&all, false);
+    int n = all.k.n_in > 5 ? 5 : all.k.n_in;
+    for (uint32_t frozen = 1; frozen + 1 < 1u << n; frozen++) {
+        bench_case some;
+        open_case(&some, dev, op, c, frozen);
+        assert_ok(forward(&some));
+        if (some.tape->nodes[0].needs_grad) {
+            size_outputs(&some);
+            backward(&some, false);
+            /* a frozen head keeps its gradient rows from the forward pass: the same numbers in another order of products */
+            bool same_path = strcmp(op->name, "linear_xent") != 0;
+            for (int i = 0; i < some.k.n_in; i++) {
+                if (!some.in[i] || !some.in[i]->grad) continue;
+                if (same_path && memcmp(some.grad[i], all.grad[i], (size_t)some.k.in_size[i] * 4) != 0)
+                    fail_msg("%s/%s: freezing %x changes the gradient of input %d", op->name, c->name, frozen, i);
+                assert_close(nb_rel_error(some.grad[i], all.grad[i], some.k.in_size[i]), 0, 1e-6);
+            }
+        }
+        assert_ok(nb_tape_check_red_zones(some.tape));
+        close_case(&some);
+    }
+    close_case(&all);
+}
+
+/* ---- tests ---- */
+
+static const char *const variants[] = {"naive", "openblas", "avx512"};
+
+static void each_case(void (*check)(nb_dev *, const nb_op *, const nb_case *)) {
+    for (int v = 0; v < NB_LEN(variants); v++) {
+        nb_dev *dev;
+        assert_ok(nb_dev_open(&dev, "cpu", NB_F32));
+        assert_ok(nb_dev_reserve(dev, 8 << 20));
+        if (nb_dev_set_gemm(dev, variants[v]) == NB_OK)
+            for (int i = 0; i < nb_op_count; i++) {
+                assert_true(nb_ops[i]->n_cases >= 2);
+                for (int k = 0; k < nb_ops[i]->n_cases; k++) check(dev, nb_ops[i], &nb_ops[i]->cases[k]);
+            }
+        nb_dev_close(dev);
+    }
+}
+
+static void outputs_and_gradients(void **state) { (void)state; each_case(check_case); }
+static void gradients_set_and_add(void **state) { (void)state; each_case(check_adding); }
+static void frozen_inputs_change_nothing_else(void **state) { (void)state; each_case(check_frozen_subsets); }
+
+/* The driver itself: with a gradient 2 % wrong in one element, every case must be found out. */
+static void a_wrong_backward_is_caught(void **state) {
+    (void)state;
+    nb_dev *dev;
+    assert_ok(nb_dev_open(&dev, "cpu", NB_F32));
+    assert_ok(nb_dev_reserve(dev, 8 << 20));
+    int caught = 0, tried = 0;
+    for (int i = 0; i < nb_op_count; i++)
+        for (int k = 0; k < nb_ops[i]->n_cases; k++) {
+            bench_case b;
+            if (nb_ops[i]->cases[k].expect != NB_OK) continue;
+            open_case(&b, dev, nb_ops[i], &nb_ops[i]->cases[k], 0);
+            assert_ok(forward(&b));
+            size_outputs(&b);
+            backward(&b, true);
+            caught += !(gradient_error(&b) <= tolerance);
+            tried++;
+            close_case(&b);
+        }
+    assert_int_equal(caught, tried);
+    nb_dev_close(dev);
+}
+
+/* A square whose backward forgets the factor 2: the tape runs it, the comparison must not let it pass. */
+static nb_status square_shape(nb_tape *t, nb_node *n) {
+    nb_node_out(t, n, "square", n->in[0]->n_dims, n->in[0]->d[0], n->in[0]->d[1]);
+    n->keep_in = 1;
+    return NB_OK;
+}
+static nb_status square_forward(nb_tape *t, nb_node *n) {
+    (void)t;
+    for (int64_t i = 0; i < nb_tensor_size(n->in[0]); i++) n->out[0]->data[i] = n->in[0]->data[i] * n->in[0]->data[i];
+    return NB_OK;
+}
+static float square_slope;
+static nb_status square_backward(nb_tape *t, nb_node *n) {
+    (void)t;
+    for (int64_t i = 0; i < nb_tensor_size(n->in[0]); i++)
+        n->in[0]->grad[i] = square_slope * n->in[0]->data[i] * n->out[0]->grad[i] + n->beta[0] * n->in[0]->grad[i];
+    return NB_OK;
+}
+static nb_cost square_cost(const nb_node *n) { (void)n; return (nb_cost){0}; }
+
+static double tape_gradient_of_squares(float slope) {
+    static const nb_op square = {"square", 0, square_shape, square_forward, square_backward, square_cost, NULL, 0};
+    nb_dev *dev;
+    nb_tape *t;
+    float x[3] = {1, -2, 3}, g[3];
+    nb_tensor leaf = nb_leaf("x", x, g, 1, 3, 0), *in = &leaf, *y, *z;
+    square_slope = slope;
+    assert_ok(nb_dev_open(&dev, "cpu", NB_F32));
+    assert_ok(nb_tape_open(&t, dev, 8));
+    t->grad = true;
+    assert_ok(nb_apply(t, &square, &in, 1, NULL, &y));
+    nb_tensor *both[2] = {y, &leaf};
+    assert_ok(nb_apply(t, &nb_op_add, both, 2, NULL, &z)); /* x is used twice: x^2 + x */
+    assert_ok(nb_backward(t, z, NULL, 1));
+    double err = 0;
+    for (int i = 0; i < 3; i++) err = fmax(err, fabs((double)g[i] - (2 * (double)x[i] + 1)));
+    nb_tape_free(t);
+    nb_dev_close(dev);
+    return err;
+}
+
+static void the_walker_adds_up(void **state) {
+    (void)state;
+    assert_close(tape_gradient_of_squares(2), 0, 1e-6);
+    assert_true(tape_gradient_of_squares(1) > 0.5);
+}
+
+int main(void) {
+    nb_threads_set(0);
+    for (int i = 0; i < MAX_TOKENS; i++) positions[i] = i % 7, samples[i] = (uint32_t)i / 7;
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(outputs_and_gradients),      cmocka_unit_test(gradients_set_and_add),
+        cmocka_unit_test(frozen_inputs_change_nothing_else), cmocka_unit_test(a_wrong_backward_is_caught),
+        cmocka_unit_test(the_walker_adds_up),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
