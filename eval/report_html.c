@@ -20,7 +20,7 @@ static const char style[] =
     "h3{font-size:1rem;margin:0 0 8px}p{margin:0 0 8px}.soft{color:var(--soft);font-size:.9rem;overflow-wrap:anywhere}\n"
     ".grid{display:grid;gap:16px;grid-template-columns:repeat(auto-fit,minmax(min(100%,300px),1fr))}.grid.wide{grid-template-columns:"
     "repeat(auto-fit,minmax(min(100%,440px),1fr))}.cap::first-letter{text-transform:uppercase}"
-    ".card{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:16px 18px;min-width:0}\n"
+    ".card{background:var(--card);border:1px solid var(--line);border-radius:10px;padding:16px 18px;min-width:0}.card>:last-child{margin-bottom:0}\n"
     ".card.good{border-left:5px solid var(--good)}.card.bad{border-left:5px solid var(--bad)}.card.same{border-left:5px solid "
     "var(--base)}.big{font-size:1.6rem;font-weight:650;line-height:1.25;margin:4px 0}.big .to{color:var(--soft);font-weight:400}\n"
     ".tag{display:inline-block;border-radius:99px;padding:1px 10px;font-size:.85rem;font-weight:600;background:var(--track);"
@@ -234,9 +234,9 @@ static void one_set(nb_text *out, const nb_report_set *s) {
 
 /* ---- training curves ---- */
 
-/* Exponential mean with a memory of about 2 % of the points, without the pull to its first value. */
+/* Exponential mean with a memory of about 2 % of the points, without a pull to its first value. */
 static double *smooth(const nb_series *s) {
-    double *out = nb_calloc((size_t)s->n, sizeof *out), keep = s->n > 100 ? 1 - 50.0 / s->n : 0.5, sum = 0, weight = 0;
+    double *out = nb_calloc((size_t)s->n, sizeof *out), keep = s->n > 200 ? 1 - 50.0 / s->n : 0.75, sum = 0, weight = 0;
     for (int i = 0; i < s->n; i++) {
         sum = keep * sum + s->y[i], weight = keep * weight + 1;
         out[i] = sum / weight;
