@@ -165,6 +165,28 @@ def save_adapter(model, folder):
     model.peft_config["default"].base_model_name_or_path = None
     model.save_pretrained(folder)
     os.remove(os.path.join(folder, "README.md"))
+    path = os.path.join(folder, "adapter_config.json")
+    with open(path, encoding="utf-8") as f:
+        config = json.load(f)
+    config["target_modules"].sort()  # PEFT keeps a set there: its order changes from run to run
+    with open(path, "w", encoding="utf-8") as f:
+        json.dump(config, f, indent=2, sort_keys=True)
+
+
+def save_tokenizer(folder):
+    """A byte-level BPE without merges for the 96 ids: 3 special tokens, the space, the characters ! to |."""
+    special = ["<pad>", "<s>", "</s>"]
+    added = [{"id": i, "content": t, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False,
+              "special": True} for i, t in enumerate(special)]
+    vocab = {t: i for i, t in enumerate(special + ["\u0120"] + [chr(c) for c in range(ord("!"), ord("|") + 1)])}
+    write_json(os.path.join(folder, "tokenizer.json"), {
+        "version": "1.0", "truncation": None, "padding": None, "added_tokens": added, "normalizer": None,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True},
+        "post_processor": None, "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True,
+                                            "use_regex": True},
+        "model": {"type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": None,
+                  "end_of_word_suffix": None, "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+                  "vocab": vocab, "merges": []}})
 
 
 def make_model(out, name, seed, config, adapter, lengths, dtype, shard):
@@ -174,6 +196,7 @@ def make_model(out, name, seed, config, adapter, lengths, dtype, shard):
     randomize(model, seed)
     model.to(dtype).save_pretrained(folder, max_shard_size=shard)
     os.remove(os.path.join(folder, "generation_config.json"))
+    save_tokenizer(folder)
     rng = random.Random(seed)
     batches = [[make_sequence(rng, n - b, config.vocab_size) for n in lengths] for b in range(4)]
     model = load(folder)
@@ -302,6 +325,7 @@ def make_bnb4(out):
     four.save_pretrained(folder)
     shutil.rmtree(plain)
     os.remove(os.path.join(folder, "generation_config.json"))
+    save_tokenizer(folder)
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float()
     model.load_state_dict(unpack_checkpoint(os.path.join(folder, "model.safetensors")))
     rng = random.Random(5)
