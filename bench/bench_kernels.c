@@ -109,7 +109,7 @@ static const row rows[] = {
 
 static void report(const row *r, data *d) {
     const model *m = d->m;
-    double best = 1e9, end = now() + 0.25, work;
+    double best = 1e9, end = now() + 0.06, work;
     for (int n = 0; n < 3 || now() < end; n++) {
         double t = now();
         r->run(d);

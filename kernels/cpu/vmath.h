@@ -19,6 +19,7 @@
 
 typedef float vf __attribute__((vector_size(NB_VW * 4)));
 typedef int32_t vi __attribute__((vector_size(NB_VW * 4)));
+typedef uint32_t vu __attribute__((vector_size(NB_VW * 4)));
 typedef float vf_anywhere __attribute__((vector_size(NB_VW * 4), aligned(4), may_alias));
 
 NB_INLINE vf v_set(float x) { return x - (vf){0}; }
@@ -139,7 +140,7 @@ NB_INLINE vf v_exp(vf x) {
 #if NB_VW == 16
     return (vf)_mm512_scalef_ps((__m512)y, (__m512)n);
 #else
-    y = (vf)((vi)y + ((vi)t << 23));
+    y = (vf)((vu)y + ((vu)t << 23)); /* unsigned: may wrap where the answer is replaced below */
     y = v_select(x < v_set(-87.33f), v_set(0), v_select(x > v_set(88.72283f), v_set(INFINITY), y));
     return v_select(x == x, y, x);
 #endif
