@@ -57,9 +57,9 @@ static void print_lengths(const nb_dataset *d, int64_t shortest, int64_t longest
         if (++*bin > most) most = *bin;
     }
     printf("  %15s %12s\n", "tokens in a row", "rows");
-    for (int b = 0; b < BINS && b * width < longest; b++) {
-        printf("  %6lld - %6lld %12s  ", (long long)(b * width + 1), (long long)((b + 1) * width),
-               grouped(count[b], buf));
+    for (int b = 0; b < BINS && shortest + b * width <= longest; b++) {
+        int64_t first = shortest + b * width;
+        printf("  %6lld - %6lld %12s  ", (long long)first, (long long)(first + width - 1), grouped(count[b], buf));
         print_bar(count[b] ? (count[b] * BAR * 8 + most - 1) / most : 0);
     }
 }

@@ -188,6 +188,45 @@ static void test_reader_errors(void **s) {
     nb_reader_close(&r);
 }
 
+/* Damaged files of every kind: an error or other rows, never a crash (run with SAN=1 to see more). */
+static void test_reader_survives_damage(void **s) {
+    (void)s;
+    const struct {
+        const char *name, *text;
+    } seeds[] = {{"f.jsonl", "{\"text\": \"a \\\"b\\u00e9\"}\n{\"m\": [{\"r\": 1}, null]}\n"},
+                 {"f.json", "[{\"a\": \"],{\"}, {\"a\": [1, {\"b\": \"\\\"\"}]}]"},
+                 {"g.json", "{\"a\": [1, 2], \"b\": [\"x\", null]}"},
+                 {"f.csv", "text,label\r\nplain,1\n\"a, \"\"q\"\"\nline\",2\r\n,\n"}};
+    static const char bytes[] = "\"{}[],:\\\n\r \xC3\xFF\x00";
+    nb_rng rng = nb_rng_open(5, NB_RNG_TEST, 4);
+    int64_t rows = 0, refused = 0;
+    for (int i = 0; i < 4000; i++) {
+        char text[200], path[512];
+        size_t n = strlen(seeds[i % 4].text), at = nb_rng_below(&rng, n);
+        memcpy(text, seeds[i % 4].text, n);
+        for (uint64_t k = 0; k <= nb_rng_below(&rng, 3); k++)
+            text[nb_rng_below(&rng, n)] = bytes[nb_rng_below(&rng, sizeof bytes)];
+        if (i % 3 == 0) n = at;
+        snprintf(path, sizeof path, "%s/%s", nb_test_tmp(), seeds[i % 4].name);
+        FILE *f = fopen(path, "wb");
+        assert_non_null(f);
+        fwrite(text, 1, n, f);
+        fclose(f);
+        nb_reader r;
+        if (nb_reader_open(&r, path) != NB_OK) {
+            assert_non_null(strstr(nb_message(), seeds[i % 4].name));
+            refused++;
+            continue;
+        }
+        for (int64_t k = 0; k < r.n; k++) {
+            json_t *obj;
+            if (nb_record_parse(&r, k, &obj) == NB_OK) json_decref(obj), rows++;
+        }
+        nb_reader_close(&r);
+    }
+    assert_true(rows > 500 && refused > 500);
+}
+
 /* ---- types ---- */
 
 static void test_completion(void **s) {
@@ -573,7 +612,7 @@ int main(void) {
         cmocka_unit_test(test_reader_formats),
         cmocka_unit_test(test_reader_folder),
         cmocka_unit_test(test_reader_errors),
-        cmocka_unit_test(test_completion),
+        cmocka_unit_test(test_reader_survives_damage), cmocka_unit_test(test_completion),
         cmocka_unit_test(test_prompt_completion),
         cmocka_unit_test(test_boundary_inside_a_token),
         cmocka_unit_test(test_alpaca),

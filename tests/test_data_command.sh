@@ -26,7 +26,7 @@ check row_origin 0 "qa.csv:3" "$dir/run.yaml" --row 2
 check row_outside 1 "qa has the rows 1 to 2" "$dir/run.yaml" --row 3
 check dataset_name 1 'did you mean "qa"' "$dir/run.yaml" --row 1 --dataset qaa
 check too_long 1 "excess_length_strategy: split" "$dir/run.yaml" --set sequence_len=4
-check drop 1 "no row is left" "$dir/run.yaml" --set sequence_len=4 --set excess_length_strategy=drop
+check drop 1 "no row is left" "$dir/run.yaml" --set sequence_len=3 --set excess_length_strategy=drop
 check missing_field 1 'qa.csv:2: no field "answer" in this row, which has "prompt", "completion"' "$dir/run.yaml" \
     --set datasets.0.field_completion=answer
 check missing_file 1 "no such file or folder" "$dir/run.yaml" --set datasets.0.path="$dir/none.csv"
