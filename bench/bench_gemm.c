@@ -2,7 +2,8 @@
  *
  *      bench_gemm [seconds per line, default 0.2] [threads, default all] [only products whose name contains this]
  *
- * On one thread the time is the processor's, so that other programs on the machine do not count. sgemm uses OpenBLAS's own threads and operands already in f32: no variant of ours has it so easy. */
+ * On one thread the time is the processor's, so that other programs on the machine do not count. sgemm uses OpenBLAS's
+ * own threads and operands already in f32: no variant of ours has it so easy. */
 #include <cblas.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -90,8 +91,14 @@ static operands make(const struct bench_case *b) {
         nb_nf4_quantize(o.data, absmax, o.y, NB_F32, n);
         nb_nf4_quantize_absmax(o.u8, o.nested, &o.offset, absmax, blocks);
         free(absmax);
-        o.w.nf4 = (nb_nf4){.code = nb_nf4_code, .absmax_u8 = o.u8, .nested_absmax = o.nested, .nested_code = nb_dynamic_code,
-                           .nested_offset = o.offset, .blocksize = 64, .nested_blocksize = 256, .dtype = NB_BF16};
+        o.w.nf4 = (nb_nf4){.code = nb_nf4_code,
+                           .absmax_u8 = o.u8,
+                           .nested_absmax = o.nested,
+                           .nested_code = nb_dynamic_code,
+                           .nested_offset = o.offset,
+                           .blocksize = 64,
+                           .nested_blocksize = 256,
+                           .dtype = NB_BF16};
     }
     return o;
 }
@@ -160,9 +167,11 @@ int main(int argc, char **argv) {
             bool bf16 = !strcmp((*v)->name, "avx512bf16");
             if (!strcmp((*v)->name, "naive")) continue; /* the definition; minutes for these sizes */
             if (nb_dev_open(&d, "cpu", bf16 ? NB_BF16 : NB_F32) != NB_OK) return 1;
-            if (nb_dev_set_gemm(d, (*v)->name) == NB_OK && nb_dev_reserve(d, d->be->gemm_ws(d, b->M, b->N, b->K)) == NB_OK) {
+            if (nb_dev_set_gemm(d, (*v)->name) == NB_OK &&
+                nb_dev_reserve(d, d->be->gemm_ws(d, b->M, b->N, b->K)) == NB_OK) {
                 double t = measure(d, b, &o, seconds);
-                printf("%-15s %-17s %-11s %9.1f %9.2f %8.3f\n", b->label, size, (*v)->name, gflop / t, base[i] / t, t * 1e3);
+                printf("%-15s %-17s %-11s %9.1f %9.2f %8.3f\n", b->label, size, (*v)->name, gflop / t, base[i] / t,
+                       t * 1e3);
             }
             nb_dev_close(d);
         }

@@ -19,8 +19,8 @@ static nb_status need(nb_dev *d, size_t bytes) {
     return NB_OK;
 }
 
-static nb_status need_gemm(nb_dev *d, float *c, int64_t ldc, const float *x, int64_t ldx, bool tx, const float *y, int64_t ldy,
-                           bool ty, int64_t M, int64_t N, int64_t K, float alpha, float beta) {
+static nb_status need_gemm(nb_dev *d, float *c, int64_t ldc, const float *x, int64_t ldx, bool tx, const float *y,
+                           int64_t ldy, bool ty, int64_t M, int64_t N, int64_t K, float alpha, float beta) {
     return need(d, d->target->be->gemm_ws(d->target, M, N, K));
 }
 
@@ -44,15 +44,15 @@ static size_t attention_need(const nb_dev *d, const nb_seg *segs, int64_t n_segs
 }
 
 static nb_status need_attention_fwd(nb_dev *d, float *o, float *lse, const float *q, const float *k, const float *v,
-                                    const nb_seg *segs, int64_t n_segs, int64_t H, int64_t KV, int64_t D, float scale, float cap,
-                                    int64_t window) {
+                                    const nb_seg *segs, int64_t n_segs, int64_t H, int64_t KV, int64_t D, float scale,
+                                    float cap, int64_t window) {
     return need(d, attention_need(d, segs, n_segs, H, KV, D));
 }
 
-static nb_status need_attention_bwd(nb_dev *d, float *dq, float beta_q, float *dk, float beta_k, float *dv, float beta_v,
-                                    const float *d_o, const float *q, const float *k, const float *v, const float *o,
-                                    const float *lse, const nb_seg *segs, int64_t n_segs, int64_t H, int64_t KV, int64_t D,
-                                    float scale, float cap, int64_t window) {
+static nb_status need_attention_bwd(nb_dev *d, float *dq, float beta_q, float *dk, float beta_k, float *dv,
+                                    float beta_v, const float *d_o, const float *q, const float *k, const float *v,
+                                    const float *o, const float *lse, const nb_seg *segs, int64_t n_segs, int64_t H,
+                                    int64_t KV, int64_t D, float scale, float cap, int64_t window) {
     return need(d, attention_need(d, segs, n_segs, H, KV, D));
 }
 
@@ -107,7 +107,8 @@ static const nb_backend backend_null = {
 
 nb_status nb_dev_open_null(nb_dev **out, const nb_dev *target) {
     nb_dev *d = NB_NEW(nb_dev);
-    *d = (nb_dev){.be = &backend_null, .k = &null_kernels, .compute = target->compute, .gemm = target->gemm, .target = target};
+    *d = (nb_dev){
+        .be = &backend_null, .k = &null_kernels, .compute = target->compute, .gemm = target->gemm, .target = target};
     *out = d;
     return NB_OK;
 }

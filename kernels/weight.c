@@ -40,8 +40,9 @@ static void decode_nf4(float *out, const nb_weight *w, int64_t first, int64_t n)
         int64_t block = e / q->blocksize, stop = (block + 1) * q->blocksize;
         float absmax = nb_nf4_absmax(q, block), level[16];
         if (stop > end) stop = end;
-        if (stop - e < 16) { /* too few to pay for a table */
-            for (; e < stop; e++) *out++ = round_to(q->dtype, q->code[e & 1 ? bytes[e / 2] & 15 : bytes[e / 2] >> 4] * absmax);
+        if (stop - e <= 32) { /* too few to pay for a table */
+            for (; e < stop; e++)
+                *out++ = round_to(q->dtype, q->code[e & 1 ? bytes[e / 2] & 15 : bytes[e / 2] >> 4] * absmax);
             continue;
         }
         for (int i = 0; i < 16; i++) level[i] = round_to(q->dtype, q->code[i] * absmax);
@@ -64,8 +65,10 @@ static const struct {
 
 const char *nb_format_name(nb_format f) { return f >= 0 && f < NB_FMT_COUNT ? formats[f].name : "unknown"; }
 
-void nb_weight_decode(float *out, int64_t ld, const nb_weight *w, int64_t row0, int64_t n_rows, int64_t col0, int64_t n_cols) {
-    for (int64_t r = 0; r < n_rows; r++) formats[w->format].decode(out + r * ld, w, (row0 + r) * w->cols + col0, n_cols);
+void nb_weight_decode(float *out, int64_t ld, const nb_weight *w, int64_t row0, int64_t n_rows, int64_t col0,
+                      int64_t n_cols) {
+    for (int64_t r = 0; r < n_rows; r++)
+        formats[w->format].decode(out + r * ld, w, (row0 + r) * w->cols + col0, n_cols);
 }
 
 int64_t nb_weight_bytes(const nb_weight *w) {

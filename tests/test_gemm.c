@@ -81,7 +81,8 @@ static weight_case weight_new(int kind, int64_t rows, int64_t cols, uint64_t see
         free(x);
     } else {
         uint16_t *h = c.data = nb_calloc((size_t)n, sizeof *h);
-        for (int64_t i = 0; i < n; i++) h[i] = kinds[kind].f == NB_FMT_BF16 ? nb_f32_to_bf16(x[i]) : nb_f32_to_f16(x[i]);
+        for (int64_t i = 0; i < n; i++)
+            h[i] = kinds[kind].f == NB_FMT_BF16 ? nb_f32_to_bf16(x[i]) : nb_f32_to_f16(x[i]);
         free(x);
     }
     c.w.data = c.data;
@@ -93,26 +94,31 @@ static void weight_free(weight_case *c) { free(c->data), free(c->absmax), free(c
 static float operand(const nb_dev *d, float v) { return d->compute == NB_BF16 ? nb_round_bf16(v) : v; }
 
 /* want[M,N] = alpha x y + beta c in double, from strided views. */
-static void reference(const nb_dev *d, float *want, const float *x, int64_t xm, int64_t xk, const float *y, int64_t yk, int64_t yn,
-                      int64_t M, int64_t N, int64_t K, double alpha, double beta, const float *c, int64_t ldc) {
+static void reference(const nb_dev *d, float *want, const float *x, int64_t xm, int64_t xk, const float *y, int64_t yk,
+                      int64_t yn, int64_t M, int64_t N, int64_t K, double alpha, double beta, const float *c,
+                      int64_t ldc) {
     double *sum = nb_calloc((size_t)N + 1, sizeof *sum);
     for (int64_t m = 0; m < M; m++) {
         memset(sum, 0, (size_t)N * sizeof *sum);
         for (int64_t k = 0; k < K; k++)
-            for (int64_t n = 0; n < N; n++) sum[n] += (double)operand(d, x[m * xm + k * xk]) * operand(d, y[k * yk + n * yn]);
-        for (int64_t n = 0; n < N; n++) want[m * N + n] = (float)(alpha * sum[n] + (beta != 0 ? beta * c[m * ldc + n] : 0));
+            for (int64_t n = 0; n < N; n++)
+                sum[n] += (double)operand(d, x[m * xm + k * xk]) * operand(d, y[k * yk + n * yn]);
+        for (int64_t n = 0; n < N; n++)
+            want[m * N + n] = (float)(alpha * sum[n] + (beta != 0 ? beta * c[m * ldc + n] : 0));
     }
     free(sum);
 }
 
-static void compare(const nb_dev *d, const char *what, const float *got, int64_t ld, const float *want, int64_t M, int64_t N, int64_t K) {
+static void compare(const nb_dev *d, const char *what, const float *got, int64_t ld, const float *want, int64_t M,
+                    int64_t N, int64_t K) {
     for (int64_t m = 0; m < M; m++)
         for (int64_t n = 0; n < N; n++) {
             /* |terms| <= 1 (and c), a random walk of roundings: far below this bound, far above a wrong term */
             double tol = 2e-6 * (8 + sqrt((double)K)), diff = fabs((double)got[m * ld + n] - want[m * N + n]);
             if (!(diff <= tol))
-                fail_msg("%s, %s, %s, %lldx%lldx%lld: [%lld,%lld] is %.9g, want %.9g", what, d->gemm, nb_dtype_name(d->compute),
-                         (long long)M, (long long)N, (long long)K, (long long)m, (long long)n, got[m * ld + n], want[m * N + n]);
+                fail_msg("%s, %s, %s, %lldx%lldx%lld: [%lld,%lld] is %.9g, want %.9g", what, d->gemm,
+                         nb_dtype_name(d->compute), (long long)M, (long long)N, (long long)K, (long long)m,
+                         (long long)n, got[m * ld + n], want[m * N + n]);
         }
 }
 
@@ -131,8 +137,9 @@ static void each_variant(void (*f)(nb_dev *d)) {
 }
 
 static const int64_t shapes[][3] = {
-    {1, 1, 1},     {1, 2, 3},    {2, 1, 5},     {3, 33, 7},    {12, 32, 64},  {13, 31, 65},  {11, 48, 129},  {16, 64, 128},
-    {5, 100, 130}, {37, 16, 70}, {64, 17, 256}, {23, 65, 315}, {1, 96, 1100}, {50, 3, 1030}, {25, 90, 192},  {7, 64, 0},
+    {1, 1, 1},     {1, 2, 3},     {2, 1, 5},     {3, 33, 7},   {12, 32, 64},  {13, 31, 65},
+    {11, 48, 129}, {16, 64, 128}, {5, 100, 130}, {37, 16, 70}, {64, 17, 256}, {23, 65, 315},
+    {1, 96, 1100}, {50, 3, 1030}, {25, 90, 192}, {7, 64, 0},
 };
 
 static void dense_cases(nb_dev *d) {
@@ -144,7 +151,8 @@ static void dense_cases(nb_dev *d) {
             int64_t M = shapes[s][0], N = shapes[s][1], K = shapes[s][2], pad = h;
             bool tx = how[h].tx, ty = how[h].ty;
             int64_t ldx = (tx ? M : K) + pad, ldy = (ty ? K : N) + pad, ldc = N + pad;
-            guarded x = guarded_new((tx ? K : M) * ldx + 1), y = guarded_new((ty ? N : K) * ldy + 1), c = guarded_new(M * ldc);
+            guarded x = guarded_new((tx ? K : M) * ldx + 1), y = guarded_new((ty ? N : K) * ldy + 1),
+                    c = guarded_new(M * ldc);
             float *want = nb_calloc((size_t)(M * N), sizeof *want);
             randomize(x.p, x.n, 1), randomize(y.p, y.n, 2), randomize(c.p, c.n, 3);
             if (how[h].beta == 0) for (int64_t i = 0; i < c.n; i++) c.p[i] = NAN; /* beta 0 must not read */
@@ -195,12 +203,15 @@ static void one_weight(nb_dev *d, int kind, int64_t T, int64_t N, int64_t K, boo
 }
 
 static void weight_cases(nb_dev *d) {
-    static const int64_t more[][3] = {{9, 64, 128}, {12, 96, 256}, {1, 32, 1280}, {4, 1152, 64}, {3, 34, 192}, {2, 40, 320}};
+    static const int64_t more[][3] = {{9, 64, 128},  {12, 96, 256}, {1, 32, 1280},
+                                      {4, 1152, 64}, {3, 34, 192},  {2, 40, 320}};
     for (int kind = 0; kind < NB_LEN(kinds); kind++)
         for (int fwd = 0; fwd < 2; fwd++) {
             for (int s = (kind + fwd) % 2; s < NB_LEN(shapes); s += 2) /* each format takes every other shape */
-                if (shapes[s][2] > 0) one_weight(d, kind, shapes[s][0], shapes[s][1], shapes[s][2], fwd, s % 4 < 2 ? 1 : 0);
-            for (int s = 0; s < NB_LEN(more); s++) one_weight(d, kind, more[s][0], more[s][1], more[s][2], fwd, s % 2 ? 0 : 0.5f);
+                if (shapes[s][2] > 0)
+                    one_weight(d, kind, shapes[s][0], shapes[s][1], shapes[s][2], fwd, s % 4 < 2 ? 1 : 0);
+            for (int s = 0; s < NB_LEN(more); s++)
+                one_weight(d, kind, more[s][0], more[s][1], more[s][2], fwd, s % 2 ? 0 : 0.5f);
         }
 }
 
@@ -239,7 +250,8 @@ static void row_cases(nb_dev *d) {
                     assert_ok(product(d, row, x + first * in, &w.w, n, 0));
                     if (memcmp(row, all + first * out, (size_t)(n * out) * sizeof *row))
                         fail_msg("%s, %s, %s %s: rows %d..%d differ from the same rows of %d (%d threads)", d->gemm,
-                                 nb_dtype_name(d->compute), kinds[kind].name, fwd ? "fwd" : "bwd", first, first + n - 1, T, n_threads);
+                                 nb_dtype_name(d->compute), kinds[kind].name, fwd ? "fwd" : "bwd", first, first + n - 1,
+                                 T, n_threads);
                 }
             }
             nb_threads_set(threads);

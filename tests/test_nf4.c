@@ -1,10 +1,12 @@
-/* The NF4 quantizer and decoder against their definitions. (tests/golden holds what bitsandbytes makes of the same.) */
+/* The NF4 quantizer and decoder against their definitions and against bitsandbytes (tests/golden/nf4). */
 #include "core/cpu.h"
 #include "core/dtype.h"
 #include "core/mem.h"
 #include "core/rng.h"
 #include "kernels/cpu/gemm.h"
+#include "core/json.h"
 #include "kernels/weight.h"
+#include "model/safetensors.h"
 #include "tests/test.h"
 #if defined(__x86_64__)
 #include "kernels/cpu/avx512.h"
@@ -127,7 +129,8 @@ static void test_idempotent(void **state) {
     static const int64_t sizes[] = {64, 640, 7 * 33, 1, 63, 65, 4097};
     for (int s = 0; s < NB_LEN(sizes); s++) {
         int64_t n = sizes[s], blocks = (n + 63) / 64, bytes = (n + 1) / 2;
-        float *x = random_normal(n, 21), *again = nb_calloc((size_t)n, sizeof *again), *absmax = nb_calloc((size_t)blocks * 2, 4);
+        float *x = random_normal(n, 21), *again = nb_calloc((size_t)n, sizeof *again),
+              *absmax = nb_calloc((size_t)blocks * 2, 4);
         uint8_t *packed = nb_malloc((size_t)bytes * 2);
         nb_nf4_quantize(packed, absmax, x, NB_F32, n);
         nb_weight w = {.format = NB_FMT_NF4, .rows = 1, .cols = n, .data = packed,
@@ -151,14 +154,16 @@ static float value_of(const nb_weight *w, int64_t e) {
     return q->dtype == NB_BF16 ? nb_round_bf16(v) : q->dtype == NB_F16 ? nb_f16_to_f32(nb_f32_to_f16(v)) : v;
 }
 
-typedef void decoder(float *out, int64_t ld, const nb_weight *w, int64_t row0, int64_t n_rows, int64_t col0, int64_t n_cols);
+typedef void decoder(float *out, int64_t ld, const nb_weight *w, int64_t row0, int64_t n_rows, int64_t col0,
+                     int64_t n_cols);
 
 static void check_decoder(decoder *decode, const nb_weight *w) {
     enum { LD = 330 };
     float *out = nb_calloc(64 * LD, sizeof *out);
     nb_rng r = nb_rng_open(5, NB_RNG_TEST, 1);
     for (int trial = 0; trial < 60; trial++) {
-        int64_t row0 = (int64_t)nb_rng_below(&r, (uint64_t)w->rows), col0 = (int64_t)nb_rng_below(&r, (uint64_t)w->cols);
+        int64_t row0 = (int64_t)nb_rng_below(&r, (uint64_t)w->rows),
+                col0 = (int64_t)nb_rng_below(&r, (uint64_t)w->cols);
         int64_t rows = 1 + (int64_t)nb_rng_below(&r, (uint64_t)(w->rows - row0));
         int64_t cols = 1 + (int64_t)nb_rng_below(&r, (uint64_t)(w->cols - col0));
         if (trial == 0) row0 = col0 = 0, rows = w->rows, cols = w->cols;
@@ -169,8 +174,9 @@ static void check_decoder(decoder *decode, const nb_weight *w) {
                 bool in = i < rows && j < cols;
                 float want = in ? value_of(w, (row0 + i) * w->cols + col0 + j) : -77;
                 if (!(out[i * LD + j] == want))
-                    fail_msg("[%lld,%lld] of rows %lld+%lld, columns %lld+%lld: %.9g, want %.9g", (long long)i, (long long)j,
-                             (long long)row0, (long long)rows, (long long)col0, (long long)cols, out[i * LD + j], want);
+                    fail_msg("[%lld,%lld] of rows %lld+%lld, columns %lld+%lld: %.9g, want %.9g", (long long)i,
+                             (long long)j, (long long)row0, (long long)rows, (long long)col0, (long long)cols,
+                             out[i * LD + j], want);
             }
     }
     free(out);
@@ -182,13 +188,15 @@ static void test_decode(void **state) {
     static const nb_dtype dtypes[] = {NB_F32, NB_BF16, NB_F16};
     for (int s = 0; s < NB_LEN(shapes) * 6; s++) {
         int64_t rows = shapes[s / 6][0], cols = shapes[s / 6][1], n = rows * cols, blocks = (n + 63) / 64;
-        float *x = random_normal(n, 31), *absmax = nb_calloc((size_t)blocks, 4), *nested = nb_calloc((size_t)blocks / 256 + 1, 4);
+        float *x = random_normal(n, 31), *absmax = nb_calloc((size_t)blocks, 4),
+              *nested = nb_calloc((size_t)blocks / 256 + 1, 4);
         uint8_t *packed = nb_malloc((size_t)(n + 1) / 2), *u8 = nb_malloc((size_t)blocks);
         nb_nf4_quantize(packed, absmax, x, NB_F32, n);
         nb_weight w = {.format = NB_FMT_NF4, .rows = rows, .cols = cols, .data = packed,
                        .nf4 = {.code = nb_nf4_code, .absmax = absmax, .blocksize = 64, .dtype = dtypes[s % 3]}};
         if (s % 6 >= 3) {
-            w.nf4.absmax = NULL, w.nf4.absmax_u8 = u8, w.nf4.nested_absmax = nested, w.nf4.nested_code = nb_dynamic_code;
+            w.nf4.absmax = NULL, w.nf4.absmax_u8 = u8, w.nf4.nested_absmax = nested,
+            w.nf4.nested_code = nb_dynamic_code;
             w.nf4.nested_blocksize = 256;
             nb_nf4_quantize_absmax(u8, nested, &w.nf4.nested_offset, absmax, blocks);
         }
@@ -218,8 +226,12 @@ static void test_double_quantization(void **state) {
         double v = (absmax[i] - offset) / (double)max, best = 9;
         for (int c = 0; c < 256; c++) best = fmin(best, fabs(nb_dynamic_code[c] - v));
         assert_close(fabs(nb_dynamic_code[u8[i]] - v), best, 2e-7);
-        const nb_nf4 q = {.absmax_u8 = u8, .nested_absmax = nested, .nested_code = nb_dynamic_code, .nested_offset = offset,
-                          .blocksize = 64, .nested_blocksize = 256};
+        const nb_nf4 q = {.absmax_u8 = u8,
+                          .nested_absmax = nested,
+                          .nested_code = nb_dynamic_code,
+                          .nested_offset = offset,
+                          .blocksize = 64,
+                          .nested_blocksize = 256};
         assert_close(nb_nf4_absmax(&q, i), absmax[i], 0.008 * max);
     }
     /* Exact codes come back; halfway between two, the even index. The mean must be 0 and the largest value 1. */
@@ -230,7 +242,8 @@ static void test_double_quantization(void **state) {
     assert_true(offset == 0 && nested[0] == 1);
     for (int i = 0; i < 255; i++) assert_true(nb_dynamic_code[u8[i]] == exact[i]);
     assert_int_equal(u8[255], 0); /* there is no -1: its nearest code */
-    float tie[4] = {1, -1, (nb_dynamic_code[200] + nb_dynamic_code[201]) / 2, -(nb_dynamic_code[200] + nb_dynamic_code[201]) / 2};
+    float tie[4] = {1, -1, (nb_dynamic_code[200] + nb_dynamic_code[201]) / 2,
+                    -(nb_dynamic_code[200] + nb_dynamic_code[201]) / 2};
     nb_nf4_quantize_absmax(u8, nested, &offset, tie, 4);
     assert_true(offset == 0);
     assert_int_equal(u8[2], 200);
@@ -241,11 +254,80 @@ static void test_double_quantization(void **state) {
     assert_true(offset == 0.25f && nested[0] == 0 && u8[0] == 127 && u8[2] == 127);
 }
 
+static const void *golden(const nb_st *st, const char *name, const char *part) {
+    char full[64];
+    snprintf(full, sizeof full, "%s.%s", name, part);
+    const nb_st_tensor *t = nb_st_find(st, full);
+    if (!t) fail_msg("tests/golden/nf4 lacks %s", full);
+    return t->data;
+}
+
+/* One matrix: nibbles, scales and their bytes as bitsandbytes makes them, decoded values bit for bit. */
+static void check_golden(const nb_st *st, const char *name, int64_t rows, int64_t cols) {
+    int64_t n = rows * cols, blocks = (n + 63) / 64, nested_blocks = (blocks + 255) / 256;
+    uint8_t *packed = nb_malloc((size_t)(n + 1) / 2), *u8 = nb_malloc((size_t)blocks);
+    float *absmax = nb_calloc((size_t)blocks, 4), *nested = nb_calloc((size_t)nested_blocks, 4), offset;
+    float *out = nb_calloc((size_t)n, 4);
+    const float *want_absmax = golden(st, name, "absmax"), *want_nested = golden(st, name, "nested_absmax");
+    const uint8_t *want_u8 = golden(st, name, "absmax_u8");
+
+    nb_nf4_quantize(packed, absmax, golden(st, name, "weight"), NB_BF16, n);
+    assert_memory_equal(packed, golden(st, name, "packed"), (size_t)(n + 1) / 2);
+    for (int64_t b = 0; b < blocks; b++) /* its portable operator stores 1e-38 for a block of zeros, its CUDA one 0 */
+        if (absmax[b] != want_absmax[b]) assert_true(absmax[b] == 0 && want_absmax[b] == 1e-38f);
+
+    /* The mean is summed in another order there: the bytes agree, the two floats to rounding. */
+    nb_nf4_quantize_absmax(u8, nested, &offset, want_absmax, blocks);
+    assert_memory_equal(u8, want_u8, (size_t)blocks);
+    assert_close(offset, *(const float *)golden(st, name, "nested_offset"), 2e-7 * fabs(offset));
+    for (int64_t b = 0; b < nested_blocks; b++) assert_close(nested[b], want_nested[b], 4e-7 * fabs(offset));
+
+    nb_weight w = {.format = NB_FMT_NF4, .rows = rows, .cols = cols, .data = packed,
+                   .nf4 = {.code = nb_nf4_code, .absmax = want_absmax, .blocksize = 64, .nested_blocksize = 256,
+                           .dtype = NB_BF16}};
+    for (int twice = 0; twice < 2; twice++) {
+        if (twice) {
+            w.nf4.absmax = NULL, w.nf4.absmax_u8 = want_u8, w.nf4.nested_absmax = want_nested;
+            w.nf4.nested_code = nb_dynamic_code;
+            w.nf4.nested_offset = *(const float *)golden(st, name, "nested_offset");
+        }
+        const uint16_t *want = golden(st, name, twice ? "double" : "plain");
+        nb_weight_decode(out, cols, &w, 0, rows, 0, cols);
+        for (int64_t i = 0; i < n; i++)
+            if (!(out[i] == nb_bf16_to_f32(want[i])))
+                fail_msg("%s[%lld] decodes to %.9g, want %.9g", name, (long long)i, out[i], nb_bf16_to_f32(want[i]));
+    }
+    free(packed), free(u8), free(absmax), free(nested), free(out);
+}
+
+static void test_bitsandbytes(void **state) {
+    (void)state;
+    nb_st st;
+    json_t *index;
+    assert_ok(nb_st_open_file(&st, "tests/golden/nf4/cases.safetensors"));
+    assert_ok(nb_json_load("tests/golden/nf4/cases.json", &index));
+    assert_memory_equal(nb_st_find(&st, "quant_map")->data, nb_nf4_code, sizeof nb_nf4_code);
+    assert_memory_equal(nb_st_find(&st, "nested_quant_map")->data, nb_dynamic_code, sizeof nb_dynamic_code);
+    json_t *cases = json_object_get(index, "cases"), *c;
+    size_t i;
+    json_array_foreach(cases, i, c) {
+        int64_t rows = 0, cols = 0;
+        const char *name = NULL;
+        assert_ok(nb_json_str(c, "name", &name, "cases.json"));
+        assert_ok(nb_json_int(c, "rows", &rows, "cases.json"));
+        assert_ok(nb_json_int(c, "columns", &cols, "cases.json"));
+        check_golden(&st, name, rows, cols);
+    }
+    assert_true(i >= 8);
+    json_decref(index);
+    nb_st_close(&st);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_codes),           cmocka_unit_test(test_bf16_ratios), cmocka_unit_test(test_ties_go_down),
         cmocka_unit_test(test_zero_and_short_blocks), cmocka_unit_test(test_idempotent), cmocka_unit_test(test_decode),
-        cmocka_unit_test(test_double_quantization),
+        cmocka_unit_test(test_double_quantization), cmocka_unit_test(test_bitsandbytes),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -49,7 +49,8 @@ NB_AVX512 static void decode_nf4(float *out, const nb_weight *w, int64_t first, 
         int64_t skip = e & 1;
         for (int64_t i = e - skip; i < stop; i += 16) {
             __m128i b = _mm_maskz_loadu_epi8(nb_first16((stop - i + 1) / 2) & 0xff, bytes + i / 2);
-            __m512i nibbles = _mm512_cvtepu8_epi32(_mm_unpacklo_epi8(_mm_srli_epi16(b, 4), b)); /* 4 bits of index count */
+            __m512i nibbles =
+                _mm512_cvtepu8_epi32(_mm_unpacklo_epi8(_mm_srli_epi16(b, 4), b)); /* 4 bits of index count */
             __mmask16 m = nb_first16(stop - i);
             if (i < e) m &= 0xfffe;
             _mm512_mask_storeu_ps(out + (i - first), m, _mm512_permutexvar_ps(nibbles, level));

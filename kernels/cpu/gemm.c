@@ -9,7 +9,7 @@
 
 const nb_gemm_impl *const nb_gemm_impls[] = {
 #if defined(__x86_64__)
-    &nb_gemm_avx512bf16, &nb_gemm_avx512,
+    &nb_gemm_avx512bf16, &nb_gemm_avx512, &nb_gemm_avx2,
 #endif
     &nb_gemm_openblas, &nb_gemm_naive, NULL,
 };
@@ -19,8 +19,9 @@ nb_status nb_cpu_choose_gemm(nb_dev *d, const char *variant) {
         if (variant && strcmp(variant, (*v)->name)) continue;
         if (!(*v)->supported(d->compute)) {
             if (!variant) continue;
-            return nb_fail(NB_EUNSUPPORTED, "the product variant \"%s\" does not run on this processor (%s) with %s operands",
-                           variant, nb_cpu_get()->name, nb_dtype_name(d->compute));
+            return nb_fail(NB_EUNSUPPORTED,
+                           "the product variant \"%s\" does not run on this processor (%s) with %s operands", variant,
+                           nb_cpu_get()->name, nb_dtype_name(d->compute));
         }
         d->gemm = (*v)->name;
         d->gemm_impl = *v;
@@ -41,15 +42,16 @@ static nb_status run(nb_dev *d, nb_product *p) {
     p->ws = d->ws;
     size_t need = impl->ws(p->M, p->N, p->K, p->threads);
     if (need > d->ws_size)
-        return nb_fail(NB_ENOMEM, "a %lld x %lld x %lld product needs %zu bytes of scratch on %d threads and the device has %zu: "
-                       "reserve them before the step", (long long)p->M, (long long)p->N, (long long)p->K, need, p->threads,
-                       d->ws_size);
+        return nb_fail(NB_ENOMEM,
+                       "a %lld x %lld x %lld product needs %zu bytes of scratch on %d threads and the device has %zu: "
+                       "reserve them before the step",
+                       (long long)p->M, (long long)p->N, (long long)p->K, need, p->threads, d->ws_size);
     impl->run(p);
     return NB_OK;
 }
 
-nb_status nb_cpu_gemm(nb_dev *d, float *c, int64_t ldc, const float *x, int64_t ldx, bool tx, const float *y, int64_t ldy,
-                      bool ty, int64_t M, int64_t N, int64_t K, float alpha, float beta) {
+nb_status nb_cpu_gemm(nb_dev *d, float *c, int64_t ldc, const float *x, int64_t ldx, bool tx, const float *y,
+                      int64_t ldy, bool ty, int64_t M, int64_t N, int64_t K, float alpha, float beta) {
     const nb_weight w = {.format = NB_FMT_F32, .rows = ty ? N : K, .cols = ldy, .data = y};
     nb_product p = {.c = c, .ldc = ldc, .x = x, .ldx = ldx, .tx = tx, .y = &w, .ty = ty, .M = M, .N = N, .K = K,
                     .alpha = alpha, .beta = beta};
@@ -57,13 +59,31 @@ nb_status nb_cpu_gemm(nb_dev *d, float *c, int64_t ldc, const float *x, int64_t 
 }
 
 nb_status nb_cpu_weight_fwd(nb_dev *d, float *y, const float *x, const nb_weight *w, int64_t T, float beta) {
-    nb_product p = {.c = y, .ldc = w->rows, .x = x, .ldx = w->cols, .y = w, .ty = true, .M = T, .N = w->rows, .K = w->cols,
-                    .alpha = 1, .beta = beta};
+    nb_product p = {.c = y,
+                    .ldc = w->rows,
+                    .x = x,
+                    .ldx = w->cols,
+                    .y = w,
+                    .ty = true,
+                    .M = T,
+                    .N = w->rows,
+                    .K = w->cols,
+                    .alpha = 1,
+                    .beta = beta};
     return run(d, &p);
 }
 
 nb_status nb_cpu_weight_bwd(nb_dev *d, float *dx, const float *dy, const nb_weight *w, int64_t T, float beta) {
-    nb_product p = {.c = dx, .ldc = w->cols, .x = dy, .ldx = w->rows, .y = w, .ty = false, .M = T, .N = w->cols, .K = w->rows,
-                    .alpha = 1, .beta = beta};
+    nb_product p = {.c = dx,
+                    .ldc = w->cols,
+                    .x = dy,
+                    .ldx = w->rows,
+                    .y = w,
+                    .ty = false,
+                    .M = T,
+                    .N = w->cols,
+                    .K = w->rows,
+                    .alpha = 1,
+                    .beta = beta};
     return run(d, &p);
 }

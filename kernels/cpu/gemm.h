@@ -34,7 +34,7 @@ typedef struct nb_gemm_impl {
 
 extern const nb_gemm_impl nb_gemm_naive, nb_gemm_openblas;
 #if defined(__x86_64__)
-extern const nb_gemm_impl nb_gemm_avx512, nb_gemm_avx512bf16;
+extern const nb_gemm_impl nb_gemm_avx2, nb_gemm_avx512, nb_gemm_avx512bf16;
 #endif
 
 /* Sets d->gemm and d->gemm_impl; NULL chooses the fastest this machine runs. */

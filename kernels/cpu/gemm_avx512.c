@@ -9,7 +9,8 @@
 #include "kernels/cpu/tile_avx512.h"
 
 /* Rows that lie along k: out[k][width] = src[r][k], 16 x 16 at a time. */
-NB_AVX512 static void pack_rows(uint32_t *out, int width, const float *src, int64_t ld, int rows, int64_t kc, bool bf16) {
+NB_AVX512 static void pack_rows(uint32_t *out, int width, const float *src, int64_t ld, int rows, int64_t kc,
+                                bool bf16) {
     for (int g = 0; g < width; g += 16)
         for (int64_t k = 0; k < kc; k += 16) {
             __m512i v[16];
@@ -24,7 +25,8 @@ NB_AVX512 static void pack_rows(uint32_t *out, int width, const float *src, int6
 }
 
 /* Rows that lie across k: out[k][width] = src[k][c]. */
-NB_AVX512 static void pack_cols(uint32_t *out, int width, const float *src, int64_t ld, int cols, int64_t kc, bool bf16) {
+NB_AVX512 static void pack_cols(uint32_t *out, int width, const float *src, int64_t ld, int cols, int64_t kc,
+                                bool bf16) {
     for (int64_t k = 0; k < kc; k++)
         for (int g = 0; g < width; g += 16) {
             __m512 f = _mm512_maskz_loadu_ps(nb_first16(cols - g), src + k * ld + g);
@@ -59,7 +61,8 @@ static void pack_y(uint32_t *out, const nb_product *p, int64_t n0, int n_cols, i
     }
 }
 
-static const nb_packed_isa isa = {.group = 1, .mr = MR, .nr = NR, .vec = VEC, .pack_x = pack_x, .pack_y = pack_y, .tiles = tiles};
+static const nb_packed_isa isa = {
+    .group = 1, .mr = MR, .nr = NR, .vec = VEC, .pack_x = pack_x, .pack_y = pack_y, .tiles = tiles};
 
 static bool supported(nb_dtype compute) { return (compute == NB_F32 || compute == NB_BF16) && nb_cpu_get()->avx512; }
 static size_t scratch(int64_t M, int64_t N, int64_t K, int threads) { return nb_packed_ws(&isa, M, N, K, threads); }

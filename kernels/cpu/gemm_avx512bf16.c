@@ -22,7 +22,8 @@ NB_TARGET static void pack_rows(uint32_t *out, int width, const float *src, int6
             __mmask16 low = nb_first16(kc - k), high = nb_first16(kc - k - 16);
             for (int i = 0; i < 16; i++) {
                 const float *row = src + (g + i) * ld + k;
-                v[i] = g + i < rows ? (__m512i)_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(high, row + 16), _mm512_maskz_loadu_ps(low, row))
+                v[i] = g + i < rows ? (__m512i)_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(high, row + 16),
+                                                                   _mm512_maskz_loadu_ps(low, row))
                                     : _mm512_setzero_si512();
             }
             store_steps(out + k / 2 * width + g, width, v, nb_first16(width - g), (kc - k + 1) / 2);
@@ -42,7 +43,8 @@ NB_TARGET static void pack_cols(uint32_t *out, int width, const float *src, int6
         for (int g = 0; g < width; g += 16) {
             __mmask16 in = nb_first16(cols - g);
             const float *row = src + k * ld + g;
-            __m512 first = _mm512_maskz_loadu_ps(in, row), second = _mm512_maskz_loadu_ps(k + 1 < kc ? in : 0, row + ld);
+            __m512 first = _mm512_maskz_loadu_ps(in, row),
+                   second = _mm512_maskz_loadu_ps(k + 1 < kc ? in : 0, row + ld);
             _mm512_mask_storeu_epi32(out + k / 2 * width + g, nb_first16(width - g),
                                      interleave_halves((__m512i)_mm512_cvtne2ps_pbh(second, first)));
         }
@@ -65,13 +67,15 @@ NB_INLINE NB_TARGET void use_step(rows_use *u, int mr, int64_t step, __m512i y) 
 
 enum { AHEAD = 512 }; /* bytes of a row to ask memory for in advance */
 
-/* Bytes from a place in one of 16 rows to the one that is read AHEAD bytes later: behind the end of the row, 16 rows on. */
+/* Bytes from a place in one of 16 rows to the one that is read AHEAD bytes later: behind the end of the row, 16 rows
+ * on. */
 NB_INLINE int64_t ahead(int64_t at, int64_t row_bytes) {
     return at + AHEAD < row_bytes ? AHEAD : AHEAD + 15 * row_bytes;
 }
 
 /* bf16 weights n0.. along k. Rows behind the last stand in for nothing: their columns of c are not stored. */
-NB_INLINE NB_TARGET void rows_bf16(rows_use *u, int mr, const nb_weight *w, int64_t n0, int rows, int64_t k0, int64_t kc) {
+NB_INLINE NB_TARGET void rows_bf16(rows_use *u, int mr, const nb_weight *w, int64_t n0, int rows, int64_t k0,
+                                   int64_t kc) {
     const uint16_t *data = (const uint16_t *)w->data + n0 * w->cols + k0;
     for (int64_t k = 0; k < kc; k += 32) {
         __m512i v[16];
@@ -102,7 +106,8 @@ NB_TARGET static void nf4_scales(__m512 scale[16], const nb_weight *w, int64_t f
         else if (b / 256 == (b + blocks - 1) / 256 && q->nested_blocksize == 256) {
             __m512i code = _mm512_cvtepu8_epi32(_mm_maskz_loadu_epi8(in, q->absmax_u8 + b));
             __m512 s = _mm512_i32gather_ps(code, q->nested_code, 4);
-            s = _mm512_add_ps(_mm512_mul_ps(s, _mm512_set1_ps(q->nested_absmax[b / 256])), _mm512_set1_ps(q->nested_offset));
+            s = _mm512_add_ps(_mm512_mul_ps(s, _mm512_set1_ps(q->nested_absmax[b / 256])),
+                              _mm512_set1_ps(q->nested_offset));
             v[i] = _mm512_castps_si512(s);
         } else {
             float s[16] = {0};
@@ -117,7 +122,8 @@ NB_TARGET static void nf4_scales(__m512 scale[16], const nb_weight *w, int64_t f
 /* NF4 along k, when rows are whole blocks of 64: 64 bytes of each of 16 rows (128 values) are transposed as 32-bit
  * words, so that word w of a vector holds values 8w..8w+7 of 16 rows, one row a lane; a lane's 4-bit index picks its
  * level, its block's scale multiplies it, and the two values of a byte become a step. */
-NB_INLINE NB_TARGET void rows_nf4(rows_use *u, int mr, const nb_weight *w, int64_t n0, int rows, int64_t k0, int64_t kc) {
+NB_INLINE NB_TARGET void rows_nf4(rows_use *u, int mr, const nb_weight *w, int64_t n0, int rows, int64_t k0,
+                                  int64_t kc) {
     const __m512 level = _mm512_loadu_ps(w->nf4.code);
     const uint8_t *data = (const uint8_t *)w->data + (n0 * w->cols + k0) / 2;
     __m512 scale[16];
@@ -144,14 +150,16 @@ NB_INLINE NB_TARGET void rows_nf4(rows_use *u, int mr, const nb_weight *w, int64
 }
 
 /* One panel, 16 rows of y at a time. */
-NB_TARGET static void pack_rows_bf16(uint32_t *out, int width, const nb_weight *w, int64_t n0, int rows, int64_t k0, int64_t kc) {
+NB_TARGET static void pack_rows_bf16(uint32_t *out, int width, const nb_weight *w, int64_t n0, int rows, int64_t k0,
+                                     int64_t kc) {
     for (int g = 0; g < width; g += VEC) {
         rows_use u = {.out = out + g, .width = width};
         rows_bf16(&u, 0, w, n0 + g, rows - g, k0, kc);
     }
 }
 
-NB_TARGET static void pack_rows_nf4(uint32_t *out, int width, const nb_weight *w, int64_t n0, int rows, int64_t k0, int64_t kc) {
+NB_TARGET static void pack_rows_nf4(uint32_t *out, int width, const nb_weight *w, int64_t n0, int rows, int64_t k0,
+                                    int64_t kc) {
     for (int g = 0; g < width; g += VEC) {
         rows_use u = {.out = out + g, .width = width};
         rows_nf4(&u, 0, w, n0 + g, rows - g, k0, kc);
@@ -159,8 +167,8 @@ NB_TARGET static void pack_rows_nf4(uint32_t *out, int width, const nb_weight *w
 }
 
 #define NB_THIN(format, mr)                                                                                            \
-    NB_TARGET static void thin_##format##_##mr(const nb_product *p, const uint32_t *x, int64_t n0, int n_cols, int64_t k0, \
-                                               int64_t kc, float beta) {                                               \
+    NB_TARGET static void thin_##format##_##mr(const nb_product *p, const uint32_t *x, int64_t n0, int n_cols,         \
+                                               int64_t k0, int64_t kc, float beta) {                                   \
         rows_use u = {.x = x};                                                                                         \
         rows_##format(&u, mr, p->y, n0, n_cols, k0, kc);                                                               \
         for (int i = 0; i < mr; i++) store_sums(p->c + i * p->ldc + n0, n_cols, u.sum[i], p->alpha, beta);             \
@@ -178,7 +186,8 @@ NB_INLINE NB_TARGET void store_pair(uint32_t *out, int width, __m512i first, __m
     if (width > VEC) _mm512_store_si512(out + VEC, _mm512_permutex2var_epi16(first, _mm512_loadu_si512(high), second));
 }
 
-NB_TARGET static void pack_cols_bf16(uint32_t *out, int width, const nb_weight *w, int64_t n0, int cols, int64_t k0, int64_t kc) {
+NB_TARGET static void pack_cols_bf16(uint32_t *out, int width, const nb_weight *w, int64_t n0, int cols, int64_t k0,
+                                     int64_t kc) {
     const __mmask32 in = nb_first32(cols);
     for (int64_t k = 0; k < kc; k += 2) {
         const uint16_t *row = (const uint16_t *)w->data + (k0 + k) * w->cols + n0;
@@ -199,7 +208,8 @@ NB_INLINE NB_TARGET __m512i nf4_run32(const nb_weight *w, int64_t e) {
 NB_TARGET static void pack_cols_nf4(uint32_t *out, const nb_weight *w, int64_t n0, int64_t k0, int64_t kc) {
     for (int64_t k = 0; k < kc; k += 2) {
         int64_t e = (k0 + k) * w->cols + n0;
-        store_pair(out + k / 2 * NR, NR, nf4_run32(w, e), k + 1 < kc ? nf4_run32(w, e + w->cols) : _mm512_setzero_si512());
+        store_pair(out + k / 2 * NR, NR, nf4_run32(w, e),
+                   k + 1 < kc ? nf4_run32(w, e + w->cols) : _mm512_setzero_si512());
     }
 }
 
@@ -213,7 +223,8 @@ static bool plain_nf4(const nb_weight *w) {
     return w->format == NB_FMT_NF4 && w->nf4.blocksize == 64 && w->cols % 64 == 0 && w->nf4.dtype != NB_F16;
 }
 
-static void pack_y_any(uint32_t *out, int width, const nb_product *p, int64_t n0, int n_cols, int64_t k0, int64_t kc, float *spare) {
+static void pack_y_any(uint32_t *out, int width, const nb_product *p, int64_t n0, int n_cols, int64_t k0, int64_t kc,
+                       float *spare) {
     const int64_t chunk = NB_PACKED_SPARE / NR;
     for (int64_t k = 0; k < kc; k += chunk) {
         int64_t n = kc - k < chunk ? kc - k : chunk;

@@ -37,7 +37,8 @@ static void gather_x(scratch *s, const nb_product *p, int64_t m0, int64_t mb, in
 }
 
 /* c[m0..,n0..] (+)= alpha * s->c. The first block of k applies beta. */
-static void scatter_c(const scratch *s, const nb_product *p, int64_t m0, int64_t mb, int64_t n0, int64_t nb, bool first) {
+static void scatter_c(const scratch *s, const nb_product *p, int64_t m0, int64_t mb, int64_t n0, int64_t nb,
+                      bool first) {
     float beta = first ? p->beta : 1;
     for (int64_t m = 0; m < mb; m++) {
         float *c = p->c + (m0 + m) * p->ldc + n0;
@@ -58,8 +59,8 @@ static void run_panel(const nb_product *p, scratch *s, int64_t n0, int64_t nb, i
         for (int64_t m0 = m_lo; m0 < m_hi; m0 += MB) {
             int64_t mb = min64(MB, m_hi - m0);
             gather_x(s, p, m0, mb, k0, kb);
-            cblas_sgemm(CblasRowMajor, CblasNoTrans, p->ty ? CblasTrans : CblasNoTrans, MB, (int)nb, (int)kb, 1, s->x, KB, s->y,
-                        (int)ldy, 0, s->c, NB);
+            cblas_sgemm(CblasRowMajor, CblasNoTrans, p->ty ? CblasTrans : CblasNoTrans, MB, (int)nb, (int)kb, 1, s->x,
+                        KB, s->y, (int)ldy, 0, s->c, NB);
             scatter_c(s, p, m0, mb, n0, nb, k0 == 0);
         }
     }
@@ -80,7 +81,8 @@ static void run(const nb_product *p) {
 #pragma omp for schedule(dynamic)
         for (int64_t job = 0; job < panels * cuts; job++) {
             int64_t n0 = job / cuts * NB, cut = job % cuts;
-            run_panel(p, s, n0, min64(NB, p->N - n0), blocks * cut / cuts * MB, min64(p->M, blocks * (cut + 1) / cuts * MB));
+            run_panel(p, s, n0, min64(NB, p->N - n0), blocks * cut / cuts * MB,
+                      min64(p->M, blocks * (cut + 1) / cuts * MB));
         }
     }
 }

@@ -23,12 +23,13 @@ enum {
 };
 
 /* c[mr, n_cols] = alpha * (x panel)(y panel) + beta * c, for a fixed mr and number of column vectors. */
-typedef void nb_tile(int64_t steps, const uint32_t *x, const uint32_t *y, float *c, int64_t ldc, int n_cols, float alpha,
-                     float beta);
+typedef void nb_tile(int64_t steps, const uint32_t *x, const uint32_t *y, float *c, int64_t ldc, int n_cols,
+                     float alpha, float beta);
 
-/* The same for all M <= NB_PACKED_THIN rows and up to `vec` columns straight from the weight's bytes, without a y panel:
- * reading them is what a product of few rows waits for. x points to the steps of k0 in [steps of K][M]. */
-typedef void nb_thin(const nb_product *p, const uint32_t *x, int64_t n0, int n_cols, int64_t k0, int64_t kc, float beta);
+/* The same for all M <= NB_PACKED_THIN rows and up to `vec` columns straight from the weight's bytes, without a y
+ * panel: reading them is what a product of few rows waits for. x points to the steps of k0 in [steps of K][M]. */
+typedef void nb_thin(const nb_product *p, const uint32_t *x, int64_t n0, int n_cols, int64_t k0, int64_t kc,
+                     float beta);
 
 typedef struct nb_packed_isa {
     int group;    /* values of k in a step: 1 f32 or 2 bf16 */

@@ -43,13 +43,15 @@ NB_INLINE NB_TARGET void tile(int mr, int nv, int64_t steps, const uint32_t *res
                                            int n_cols, float alpha, float beta) {                                      \
         tile(mr, nv, steps, x, y, c, ldc, n_cols, alpha, beta);                                                        \
     }
-#define NB_TILES(nv)                                                                                                    \
-    NB_TILE(1, nv) NB_TILE(2, nv) NB_TILE(3, nv) NB_TILE(4, nv) NB_TILE(5, nv) NB_TILE(6, nv) NB_TILE(7, nv) NB_TILE(8, nv) \
-    NB_TILE(9, nv) NB_TILE(10, nv) NB_TILE(11, nv) NB_TILE(12, nv)
+#define NB_TILES(nv)                                                                                                   \
+    NB_TILE(1, nv)                                                                                                     \
+    NB_TILE(2, nv) NB_TILE(3, nv) NB_TILE(4, nv) NB_TILE(5, nv) NB_TILE(6, nv) NB_TILE(7, nv) NB_TILE(8, nv)           \
+        NB_TILE(9, nv) NB_TILE(10, nv) NB_TILE(11, nv) NB_TILE(12, nv)
 NB_TILES(1)
 NB_TILES(2)
 
 static nb_tile *const tiles[2 * MR] = {
-    tile_1_1, tile_2_1, tile_3_1, tile_4_1, tile_5_1, tile_6_1, tile_7_1, tile_8_1, tile_9_1, tile_10_1, tile_11_1, tile_12_1,
-    tile_1_2, tile_2_2, tile_3_2, tile_4_2, tile_5_2, tile_6_2, tile_7_2, tile_8_2, tile_9_2, tile_10_2, tile_11_2, tile_12_2,
+    tile_1_1, tile_2_1,  tile_3_1,  tile_4_1,  tile_5_1, tile_6_1,  tile_7_1,  tile_8_1,
+    tile_9_1, tile_10_1, tile_11_1, tile_12_1, tile_1_2, tile_2_2,  tile_3_2,  tile_4_2,
+    tile_5_2, tile_6_2,  tile_7_2,  tile_8_2,  tile_9_2, tile_10_2, tile_11_2, tile_12_2,
 };
