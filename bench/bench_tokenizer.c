@@ -17,7 +17,8 @@ static char *make_text(size_t *n) {
     char words[4000][16];
     for (int i = 0; i < NB_LEN(words); i++) {
         int len = 1 + (int)nb_rng_below(&rng, 9);
-        for (int k = 0; k < len; k++) words[i][k] = "etaoinshrdlucmfwypvbgk"[nb_rng_below(&rng, 11) + nb_rng_below(&rng, 12)];
+        for (int k = 0; k < len; k++)
+            words[i][k] = "etaoinshrdlucmfwypvbgk"[nb_rng_below(&rng, 11) + nb_rng_below(&rng, 12)];
         words[i][len] = 0;
     }
     for (int i = 1; out.n < 3u << 20; i++) {

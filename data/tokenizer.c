@@ -72,10 +72,11 @@ nb_status nb_tok_put(nb_tokenizer *t, const char *s, size_t n, int64_t id, uint3
     if (id < 0 || id >= NB_TOK_MAX_ID)
         return nb_fail(NB_EINPUT, "%s: token \"%.100s\" has id %lld, outside 0..%d", t->file, s, (long long)id,
                        NB_TOK_MAX_ID - 1);
-    if (n > UINT16_MAX) return nb_fail(NB_EINPUT, "%s: the token with id %lld has %zu bytes", t->file, (long long)id, n);
+    if (n > UINT16_MAX)
+        return nb_fail(NB_EINPUT, "%s: the token with id %lld has %zu bytes", t->file, (long long)id, n);
     if (id < t->n && t->entry[id].s)
-        return nb_fail(NB_EINPUT, "%s: tokens \"%.100s\" and \"%.100s\" have the same id %lld", t->file, t->entry[id].s, s,
-                       (long long)id);
+        return nb_fail(NB_EINPUT, "%s: tokens \"%.100s\" and \"%.100s\" have the same id %lld", t->file, t->entry[id].s,
+                       s, (long long)id);
     if (!t->slot || t->n_strings * 2 > t->slot_mask) grow_slots(t);
     if (id >= t->cap) {
         int cap = id + 1 > t->cap * 2 ? (int)id + 1 : t->cap * 2;
@@ -85,7 +86,8 @@ nb_status nb_tok_put(nb_tokenizer *t, const char *s, size_t n, int64_t id, uint3
     }
     uint32_t at = find_slot(t, s, n);
     if (t->slot[at] >= 0)
-        return nb_fail(NB_EINPUT, "%s: token \"%.100s\" has two ids, %d and %lld", t->file, s, t->slot[at], (long long)id);
+        return nb_fail(NB_EINPUT, "%s: token \"%.100s\" has two ids, %d and %lld", t->file, s, t->slot[at],
+                       (long long)id);
     t->entry[id] = (nb_tok_entry){nb_tok_keep(t, s, n), (uint32_t)n, flags};
     t->slot[at] = (int32_t)id;
     t->n_strings++;
@@ -107,9 +109,11 @@ nb_status nb_tok_only(const json_t *obj, const char *where, const char *const *n
         int i = 0;
         while (names[i] && strcmp(names[i], key)) i++;
         if (!names[i])
-            return nb_fail(NB_EUNSUPPORTED, "%s: %s has \"%s\", which nibble does not know and which may change ids", where,
-                           json_string_value(json_object_get(obj, "type")) ? json_string_value(json_object_get(obj, "type"))
-                                                                           : "an object", key);
+            return nb_fail(
+                NB_EUNSUPPORTED, "%s: %s has \"%s\", which nibble does not know and which may change ids", where,
+                json_string_value(json_object_get(obj, "type")) ? json_string_value(json_object_get(obj, "type"))
+                                                                : "an object",
+                key);
     }
     return NB_OK;
 }
@@ -119,14 +123,16 @@ nb_status nb_tok_need_str(const json_t *obj, const char *key, const char **out, 
     if (!json_is_string(v))
         return nb_fail(NB_EINPUT, "%s: \"%s\" should be a string, not %s", where, key, v ? nb_json_type(v) : "absent");
     *out = json_string_value(v);
-    if (strlen(*out) != json_string_length(v)) return nb_fail(NB_EINPUT, "%s: \"%s\" contains a NUL character", where, key);
+    if (strlen(*out) != json_string_length(v))
+        return nb_fail(NB_EINPUT, "%s: \"%s\" contains a NUL character", where, key);
     return NB_OK;
 }
 
 nb_status nb_tok_need_array(const json_t *obj, const char *key, const json_t **out, const char *where) {
     *out = json_object_get(obj, key);
     if (json_is_array(*out)) return NB_OK;
-    return nb_fail(NB_EINPUT, "%s: \"%s\" should be an array, not %s", where, key, *out ? nb_json_type(*out) : "absent");
+    return nb_fail(NB_EINPUT, "%s: \"%s\" should be an array, not %s", where, key,
+                   *out ? nb_json_type(*out) : "absent");
 }
 
 /* ---- loading ------------------------------------------------------------------------------------------- */
@@ -226,14 +232,18 @@ int32_t nb_tokenizer_pad(const nb_tokenizer *t) { return t->role[NB_PAD]; }
 int32_t nb_tokenizer_unk(const nb_tokenizer *t) { return t->role[NB_UNK]; }
 const char *nb_tokenizer_chat_template(const nb_tokenizer *t) { return t->chat_template; }
 const char *nb_tokenizer_sha256(const nb_tokenizer *t) { return t->sha; }
-int32_t nb_tokenizer_token_id(const nb_tokenizer *t, const char *token) { return nb_tok_find_str(t, token, strlen(token)); }
+int32_t nb_tokenizer_token_id(const nb_tokenizer *t, const char *token) {
+    return nb_tok_find_str(t, token, strlen(token));
+}
 
 const int32_t *nb_tokenizer_eos_ids(const nb_tokenizer *t, int *n) {
     *n = t->eos_ids.n;
     return t->eos_ids.v;
 }
 
-const char *nb_tokenizer_token(const nb_tokenizer *t, int32_t id) { return id >= 0 && id < t->n ? t->entry[id].s : NULL; }
+const char *nb_tokenizer_token(const nb_tokenizer *t, int32_t id) {
+    return id >= 0 && id < t->n ? t->entry[id].s : NULL;
+}
 
 bool nb_tokenizer_is_special(const nb_tokenizer *t, int32_t id) {
     return id >= 0 && id < t->n && (t->entry[id].flags & NB_TOK_IS_SPECIAL);

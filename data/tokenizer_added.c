@@ -44,8 +44,8 @@ nb_status nb_tok_added_put(nb_tokenizer *t, const char *content, size_t n, int64
     int32_t have = nb_tok_find_str(t, content, n);
     if (!n) return nb_fail(NB_EINPUT, "%s: an added token is an empty text", t->file);
     if (have >= 0 && have != id)
-        return nb_fail(NB_EINPUT, "%s: added token \"%s\" has id %lld, but id %d elsewhere in the file", t->file, content,
-                       (long long)id, have);
+        return nb_fail(NB_EINPUT, "%s: added token \"%s\" has id %lld, but id %d elsewhere in the file", t->file,
+                       content, (long long)id, have);
     if (have < 0) NB_TRY(nb_tok_put(t, content, n, id, 0));
     nb_tok_added *a = nb_tok_added_get(t, (int32_t)id);
     t->entry[id].flags |= NB_TOK_ADDED | (flags.special ? NB_TOK_IS_SPECIAL : 0);

@@ -18,7 +18,8 @@ static nb_status load_beside(const nb_tokenizer *t, const char *name, char **pat
     return NB_OK;
 }
 
-static nb_status with_file(nb_tokenizer *t, const char *name, nb_status (*read)(nb_tokenizer *, const json_t *, const char *)) {
+static nb_status with_file(nb_tokenizer *t, const char *name,
+                           nb_status (*read)(nb_tokenizer *, const json_t *, const char *)) {
     char *path;
     json_t *v;
     nb_status st = load_beside(t, name, &path, &v);
@@ -39,7 +40,8 @@ static nb_status read_roles(nb_tokenizer *t, const json_t *v, const char *where)
         if (json_is_object(e)) NB_TRY(nb_tok_need_str(e, "content", &s, where));
         else NB_TRY(nb_tok_need_str(v, nb_tok_role_names[r], &s, where));
         t->role[r] = nb_tok_find_str(t, s, strlen(s));
-        if (t->role[r] < 0 && *s) nb_warn("%s: %s \"%s\" is not in the vocabulary: ignored", where, nb_tok_role_names[r], s);
+        if (t->role[r] < 0 && *s)
+            nb_warn("%s: %s \"%s\" is not in the vocabulary: ignored", where, nb_tok_role_names[r], s);
     }
     return NB_OK;
 }
@@ -67,11 +69,13 @@ static nb_status read_model_config(nb_tokenizer *t, const json_t *v, const char 
     for (int r = 0; r < NB_ROLES && keys[r]; r++) {
         nb_tok_list ids = {0};
         if (t->role[r] >= 0) continue;
-        nb_status st = json_is_integer(json_object_get(v, keys[r])) && json_integer_value(json_object_get(v, keys[r])) < 0
-                           ? NB_OK /* -1 is how some files say none */
-                           : read_ids(&ids, v, keys[r], where);
+        nb_status st =
+            json_is_integer(json_object_get(v, keys[r])) && json_integer_value(json_object_get(v, keys[r])) < 0
+                ? NB_OK /* -1 is how some files say none */
+                : read_ids(&ids, v, keys[r], where);
         if (st == NB_OK && ids.n && ids.v[0] < t->n && t->entry[ids.v[0]].s) t->role[r] = ids.v[0];
-        for (int i = 0; st == NB_OK && r == NB_EOS && !t->eos_ids.n && i < ids.n; i++) nb_tok_list_add(&t->eos_ids, ids.v[i]);
+        for (int i = 0; st == NB_OK && r == NB_EOS && !t->eos_ids.n && i < ids.n; i++)
+            nb_tok_list_add(&t->eos_ids, ids.v[i]);
         free(ids.v);
         NB_TRY(st);
     }

@@ -12,7 +12,8 @@ static const char replacement[] = "\xef\xbf\xbd"; /* U+FFFD */
 /* ---- reading ------------------------------------------------------------------------------------------- */
 
 static nb_tok_dec *push(nb_tok_decs *s, nb_tok_dec_kind kind) {
-    bool fused = s->n && (s->v[s->n - 1].fused || s->v[s->n - 1].kind == NB_DEC_FUSE || s->v[s->n - 1].kind == NB_DEC_BYTES);
+    bool fused =
+        s->n && (s->v[s->n - 1].fused || s->v[s->n - 1].kind == NB_DEC_FUSE || s->v[s->n - 1].kind == NB_DEC_BYTES);
     NB_GROW(s->v, s->n, s->cap);
     s->v[s->n] = (nb_tok_dec){.kind = kind, .fused = fused};
     return &s->v[s->n++];
@@ -55,7 +56,8 @@ static nb_status parse_strip(nb_tok_dec *d, const json_t *v, const char *where) 
     if (!*text || start < 0 || stop < 0 || start > INT16_MAX || stop > INT16_MAX)
         return nb_fail(NB_EINPUT, "%s: decoder Strip: content, start or stop makes no sense", where);
     if (stop && d->fused)
-        return nb_fail(NB_EUNSUPPORTED, "%s: decoder Strip with stop %lld behind Fuse is not supported", where, (long long)stop);
+        return nb_fail(NB_EUNSUPPORTED, "%s: decoder Strip with stop %lld behind Fuse is not supported", where,
+                       (long long)stop);
     d->from = nb_strdup(text);
     d->start = (int)start, d->stop = (int)stop;
     return NB_OK;
@@ -78,7 +80,8 @@ static const struct {
 static nb_status parse(nb_tok_decs *s, const json_t *v, const char *where, int depth) {
     const char *type;
     const json_t *list;
-    if (depth > NB_TOK_MAX_DEPTH) return nb_fail(NB_EINPUT, "%s: decoders nested deeper than %d", where, NB_TOK_MAX_DEPTH);
+    if (depth > NB_TOK_MAX_DEPTH)
+        return nb_fail(NB_EINPUT, "%s: decoders nested deeper than %d", where, NB_TOK_MAX_DEPTH);
     NB_TRY(nb_tok_need_str(v, "type", &type, where));
     if (!strcmp(type, "Sequence")) {
         NB_TRY(nb_tok_need_array(v, "decoders", &list, where));
@@ -90,9 +93,11 @@ static nb_status parse(nb_tok_decs *s, const json_t *v, const char *where, int d
         nb_tok_dec *d = push(s, kinds[i].kind);
         NB_TRY(kinds[i].parse(d, v, where));
         /* one long token would have to be held back until the end of the text */
-        bool local = d->kind == NB_DEC_FUSE || d->kind == NB_DEC_STRIP || (d->kind == NB_DEC_REPLACE && one_char(d->from));
+        bool local =
+            d->kind == NB_DEC_FUSE || d->kind == NB_DEC_STRIP || (d->kind == NB_DEC_REPLACE && one_char(d->from));
         if (d->fused && !local)
-            return nb_fail(NB_EUNSUPPORTED, "%s: decoder \"%s\" behind Fuse or ByteLevel is not supported", where, type);
+            return nb_fail(NB_EUNSUPPORTED, "%s: decoder \"%s\" behind Fuse or ByteLevel is not supported", where,
+                           type);
         return NB_OK;
     }
     return nb_fail(NB_EUNSUPPORTED, "%s: decoder \"%s\" is not supported", where, type);

@@ -93,7 +93,8 @@ static nb_status encode_part(const nb_tokenizer *t, nb_tok_work *w, nb_tok_view 
     return done < v.n ? encode_words(t, w, part(&v, done, v.n), out) : NB_OK;
 }
 
-static nb_status encode_text(const nb_tokenizer *t, nb_tok_work *w, const char *text, size_t n, int flags, nb_ids *out) {
+static nb_status encode_text(const nb_tokenizer *t, nb_tok_work *w, const char *text, size_t n, int flags,
+                             nb_ids *out) {
     nb_tok_view v = {.s = text, .n = n};
     size_t done = 0, at = 0, from, to;
     const nb_tok_added *hit;

@@ -27,7 +27,9 @@ typedef struct nb_tok_view {
     const uint32_t *org;
     uint32_t base;
 } nb_tok_view;
-static inline uint32_t nb_tok_origin(const nb_tok_view *v, size_t i) { return v->org ? v->org[i] : v->base + (uint32_t)i; }
+static inline uint32_t nb_tok_origin(const nb_tok_view *v, size_t i) {
+    return v->org ? v->org[i] : v->base + (uint32_t)i;
+}
 
 typedef struct nb_tok_buf { /* a rewritten text being built */
     char *s;
@@ -112,7 +114,13 @@ typedef struct nb_tok_norms {
     int n, cap;
 } nb_tok_norms;
 
-typedef enum nb_tok_behavior { NB_ISOLATED, NB_REMOVED, NB_MERGED_WITH_PREVIOUS, NB_MERGED_WITH_NEXT, NB_CONTIGUOUS } nb_tok_behavior;
+typedef enum nb_tok_behavior {
+    NB_ISOLATED,
+    NB_REMOVED,
+    NB_MERGED_WITH_PREVIOUS,
+    NB_MERGED_WITH_NEXT,
+    NB_CONTIGUOUS
+} nb_tok_behavior;
 typedef enum nb_tok_pre_kind { NB_PRE_SPLIT, NB_PRE_SPACE, NB_PRE_META, NB_PRE_BYTES } nb_tok_pre_kind;
 typedef enum nb_tok_prepend { NB_PREPEND_ALWAYS, NB_PREPEND_FIRST, NB_PREPEND_NEVER } nb_tok_prepend;
 typedef struct nb_tok_pre { /* all pre-tokenizers are sequences of these four */
@@ -128,7 +136,15 @@ typedef struct nb_tok_pres {
     int n, cap;
 } nb_tok_pres;
 
-typedef enum nb_tok_dec_kind { NB_DEC_REPLACE, NB_DEC_META, NB_DEC_STRIP, NB_DEC_FALLBACK, NB_DEC_FUSE, NB_DEC_BYTES, NB_DEC_JOIN } nb_tok_dec_kind;
+typedef enum nb_tok_dec_kind {
+    NB_DEC_REPLACE,
+    NB_DEC_META,
+    NB_DEC_STRIP,
+    NB_DEC_FALLBACK,
+    NB_DEC_FUSE,
+    NB_DEC_BYTES,
+    NB_DEC_JOIN
+} nb_tok_dec_kind;
 typedef struct nb_tok_dec {
     nb_tok_dec_kind kind;
     char *from, *to;  /* Replace; Metaspace: from is the replacement character; Strip: from is the character */

@@ -33,8 +33,8 @@ static nb_status split_merge(const nb_tokenizer *t, const json_t *m, size_t rank
     }
     const char *s = json_string_value(m), *space = s ? strchr(s, ' ') : NULL;
     if (!space || strchr(space + 1, ' '))
-        return nb_fail(NB_EINPUT, "%s: merge %zu should be \"left right\" or [\"left\", \"right\"]%s%.100s", t->file, rank,
-                       s ? ", not " : "", s ? s : "");
+        return nb_fail(NB_EINPUT, "%s: merge %zu should be \"left right\" or [\"left\", \"right\"]%s%.100s", t->file,
+                       rank, s ? ", not " : "", s ? s : "");
     *l = s, *ln = (size_t)(space - s);
     *r = space + 1, *rn = strlen(space + 1);
     return NB_OK;
@@ -57,8 +57,11 @@ static nb_status read_merges(nb_tokenizer *t, const json_t *model) {
         int32_t left = nb_tok_find_vocab(t, l, ln), right = nb_tok_find_vocab(t, r, rn);
         int32_t id = nb_tok_find_vocab(t, joined.s, joined.n);
         if (left < 0 || right < 0 || id < 0)
-            st = nb_fail(NB_EINPUT, "%s: merge %zu makes \"%.*s\" + \"%.*s\", but %s is not in the vocabulary", t->file, i,
-                         (int)ln, l, (int)rn, r, left < 0 ? "the first" : right < 0 ? "the second" : "the result");
+            st = nb_fail(NB_EINPUT, "%s: merge %zu makes \"%.*s\" + \"%.*s\", but %s is not in the vocabulary", t->file,
+                         i, (int)ln, l, (int)rn, r,
+                         left < 0    ? "the first"
+                         : right < 0 ? "the second"
+                                     : "the result");
         else nb_tok_bpe_merge(&t->bpe, left, right, (uint32_t)i, id);
     }
 out:
@@ -80,8 +83,17 @@ static nb_status refuse_affixes(const nb_tokenizer *t, const json_t *model) {
 }
 
 static nb_status read_model(nb_tokenizer *t, const json_t *root) {
-    static const char *const known[] = {"type", "dropout", "unk_token", "continuing_subword_prefix", "end_of_word_suffix",
-                                        "fuse_unk", "byte_fallback", "ignore_merges", "vocab", "merges", NULL};
+    static const char *const known[] = {"type",
+                                        "dropout",
+                                        "unk_token",
+                                        "continuing_subword_prefix",
+                                        "end_of_word_suffix",
+                                        "fuse_unk",
+                                        "byte_fallback",
+                                        "ignore_merges",
+                                        "vocab",
+                                        "merges",
+                                        NULL};
     const json_t *m = json_object_get(root, "model");
     const char *type = "BPE", *unk = NULL; /* files older than the field are BPE when they have merges */
     if (!json_is_object(m)) return nb_fail(NB_EINPUT, "%s: no \"model\" object: not a tokenizer.json", t->file);
@@ -106,7 +118,8 @@ static nb_status read_model(nb_tokenizer *t, const json_t *root) {
 /* ---- added tokens and post-processor ------------------------------------------------------------------- */
 
 static nb_status read_added(nb_tokenizer *t, const json_t *root) {
-    static const char *const known[] = {"id", "content", "single_word", "lstrip", "rstrip", "normalized", "special", NULL};
+    static const char *const known[] = {"id",     "content",    "single_word", "lstrip",
+                                        "rstrip", "normalized", "special",     NULL};
     const json_t *list;
     if (!json_object_get(root, "added_tokens")) return NB_OK;
     NB_TRY(nb_tok_need_array(root, "added_tokens", &list, t->file));
@@ -137,8 +150,8 @@ static nb_status template_ids(nb_tokenizer *t, const json_t *special, const json
     for (size_t i = 0; i < json_array_size(ids); i++) {
         json_int_t id = json_is_integer(json_array_get(ids, i)) ? json_integer_value(json_array_get(ids, i)) : -1;
         if (id < 0 || id >= t->n)
-            return nb_fail(NB_EINPUT, "%s: post_processor puts id %lld for \"%s\", outside the vocabulary of %d", t->file,
-                           (long long)id, name, t->n);
+            return nb_fail(NB_EINPUT, "%s: post_processor puts id %lld for \"%s\", outside the vocabulary of %d",
+                           t->file, (long long)id, name, t->n);
         nb_tok_list_add(to, (int32_t)id);
     }
     return NB_OK;
@@ -176,16 +189,18 @@ static nb_status read_post(nb_tokenizer *t, const json_t *v, int depth) {
     NB_TRY(nb_tok_need_str(v, "type", &type, t->file));
     if (!strcmp(type, "ByteLevel")) return NB_OK; /* moves offsets, adds no ids */
     if (!strcmp(type, "TemplateProcessing")) return read_template(t, v);
-    if (strcmp(type, "Sequence")) return nb_fail(NB_EUNSUPPORTED, "%s: post_processor \"%s\" is not supported", t->file, type);
+    if (strcmp(type, "Sequence"))
+        return nb_fail(NB_EUNSUPPORTED, "%s: post_processor \"%s\" is not supported", t->file, type);
     NB_TRY(nb_tok_need_array(v, "processors", &list, t->file));
     for (size_t i = 0; i < json_array_size(list); i++) NB_TRY(read_post(t, json_array_get(list, i), depth + 1));
     return NB_OK;
 }
 
-/* truncation and padding are left unread on purpose: they are a caller's business (sequence_len), as in transformers. */
+/* truncation and padding are left unread on purpose: they are a caller's business (sequence_len), as in transformers.
+ */
 static nb_status read_root(nb_tokenizer *t, const json_t *root) {
-    static const char *const known[] = {"version", "truncation", "padding", "added_tokens", "normalizer", "pre_tokenizer",
-                                        "post_processor", "decoder", "model", NULL};
+    static const char *const known[] = {"version",       "truncation",     "padding", "added_tokens", "normalizer",
+                                        "pre_tokenizer", "post_processor", "decoder", "model",        NULL};
     if (!json_is_object(root)) return nb_fail(NB_EINPUT, "%s: not a JSON object", t->file);
     NB_TRY(read_model(t, root));
     NB_TRY(nb_tok_only(root, t->file, known));

@@ -1,8 +1,8 @@
 /* tokenizer.model: SentencePiece's ModelProto (protocol buffer), type BPE.
  *
  *   1 pieces   { 1 piece string, 2 score float, 3 type: 1 normal 2 unknown 3 control 4 user defined 5 unused 6 byte }
- *   2 trainer  { 3 model_type: 1 unigram 2 BPE, 24 treat_whitespace_as_suffix, 35 byte_fallback, 40..43 unk bos eos pad }
- *   3 normalizer { 2 precompiled_charsmap, 3 add_dummy_prefix, 4 remove_extra_whitespaces, 5 escape_whitespaces }
+ *   2 trainer  { 3 model_type: 1 unigram 2 BPE, 24 treat_whitespace_as_suffix, 35 byte_fallback, 40..43 unk bos eos pad
+ * } 3 normalizer { 2 precompiled_charsmap, 3 add_dummy_prefix, 4 remove_extra_whitespaces, 5 escape_whitespaces }
  *
  * SentencePiece joins the neighbours whose concatenation is the piece with the highest score. That is a merge loop
  * with a merge for every way to cut a piece in two pieces, ranked by the score of the result. */
@@ -90,9 +90,11 @@ static nb_status read_piece(model *m, reader r) {
         if (f.number == 2) memcpy(&p.score, &(uint32_t){(uint32_t)f.value}, 4);
         if (f.number == 3) p.type = (int32_t)f.value;
     }
-    if (r.bad || !n || nb_utf8_valid(s, n) < n || memchr(s, 0, n) || p.score != p.score || p.type < NORMAL || p.type > BYTE)
+    if (r.bad || !n || nb_utf8_valid(s, n) < n || memchr(s, 0, n) || p.score != p.score || p.type < NORMAL ||
+        p.type > BYTE)
         return nb_fail(NB_EINPUT, "%s: piece %d is damaged", m->t->file, m->n);
-    if (p.type == UNUSED) return nb_fail(NB_EUNSUPPORTED, "%s: piece %d is of type UNUSED: not supported", m->t->file, m->n);
+    if (p.type == UNUSED)
+        return nb_fail(NB_EUNSUPPORTED, "%s: piece %d is of type UNUSED: not supported", m->t->file, m->n);
     if (p.type == UNKNOWN) m->t->bpe.unk = m->n;
     char *text = nb_strndup(s, n); /* messages want a NUL behind it */
     nb_status st = nb_tok_put(m->t, text, n, m->n, NB_TOK_VOCAB);
@@ -155,8 +157,8 @@ static nb_status refuse(const model *m) {
                        : m->suffix    ? "treat_whitespace_as_suffix"
                        : !m->escape   ? "escape_whitespaces false"
                                       : NULL;
-    return what ? nb_fail(NB_EUNSUPPORTED, "%s: %s is not supported; is there a tokenizer.json of the BPE type?", m->t->file,
-                          what)
+    return what ? nb_fail(NB_EUNSUPPORTED, "%s: %s is not supported; is there a tokenizer.json of the BPE type?",
+                          m->t->file, what)
                 : NB_OK;
 }
 

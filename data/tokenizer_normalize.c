@@ -230,7 +230,8 @@ static const struct {
 nb_status nb_tok_norms_parse(nb_tok_norms *s, const json_t *v, const char *where, int depth) {
     const char *type;
     if (!v || json_is_null(v)) return NB_OK;
-    if (depth > NB_TOK_MAX_DEPTH) return nb_fail(NB_EINPUT, "%s: normalizers nested deeper than %d", where, NB_TOK_MAX_DEPTH);
+    if (depth > NB_TOK_MAX_DEPTH)
+        return nb_fail(NB_EINPUT, "%s: normalizers nested deeper than %d", where, NB_TOK_MAX_DEPTH);
     NB_TRY(nb_tok_need_str(v, "type", &type, where));
     if (!strcmp(type, "Sequence")) {
         NB_TRY(nb_tok_only(v, where, (const char *const[]){"type", "normalizers", NULL}));

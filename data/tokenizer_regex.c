@@ -9,7 +9,8 @@
 #include "data/utf8.h"
 
 /* Unicode White_Space; PCRE2's \s also has U+180E. */
-#define SPACE "\\x{9}-\\x{d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}"
+#define SPACE                                                                                                          \
+    "\\x{9}-\\x{d}\\x{20}\\x{85}\\x{a0}\\x{1680}\\x{2000}-\\x{200a}\\x{2028}\\x{2029}\\x{202f}\\x{205f}\\x{3000}"
 /* What Oniguruma counts: letters, marks, decimal digits, letter numbers, connectors, circled letters; and, but only
  * outside [...], the other numbers of Latin-1. */
 #define WORD "\\p{L}\\p{M}\\p{Nd}\\p{Nl}\\p{Pc}" NB_TOK_CIRCLED
@@ -31,8 +32,8 @@ static pcre2_code *compile(const char *s, size_t n, int *err, size_t *at) {
     pcre2_compile_context *c = pcre2_compile_context_create(NULL);
     pcre2_set_newline(c, PCRE2_NEWLINE_LF);
     pcre2_set_max_pattern_length(c, 1 << 16);
-    pcre2_code *code = pcre2_compile((PCRE2_SPTR)s, n, PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C,
-                                     err, at, c);
+    pcre2_code *code =
+        pcre2_compile((PCRE2_SPTR)s, n, PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, err, at, c);
     pcre2_compile_context_free(c);
     return code;
 }

@@ -13,8 +13,8 @@ static bool any_new(const nb_tokenizer *t) {
 }
 
 static json_t *flags_of(const nb_tokenizer *t, const nb_tok_added *a) {
-    return json_pack("{s:s, s:b, s:b, s:b, s:b, s:b}", "content", t->entry[a->id].s, "lstrip", a->lstrip, "rstrip", a->rstrip,
-                     "normalized", a->normalized, "single_word", a->single_word, "special", a->special);
+    return json_pack("{s:s, s:b, s:b, s:b, s:b, s:b}", "content", t->entry[a->id].s, "lstrip", a->lstrip, "rstrip",
+                     a->rstrip, "normalized", a->normalized, "single_word", a->single_word, "special", a->special);
 }
 
 /* added_tokens of tokenizer.json: new ones at the end, changed ones in place. */
@@ -49,8 +49,8 @@ static void put_roles(const nb_tokenizer *t, json_t *root) {
 }
 
 /* Reads dir/name (or starts an empty object), lets `put` change it, writes it to `dir`. */
-static nb_status rewrite(const nb_tokenizer *t, const char *from, const char *to, void (*put)(const nb_tokenizer *, json_t *),
-                         void (*put_too)(const nb_tokenizer *, json_t *)) {
+static nb_status rewrite(const nb_tokenizer *t, const char *from, const char *to,
+                         void (*put)(const nb_tokenizer *, json_t *), void (*put_too)(const nb_tokenizer *, json_t *)) {
     json_t *root = NULL;
     if (nb_file_exists(from)) NB_TRY(nb_json_load(from, &root));
     if (!root) root = json_object();
@@ -65,7 +65,8 @@ static nb_status unchanged_source(const nb_tokenizer *t) {
     nb_hex now;
     NB_TRY(nb_sha256_file(t->file, now));
     if (!strcmp(now, t->file_sha)) return NB_OK;
-    return nb_fail(NB_EINPUT, "%s: the file has changed since it was loaded: its tokenizer cannot be saved; put it back", t->file);
+    return nb_fail(NB_EINPUT,
+                   "%s: the file has changed since it was loaded: its tokenizer cannot be saved; put it back", t->file);
 }
 
 static nb_status save_one(const nb_tokenizer *t, const char *name, const char *dir, bool grown, bool roles) {
@@ -73,7 +74,8 @@ static nb_status save_one(const nb_tokenizer *t, const char *name, const char *d
     char *from = main ? nb_strdup(t->file) : nb_path_join(t->dir, name), *to = nb_path_join(dir, name);
     nb_status st = NB_OK;
     if (grown && main && !t->from_model) st = rewrite(t, from, to, put_added, NULL);
-    else if ((grown || roles) && !strcmp(name, "tokenizer_config.json")) st = rewrite(t, from, to, put_config, put_roles);
+    else if ((grown || roles) && !strcmp(name, "tokenizer_config.json"))
+        st = rewrite(t, from, to, put_config, put_roles);
     else if (roles && !strcmp(name, "special_tokens_map.json")) st = rewrite(t, from, to, put_roles, NULL);
     /* a tokenizer.model or added_tokens.json that tokenizer.json has outgrown would contradict it */
     else if (nb_file_exists(from) && (main || !grown || !strcmp(name, "special_tokens_map.json") ||
@@ -85,8 +87,9 @@ static nb_status save_one(const nb_tokenizer *t, const char *name, const char *d
 }
 
 nb_status nb_tokenizer_save(const nb_tokenizer *t, const char *dir) {
-    static const char *const names[] = {"tokenizer.json", "tokenizer.model", "tokenizer_config.json", "added_tokens.json",
-                                        "special_tokens_map.json", "vocab.json", "merges.txt", "chat_template.jinja"};
+    static const char *const names[] = {"tokenizer.json",    "tokenizer.model",         "tokenizer_config.json",
+                                        "added_tokens.json", "special_tokens_map.json", "vocab.json",
+                                        "merges.txt",        "chat_template.jinja"};
     bool grown = any_new(t), roles = false;
     for (int r = 0; r < NB_ROLES; r++) roles |= t->role_changed[r];
     NB_TRY(unchanged_source(t));

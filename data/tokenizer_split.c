@@ -99,7 +99,8 @@ static void run_bytes(const nb_tok_view *v, size_t from, size_t to, nb_tok_buf *
 }
 
 /* The steps that change the text write all words, one behind another, into a new one. */
-static void rewrite(const nb_tok_pre *p, const nb_tok_view *v, const nb_tok_spans *in, nb_tok_buf *b, nb_tok_spans *out) {
+static void rewrite(const nb_tok_pre *p, const nb_tok_view *v, const nb_tok_spans *in, nb_tok_buf *b,
+                    nb_tok_spans *out) {
     for (size_t i = 0; i < in->n; i++) {
         size_t mark = b->n, from = in->v[i].from, to = in->v[i].to;
         if (p->kind == NB_PRE_SPACE) run_space(v, from, to, b);
@@ -190,7 +191,8 @@ static nb_status parse_metaspace(nb_tok_pres *s, const json_t *v, const char *wh
     int found = scheme ? -1 : space ? NB_PREPEND_ALWAYS : NB_PREPEND_NEVER;
     for (int i = 0; scheme && i < NB_LEN(names); i++)
         if (!strcmp(scheme, names[i])) found = i;
-    if (found < 0) return nb_fail(NB_EUNSUPPORTED, "%s: Metaspace prepend_scheme \"%s\" is not supported", where, scheme);
+    if (found < 0)
+        return nb_fail(NB_EUNSUPPORTED, "%s: Metaspace prepend_scheme \"%s\" is not supported", where, scheme);
     if (!space && found != NB_PREPEND_NEVER)
         return nb_fail(NB_EINPUT, "%s: Metaspace has add_prefix_space false and prepend_scheme \"%s\": they disagree",
                        where, scheme);
@@ -233,8 +235,12 @@ static nb_status parse_punctuation(nb_tok_pres *s, const json_t *v, const char *
 static const struct {
     const char *type;
     nb_status (*parse)(nb_tok_pres *s, const json_t *v, const char *where);
-} kinds[] = {{"Split", parse_split},           {"ByteLevel", parse_byte_level},   {"Digits", parse_digits},
-             {"Metaspace", parse_metaspace},   {"Whitespace", parse_whitespace},  {"WhitespaceSplit", parse_whitespace_split},
+} kinds[] = {{"Split", parse_split},
+             {"ByteLevel", parse_byte_level},
+             {"Digits", parse_digits},
+             {"Metaspace", parse_metaspace},
+             {"Whitespace", parse_whitespace},
+             {"WhitespaceSplit", parse_whitespace_split},
              {"Punctuation", parse_punctuation}};
 
 nb_status nb_tok_pres_parse(nb_tok_pres *s, const json_t *v, const char *where, int depth) {

@@ -65,7 +65,9 @@ static void expect_n(const nb_tokenizer *t, const char *text, size_t n, int flag
     nb_text_free(&got);
     nb_ids_free(&ids);
 }
-static void expect(const nb_tokenizer *t, const char *text, const char *want) { expect_n(t, text, strlen(text), 0, want); }
+static void expect(const nb_tokenizer *t, const char *text, const char *want) {
+    expect_n(t, text, strlen(text), 0, want);
+}
 
 static void expect_starts(const nb_tokenizer *t, const char *text, int flags, const int64_t *want, int n) {
     nb_ids ids = {0};
@@ -122,9 +124,10 @@ static void merges_equal_definition(void **state) {
                                  {"b", "b"}, {"abab", "a"}, {"c", "a"}, {"aa", "bb"}, {META, META}, {"bb", "c"}};
     static const char *const letters[] = {"a", "b", "c", META};
     static char part[700][64];
-    nb_tokenizer *t = make("", "a b c " META " ab ba " META "a abab aa " META "ab bb ababa ca aabb " META META " bbc",
-                           "\"merges\": [\"a b\", \"b a\", \"" META " a\", \"ab ab\", \"a a\", \"" META "a b\", \"b b\", \"abab a\","
-                           " \"c a\", \"aa bb\", \"" META " " META "\", \"bb c\"]");
+    nb_tokenizer *t =
+        make("", "a b c " META " ab ba " META "a abab aa " META "ab bb ababa ca aabb " META META " bbc",
+             "\"merges\": [\"a b\", \"b a\", \"" META " a\", \"ab ab\", \"a a\", \"" META "a b\", \"b b\", \"abab a\","
+             " \"c a\", \"aa bb\", \"" META " " META "\", \"bb c\"]");
     nb_rng rng = nb_rng_open(3, NB_RNG_TEST, 0);
     for (int round = 0; round < 400; round++) {
         nb_text text = {0}, want = {0};
@@ -205,11 +208,13 @@ static void split_behaviors(void **state) {
 
 static void split_regexes(void **state) {
     (void)state;
-    nb_tokenizer *t = make(BYTES_PRE, "I 'm \u0120here \u0120\u0120 12 . \u0120 x", "\"ignore_merges\": true, \"merges\": []");
+    nb_tokenizer *t =
+        make(BYTES_PRE, "I 'm \u0120here \u0120\u0120 12 . \u0120 x", "\"ignore_merges\": true, \"merges\": []");
     expect(t, "I'm here   x", "I|'m|\u0120here|\u0120\u0120|\u0120|x");
     expect(t, "12.", "12|.");
     nb_tokenizer_free(t);
-    t = make("\"pre_tokenizer\": {\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Digits\", \"individual_digits\": true},"
+    t = make("\"pre_tokenizer\": {\"type\": \"Sequence\", \"pretokenizers\": [{\"type\": \"Digits\", "
+             "\"individual_digits\": true},"
              " {\"type\": \"Metaspace\", \"replacement\": \"" META "\", \"add_prefix_space\": true}]},",
              META "a " META "b " META "1 " META "2 " META, "\"ignore_merges\": true, \"merges\": []");
     expect(t, "a b12", META "a|" META "b|" META "1|" META "2");
@@ -221,11 +226,15 @@ static void split_regexes(void **state) {
 
 /* ---- normalizers and added tokens ---------------------------------------------------------------------- */
 
-#define LLAMA_NORM "\"normalizer\": {\"type\": \"Sequence\", \"normalizers\": [{\"type\": \"Prepend\", \"prepend\": \"" META "\"}," \
-                   " {\"type\": \"Replace\", \"pattern\": {\"String\": \" \"}, \"content\": \"" META "\"}]},"
-#define LLAMA_DEC "\"decoder\": {\"type\": \"Sequence\", \"decoders\": [{\"type\": \"Replace\", \"pattern\": {\"String\": \"" META "\"}," \
-                  " \"content\": \" \"}, {\"type\": \"ByteFallback\"}, {\"type\": \"Fuse\"}, {\"type\": \"Strip\", \"content\": \" \"," \
-                  " \"start\": 1, \"stop\": 0}]},"
+#define LLAMA_NORM                                                                                                     \
+    "\"normalizer\": {\"type\": \"Sequence\", \"normalizers\": [{\"type\": \"Prepend\", \"prepend\": \"" META "\"},"   \
+    " {\"type\": \"Replace\", \"pattern\": {\"String\": \" \"}, \"content\": \"" META "\"}]},"
+#define LLAMA_DEC                                                                                                      \
+    "\"decoder\": {\"type\": \"Sequence\", \"decoders\": [{\"type\": \"Replace\", \"pattern\": {\"String\": \"" META   \
+    "\"},"                                                                                                             \
+    " \"content\": \" \"}, {\"type\": \"ByteFallback\"}, {\"type\": \"Fuse\"}, {\"type\": \"Strip\", \"content\": \" " \
+    "\","                                                                                                              \
+    " \"start\": 1, \"stop\": 0}]},"
 #define TOKEN(id, text, more) "{\"id\": " #id ", \"content\": \"" text "\", \"special\": true" more "}"
 
 static void normalizers(void **state) {
@@ -235,8 +244,10 @@ static void normalizers(void **state) {
     expect(t, "a b", META "|a|" META "|b");
     expect_starts(t, "a b", 0, starts, 4);
     nb_tokenizer_free(t);
-    t = make("\"normalizer\": {\"type\": \"Sequence\", \"normalizers\": [{\"type\": \"NFC\"}, {\"type\": \"Lowercase\"},"
-             " {\"type\": \"Strip\", \"strip_left\": true, \"strip_right\": false}]},", "\xc3\xa9 a \xed\x95\x9c", "\"merges\": []");
+    t = make(
+        "\"normalizer\": {\"type\": \"Sequence\", \"normalizers\": [{\"type\": \"NFC\"}, {\"type\": \"Lowercase\"},"
+        " {\"type\": \"Strip\", \"strip_left\": true, \"strip_right\": false}]},",
+        "\xc3\xa9 a \xed\x95\x9c", "\"merges\": []");
     expect(t, " Ae\xcc\x81 ", "a|\xc3\xa9");                                    /* e + combining acute */
     expect(t, "\xe1\x84\x92\xe1\x85\xa1\xe1\x86\xab" "A", "\xed\x95\x9c|a");    /* three jamo, one syllable */
     static const int64_t composed[] = {1, 2, 5};
@@ -246,12 +257,22 @@ static void normalizers(void **state) {
 
 static void added_tokens(void **state) {
     (void)state;
-    nb_tokenizer *t = make("\"added_tokens\": [" TOKEN(10, "<s>", "") "," TOKEN(11, "<r>", ", \"rstrip\": true") ","
-                           TOKEN(12, "<l>", ", \"lstrip\": true") "," TOKEN(13, "ab", ", \"single_word\": true") ","
-                           "{\"id\": 14, \"content\": \"zz\", \"special\": false, \"normalized\": true}, " TOKEN(15, "<s>>", "") "],"
-                           LLAMA_NORM "\"post_processor\": {\"type\": \"TemplateProcessing\", \"single\": [{\"SpecialToken\":"
-                           " {\"id\": \"<s>\"}}, {\"Sequence\": {\"id\": \"A\"}}], \"special_tokens\": {\"<s>\": {\"ids\": [10]}}},",
-                           META " a b < s > r l z x", "\"merges\": []");
+    nb_tokenizer *t = make(
+        "\"added_tokens\": [" TOKEN(10, "<s>", "") "," TOKEN(11, "<r>", ", \"rstrip\": true") "," TOKEN(
+            12, "<l>",
+            ", \"lstrip\": true") "," TOKEN(13, "ab",
+                                            ", \"single_word\": true") ","
+                                                                       "{\"id\": 14, \"content\": \"zz\", \"special\": "
+                                                                       "false, \"normalized\": true}, " TOKEN(
+                                                                           15, "<s>>",
+                                                                           "") "]," LLAMA_NORM
+                                                                               "\"post_processor\": {\"type\": "
+                                                                               "\"TemplateProcessing\", \"single\": "
+                                                                               "[{\"SpecialToken\":"
+                                                                               " {\"id\": \"<s>\"}}, {\"Sequence\": "
+                                                                               "{\"id\": \"A\"}}], \"special_tokens\": "
+                                                                               "{\"<s>\": {\"ids\": [10]}}},",
+        META " a b < s > r l z x", "\"merges\": []");
     assert_int_equal(nb_tokenizer_vocab_size(t), 16);
     expect(t, "a<s>b", META "|a|<s>|" META "|b"); /* the prefix comes again behind a special token */
     expect(t, "a<s>>b", META "|a|<s>>|" META "|b"); /* the longest token wins */
@@ -346,10 +367,12 @@ static void decoding_bytes(void **state) {
 static void folder(void **state) {
     (void)state;
     static const char *const files[][2] = {
-        {"tokenizer.json", "{\"added_tokens\": [{\"id\": 0, \"content\": \"<s>\", \"special\": true}], \"model\": {\"type\": \"BPE\","
-                           " \"vocab\": {\"<s>\": 0, \"</s>\": 1, \"a\": 2, \"b\": 3}, \"merges\": []}}"},
-        {"tokenizer_config.json", "{\"bos_token\": {\"content\": \"<s>\"}, \"eos_token\": \"</s>\", \"model_max_length\":"
-                                  " 1000000000000000019884624838656, \"chat_template\": \"{{ x }}\"}"},
+        {"tokenizer.json",
+         "{\"added_tokens\": [{\"id\": 0, \"content\": \"<s>\", \"special\": true}], \"model\": {\"type\": \"BPE\","
+         " \"vocab\": {\"<s>\": 0, \"</s>\": 1, \"a\": 2, \"b\": 3}, \"merges\": []}}"},
+        {"tokenizer_config.json",
+         "{\"bos_token\": {\"content\": \"<s>\"}, \"eos_token\": \"</s>\", \"model_max_length\":"
+         " 1000000000000000019884624838656, \"chat_template\": \"{{ x }}\"}"},
         {"special_tokens_map.json", "{\"pad_token\": \"b\", \"eos_token\": \"a\"}"},
         {"generation_config.json", "{\"eos_token_id\": [3, 1]}"}};
     char *dir = nb_path_join(nb_test_tmp(), "folder"), *copy = nb_path_join(nb_test_tmp(), "copy");
@@ -471,7 +494,8 @@ static void model_file(void **state) {
 
 static void refuses_files(void **state) {
     (void)state;
-    static const struct { const char *sections, *model; nb_status st; const char *text; } cases[] = {
+    static const struct { const char *sections, *model; nb_status st; const char *text;
+    } cases[] = {
         {"", "\"vocab\": {\"a\": 99999999}, \"merges\": []", NB_EINPUT, "99999999"},
         {"", "\"vocab\": {\"a\": -1}, \"merges\": []", NB_EINPUT, "-1"},
         {"", "\"vocab\": {\"a\": 1, \"b\": 1}, \"merges\": []", NB_EINPUT, "same id 1"},
@@ -489,16 +513,19 @@ static void refuses_files(void **state) {
         {"\"normalizer\": {\"type\": \"Nmt\"},", AB, NB_EUNSUPPORTED, "normalizer \"Nmt\""},
         {"\"normalizer\": {\"type\": \"Sequence\"},", AB, NB_EINPUT, "normalizers"},
         {"\"pre_tokenizer\": {\"type\": \"UnicodeScripts\"},", AB, NB_EUNSUPPORTED, "pre_tokenizer \"UnicodeScripts\""},
-        {"\"pre_tokenizer\": {\"type\": \"Split\", \"pattern\": {\"Regex\": \"(a\"}, \"behavior\": \"Isolated\"},", AB, NB_EINPUT,
-         "bad regular expression"},
-        {"\"pre_tokenizer\": {\"type\": \"Split\", \"pattern\": {\"Regex\": \"[a&&b]\"}, \"behavior\": \"Isolated\"},", AB,
-         NB_EUNSUPPORTED, "&&"},
-        {"\"pre_tokenizer\": {\"type\": \"Split\", \"pattern\": {\"Regex\": \"a{1,3}+\"}, \"behavior\": \"Isolated\"},", AB,
-         NB_EUNSUPPORTED, "{n,m}+"},
-        {"\"pre_tokenizer\": {\"type\": \"Split\", \"pattern\": {\"String\": \"a\"}, \"behavior\": \"Odd\"},", AB, NB_EUNSUPPORTED, "Odd"},
+        {"\"pre_tokenizer\": {\"type\": \"Split\", \"pattern\": {\"Regex\": \"(a\"}, \"behavior\": \"Isolated\"},", AB,
+         NB_EINPUT, "bad regular expression"},
+        {"\"pre_tokenizer\": {\"type\": \"Split\", \"pattern\": {\"Regex\": \"[a&&b]\"}, \"behavior\": \"Isolated\"},",
+         AB, NB_EUNSUPPORTED, "&&"},
+        {"\"pre_tokenizer\": {\"type\": \"Split\", \"pattern\": {\"Regex\": \"a{1,3}+\"}, \"behavior\": \"Isolated\"},",
+         AB, NB_EUNSUPPORTED, "{n,m}+"},
+        {"\"pre_tokenizer\": {\"type\": \"Split\", \"pattern\": {\"String\": \"a\"}, \"behavior\": \"Odd\"},", AB,
+         NB_EUNSUPPORTED, "Odd"},
         {"\"post_processor\": {\"type\": \"RobertaProcessing\"},", AB, NB_EUNSUPPORTED, "RobertaProcessing"},
-        {"\"post_processor\": {\"type\": \"TemplateProcessing\", \"single\": [{\"SpecialToken\": {\"id\": \"q\"}}, {\"Sequence\": {}}],"
-         " \"special_tokens\": {\"q\": {\"ids\": [50]}}},", AB, NB_EINPUT, "id 50"},
+        {"\"post_processor\": {\"type\": \"TemplateProcessing\", \"single\": [{\"SpecialToken\": {\"id\": \"q\"}}, "
+         "{\"Sequence\": {}}],"
+         " \"special_tokens\": {\"q\": {\"ids\": [50]}}},",
+         AB, NB_EINPUT, "id 50"},
         {"\"decoder\": {\"type\": \"CTC\"},", AB, NB_EUNSUPPORTED, "decoder \"CTC\""}};
     nb_tokenizer *t;
     for (int i = 0; i < NB_LEN(cases); i++) {
@@ -535,7 +562,8 @@ static void refuses_texts(void **state) {
     nb_tokenizer_free(t);
 
     /* an expression that would run for ages is stopped */
-    t = make("\"pre_tokenizer\": {\"type\": \"Split\", \"pattern\": {\"Regex\": \"(?:(?:a|b|ab)+)+c\"}, \"behavior\": \"Isolated\"},",
+    t = make("\"pre_tokenizer\": {\"type\": \"Split\", \"pattern\": {\"Regex\": \"(?:(?:a|b|ab)+)+c\"}, \"behavior\": "
+             "\"Isolated\"},",
              "a b", "\"merges\": []");
     char text[201];
     for (int i = 0; i < 200; i++) text[i] = "ab"[i & 1];
@@ -548,12 +576,14 @@ static void refuses_texts(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(merges_by_rank),   cmocka_unit_test(merges_equal_definition), cmocka_unit_test(merges_long_word),
-        cmocka_unit_test(ignores_merges),   cmocka_unit_test(fallbacks),               cmocka_unit_test(split_behaviors),
-        cmocka_unit_test(split_regexes),    cmocka_unit_test(normalizers),             cmocka_unit_test(added_tokens),
-        cmocka_unit_test(decoding),         cmocka_unit_test(decoding_bytes),          cmocka_unit_test(folder),
-        cmocka_unit_test(threads),          cmocka_unit_test(model_file),              cmocka_unit_test(refuses_files),
-        cmocka_unit_test(refuses_texts),
+        cmocka_unit_test(merges_by_rank),   cmocka_unit_test(merges_equal_definition),
+        cmocka_unit_test(merges_long_word), cmocka_unit_test(ignores_merges),
+        cmocka_unit_test(fallbacks),        cmocka_unit_test(split_behaviors),
+        cmocka_unit_test(split_regexes),    cmocka_unit_test(normalizers),
+        cmocka_unit_test(added_tokens),     cmocka_unit_test(decoding),
+        cmocka_unit_test(decoding_bytes),   cmocka_unit_test(folder),
+        cmocka_unit_test(threads),          cmocka_unit_test(model_file),
+        cmocka_unit_test(refuses_files),    cmocka_unit_test(refuses_texts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

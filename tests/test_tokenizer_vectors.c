@@ -52,9 +52,11 @@ static void check_decoded(const nb_tokenizer *t, const char *name, const json_t 
     for (size_t i = 0; i < json_array_size(list); i++)
         nb_ids_add(&ids, (int32_t)json_integer_value(json_array_get(list, i)), 0);
     assert_ok(nb_tokenizer_decode(t, ids.id, ids.n, skip, &whole));
-    if (whole.n != n || (n && memcmp(whole.s, want, n))) fail_msg("%s: decoded \"%s\", want \"%s\"", name, whole.s, want);
+    if (whole.n != n || (n && memcmp(whole.s, want, n)))
+        fail_msg("%s: decoded \"%s\", want \"%s\"", name, whole.s, want);
     stream(t, &ids, skip, &parts);
-    if (parts.n != n || (n && memcmp(parts.s, want, n))) fail_msg("%s: streamed \"%s\", want \"%s\"", name, parts.s, want);
+    if (parts.n != n || (n && memcmp(parts.s, want, n)))
+        fail_msg("%s: streamed \"%s\", want \"%s\"", name, parts.s, want);
     nb_text_free(&whole);
     nb_text_free(&parts);
     nb_ids_free(&ids);
@@ -76,7 +78,8 @@ static void check_long(const nb_tokenizer *t, const char *name, const json_t *v,
     assert_ok(nb_tokenizer_encode(t, text, n, flags, &ids));
     assert_int_equal(ids.n, json_integer_value(json_object_get(v, "n_tokens")));
     nb_sha256_of(ids.id, (size_t)ids.n * 4, hex);
-    if (strcmp(hex, json_string_value(json_object_get(v, "ids_le_int32_sha256")))) fail_msg("%s: %s differs", name, file);
+    if (strcmp(hex, json_string_value(json_object_get(v, "ids_le_int32_sha256"))))
+        fail_msg("%s: %s differs", name, file);
     expect_starts(&ids, n);
     nb_ids_free(&ids);
     free(text);
@@ -208,7 +211,9 @@ static void check_llamacpp(const char *rel, const char *folder) {
         assert_ok(nb_tokenizer_encode(t, s, (size_t)(end - s), 0, &ids));
         for (int64_t i = 0; i < ids.n; i++) {
             long want = strtol(next, &next, 10);
-            if (want != ids.id[i]) fail_msg("%s: \"%.*s\": id %lld is %d, want %ld", rel, (int)(end - s), s, (long long)i, ids.id[i], want);
+            if (want != ids.id[i])
+                fail_msg("%s: \"%.*s\": id %lld is %d, want %ld", rel, (int)(end - s), s, (long long)i, ids.id[i],
+                         want);
         }
         assert_int_equal(strspn(next, " \r"), strlen(next));
         nb_ids_free(&ids);
