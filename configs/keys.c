@@ -329,10 +329,11 @@ void nb_key_set_default(const nb_key *k, void *base) {
     if (k->kind == NB_KIND_SECTION) return;
     nb_key_clear(k, base);
     if (!k->dflt[0] || k->dflt[0] == '(') return;
-    nb_yaml_doc doc;
+    nb_yaml_doc doc = {0};
+    nb_yaml scalar = {.kind = NB_YAML_SCALAR, .text = (char *)(uintptr_t)k->dflt};
     nb_text why = {0};
-    NB_ASSERT(nb_yaml_parse(&doc, k->name, k->dflt, strlen(k->dflt)) == NB_OK);
-    NB_ASSERT(nb_key_set(k, base, doc.root, &why));
+    if (k->dflt[0] == '[') NB_ASSERT(nb_yaml_parse(&doc, k->name, k->dflt, strlen(k->dflt)) == NB_OK);
+    NB_ASSERT(nb_key_set(k, base, doc.root ? doc.root : &scalar, &why));
     nb_yaml_free(&doc);
 }
 

@@ -13,6 +13,7 @@
 /* The file is written plainly: thousands of them, none worth a sync to the disk. */
 static nb_status load_bytes(nb_config *c, const char *text, size_t size, const char *const *sets, int n_sets) {
     assert_int_equal(chdir(nb_test_tmp()), 0); /* messages then name the file as the cases do */
+    remove("c.yaml"); /* some file systems sync a file that is cut short and written again */
     FILE *f = fopen("c.yaml", "wb");
     assert_non_null(f);
     assert_int_equal(fwrite(text, 1, size, f), size);

@@ -8,6 +8,7 @@
 #include "core/rng.h"
 #include "model/safetensors.h"
 #include "model/weights.h"
+#include "tests/test.h"
 
 #define TINY_LLAMA                                                                                             \
     "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\", \"vocab_size\": 40, "              \

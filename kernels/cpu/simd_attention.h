@@ -5,6 +5,8 @@
 #ifndef NB_KERNELS_CPU_SIMD_ATTENTION_H
 #define NB_KERNELS_CPU_SIMD_ATTENTION_H
 
+#include <stdbool.h>
+
 #include "kernels/cpu/attention.h"
 #include "kernels/cpu/vmath.h"
 
