@@ -142,6 +142,7 @@ nb_status nb_adapter_save(const nb_adapter *a, const char *dir, const json_t *ma
     if (manifest) NB_GO(st, nb_json_save(record, manifest), done);
     st = nb_replace_dir(tmp, dir);
 done:
+    if (st != NB_OK) nb_remove_tree(tmp);
     json_decref(c);
     free(tmp), free(weights), free(config), free(card), free(record);
     return st;

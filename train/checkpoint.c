@@ -93,6 +93,7 @@ static nb_status put_trainer_state(const nb_run *r, const nb_train_state *s, con
     if (s->best_step) json_object_set_new(j, "best", json_real(s->best));
     json_object_set_new(j, "eval_pending", json_boolean(s->eval_pending));
     json_object_set_new(j, "total_steps", json_integer(r->total_steps));
+    if (s->eval) json_object_set(j, "eval", s->eval);
     nb_status st = nb_json_save(path, j);
     json_decref(j);
     return st;
@@ -186,7 +187,22 @@ nb_status nb_checkpoint_find(const char *output_dir, char **dir) {
         *dir = NULL;
     }
     free(steps);
-    return NB_OK;
+    if (!n || *dir) return NB_OK;
+    return nb_fail(NB_EINPUT, "%s: none of its %d checkpoints is whole: use --overwrite to start anew, or another output_dir", output_dir, n);
+}
+
+nb_status nb_checkpoint_drop_later(const nb_config *c, int64_t step) {
+    int64_t *steps;
+    int n;
+    nb_status st = NB_OK;
+    NB_TRY(list_steps(c->output_dir, &steps, &n));
+    for (int i = 0; i < n && steps[i] > step && st == NB_OK; i++) {
+        char *dir = nb_asprintf("%s/checkpoint-%lld", c->output_dir, (long long)steps[i]);
+        st = nb_remove_tree(dir);
+        free(dir);
+    }
+    free(steps);
+    return st;
 }
 
 nb_status nb_checkpoint_prune(const nb_config *c, int64_t best_step) {
@@ -275,6 +291,7 @@ nb_status nb_checkpoint_load(nb_run *r, nb_train_state *s, const char *dir) {
     NB_GO(st, nb_json_bool(j, "eval_pending", &s->eval_pending, info), done);
     if (s->step < 0 || s->step > r->total_steps) st = nb_fail(NB_EINPUT, "%s: step %lld of %lld", info, (long long)s->step, (long long)r->total_steps);
     if (st == NB_OK) st = get_state(r, state);
+    if (st == NB_OK && json_is_object(json_object_get(j, "eval"))) s->eval = json_incref(json_object_get(j, "eval"));
 done:
     json_decref(j);
     free(state), free(info);

@@ -18,14 +18,18 @@ typedef struct nb_train_state {
     double best;          /* best value of the metric; meaningless while best_step is 0 */
     int64_t best_step, bad_evals, watchdog;
     bool eval_pending;    /* a signal cut the evaluation after this step short: it comes first on resuming */
+    json_t *eval;         /* held-out metrics of the weights as they are now, or NULL; owned */
 } nb_train_state;
 
 nb_status nb_checkpoint_save(const nb_run *r, const nb_train_state *s);
 /* Deletes the oldest beyond save_total_limit (0: none); the best step's is kept besides. */
 nb_status nb_checkpoint_prune(const nb_config *c, int64_t best_step);
 /* Newest checkpoint of output_dir whose state is whole (broken ones are warned about and passed over); *dir NULL if
- * there is none. Caller frees. */
+ * there is none. Caller frees. Refuses an output_dir with nothing but broken ones. */
 nb_status nb_checkpoint_find(const char *output_dir, char **dir);
+/* Deletes the checkpoints of later steps than `step`: broken ones that were passed over, and those that an earlier
+ * checkpoint was chosen instead of. They would crowd out the new ones and disagree with metrics.jsonl. */
+nb_status nb_checkpoint_drop_later(const nb_config *c, int64_t step);
 /* Reads a checkpoint into the run. One of another run is refused with the differences. */
 nb_status nb_checkpoint_load(nb_run *r, nb_train_state *s, const char *dir);
 /* Bytes a checkpoint takes. */

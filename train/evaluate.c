@@ -40,6 +40,15 @@ static void describe(nb_evaluation *e, nb_text *text, const nb_heldout_result *h
     }
 }
 
+/* Keys in the order in which they come back from a checkpoint: what is made of them is then the same bytes. */
+static json_t *sorted(json_t *metrics) {
+    char *text = json_dumps(metrics, JSON_SORT_KEYS);
+    json_t *same = json_loads(text, 0, NULL);
+    free(text);
+    json_decref(metrics);
+    return same;
+}
+
 nb_status nb_evaluate_held_out(nb_run *r, nb_evaluation *e) {
     *e = (nb_evaluation){.metrics = json_object()};
     nb_text text = {0};
@@ -56,6 +65,7 @@ nb_status nb_evaluate_held_out(nb_run *r, nb_evaluation *e) {
     }
     if (st == NB_OK) {
         json_object_set_new(e->metrics, "loss", json_real(all / r->data.n_held_out));
+        e->metrics = sorted(e->metrics);
         st = choose(r, e);
     }
     e->text = text.s;

@@ -23,7 +23,6 @@ typedef struct loop {
     nb_progress bar;
     double started, tps;    /* seconds; tokens per second, smoothed */
     int64_t first_step;
-    json_t *last_eval;      /* of the state as it is now, or NULL */
     bool stop;              /* early stopping */
 } loop;
 
@@ -106,14 +105,22 @@ static bool due(const loop *l, int when, int64_t steps, int64_t per_epoch, int64
     return floor(nb_loader_epoch_of(l->run.loader, s) * k + 1e-9) > floor(nb_loader_epoch_of(l->run.loader, s - 1) * k + 1e-9);
 }
 
+static void forget_eval(loop *l) {
+    json_decref(l->s.eval);
+    l->s.eval = NULL;
+}
+
+static bool out_of_patience(const loop *l) {
+    return l->c->early_stopping_patience && l->s.bad_evals >= l->c->early_stopping_patience;
+}
+
 static nb_status evaluate(loop *l) {
     nb_run *r = &l->run;
     const nb_config *c = l->c;
     nb_evaluation e;
-    json_decref(l->last_eval);
-    l->last_eval = NULL;
+    forget_eval(l);
     NB_TRY(nb_evaluate_held_out(r, &e));
-    l->last_eval = e.metrics;
+    l->s.eval = e.metrics;
     nb_info("step %lld: held out: %s", (long long)l->s.step, e.text);
     free(e.text);
     NB_TRY(nb_metrics_write(l->metrics, c, json_pack("{s:I, s:f, s:O}", "step", (json_int_t)l->s.step, "epoch",
@@ -126,7 +133,7 @@ static nb_status evaluate(loop *l) {
         return nb_output_save_model(r, "best", l->s.step, e.metrics);
     }
     l->s.bad_evals++;
-    if (c->early_stopping_patience && l->s.bad_evals >= c->early_stopping_patience) {
+    if (out_of_patience(l)) {
         nb_info("stopping early: %s has not improved for %lld evaluations (best %.4f at step %lld)", e.chosen_name, (long long)l->s.bad_evals,
                 l->s.best, (long long)l->s.best_step);
         l->stop = true;
@@ -169,8 +176,7 @@ static nb_status steps(loop *l) {
         double loss, norm = 0, rate = 0;
         NB_TRY(one_step(l, &loss, &norm, &rate));
         NB_TRY(log_step(l, loss, norm, rate));
-        json_decref(l->last_eval);
-        l->last_eval = NULL;
+        forget_eval(l);
         NB_TRY(evaluate_and_save(l));
     }
     return NB_OK;
@@ -203,7 +209,7 @@ static nb_status finish(loop *l) {
         st = nb_output_copy_model(l->c, "best", name);
         nb_info("the best step was %lld: %s/%s is a copy of %s", (long long)l->s.best_step, l->c->output_dir, name, best);
     } else {
-        st = nb_output_save_model(r, name, l->s.step, l->last_eval);
+        st = nb_output_save_model(r, name, l->s.step, l->s.eval);
     }
     if (st == NB_OK) nb_info("done      %lld steps in %s; %s/%s", (long long)l->s.step, nb_duration(nb_now() - l->started, took), l->c->output_dir, name);
     free(best);
@@ -223,8 +229,9 @@ static nb_status start(loop *l, const nb_train_options *o, char **resume_from) {
         NB_TRY(nb_checkpoint_load(r, &l->s, *resume_from));
         nb_info("resuming  %s (step %lld of %lld)", *resume_from, (long long)l->s.step, (long long)r->total_steps);
     }
-    NB_TRY(nb_output_config(l->c));
-    return nb_metrics_open(&l->metrics, l->c, l->s.step);
+    l->stop = !l->s.eval_pending && out_of_patience(l);
+    NB_TRY(nb_output_begin(l->c, o->overwrite, l->s.step));
+    return nb_metrics_open(&l->metrics, l->c, &l->s);
 }
 
 nb_status nb_train(nb_config *c, const nb_train_options *o) {
@@ -242,7 +249,7 @@ nb_status nb_train(nb_config *c, const nb_train_options *o) {
     }
     if (st == NB_OK) st = finish(&l);
     if (l.metrics) fclose(l.metrics);
-    json_decref(l.last_eval);
+    forget_eval(&l);
     free(resume_from);
     nb_run_close(&l.run);
     return st;

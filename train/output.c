@@ -1,5 +1,6 @@
 #include "train/output.h"
 
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/resource.h>
@@ -13,10 +14,16 @@
 
 static const char *const our_names[] = {"adapter", "model", "best", "config.yaml", "report.html", "report.json"};
 
+/* "adapter", and "adapter.tmp-1", "adapter.old" that a killed run leaves. */
+static bool is_called(const char *name, const char *ours) {
+    size_t n = strlen(ours);
+    return !strncmp(name, ours, n) && (!name[n] || !strncmp(name + n, ".tmp", 4) || !strcmp(name + n, ".old"));
+}
+
 static bool is_ours(const nb_config *c, const char *name) {
     for (int i = 0; i < NB_LEN(our_names); i++)
-        if (!strcmp(name, our_names[i])) return true;
-    return !strcmp(name, c->metrics_file) || !strncmp(name, "checkpoint-", 11);
+        if (is_called(name, our_names[i])) return true;
+    return is_called(name, c->metrics_file) || !strncmp(name, "checkpoint-", 11);
 }
 
 static nb_status delete_run(const nb_config *c) {
@@ -42,33 +49,66 @@ static bool holds(const nb_config *c, const char *name) {
     return yes;
 }
 
-nb_status nb_output_prepare(const nb_config *c, const char *resume, bool overwrite, char **resume_from) {
-    *resume_from = NULL;
-    if (!resume) resume = c->auto_resume_from_checkpoints && c->resume_from_checkpoint ? c->resume_from_checkpoint : "none";
-    bool fresh = !strcmp(resume, "none");
-    if (overwrite) {
-        NB_TRY(delete_run(c));
-        fresh = true;
-    } else if (!fresh && strcmp(resume, "auto") != 0) {
-        if (!nb_is_dir(resume)) return nb_fail(NB_EINPUT, "%s: no such checkpoint folder", resume);
-        *resume_from = nb_strdup(resume);
-    } else {
-        NB_TRY(nb_checkpoint_find(c->output_dir, resume_from));
-        if (*resume_from && fresh) {
-            nb_status st = nb_fail(NB_EINPUT, "%s holds checkpoints (%s) and resuming is off: use --overwrite to start anew, --resume auto to "
-                                   "go on, or another output_dir", c->output_dir, nb_path_base(*resume_from));
-            free(*resume_from);
-            *resume_from = NULL;
-            return st;
-        }
+/* Found before the base is loaded and the data tokenized, not after. */
+static nb_status can_write(const char *dir) {
+    char *path = nb_strdup(dir), *slash;
+    while (!nb_file_exists(path)) { /* the nearest folder there is */
+        slash = strrchr(path, '/');
+        if (!slash) strcpy(path, ".");
+        else slash[slash == path] = 0;
     }
-    if (!*resume_from && !overwrite && (holds(c, "adapter") || holds(c, "model")))
-        return nb_fail(NB_EINPUT, "%s holds the result of an earlier run: use --overwrite to start anew, or another output_dir", c->output_dir);
-    return nb_mkdirs(c->output_dir);
+    nb_status st = NB_OK;
+    if (!nb_is_dir(path)) st = nb_fail(NB_EIO, "output_dir %s: %s is not a folder", dir, path);
+    else if (access(path, W_OK | X_OK) < 0)
+        st = nb_fail(NB_EIO, "output_dir %s: %s cannot be written to (%s): choose another output_dir", dir, path, strerror(errno));
+    free(path);
+    return st;
 }
 
-nb_status nb_output_config(const nb_config *c) {
+/* --resume DIR: a checkpoint of this output_dir, or of any where this one holds none. */
+static nb_status resume_dir(const nb_config *c, const char *dir, char **resume_from) {
+    char *newest, *parent = nb_path_join(dir, ".."), *a = realpath(parent, NULL), *b = realpath(c->output_dir, NULL);
+    bool inside = a && b && !strcmp(a, b);
+    free(parent), free(a), free(b);
+    if (!nb_is_dir(dir)) return nb_fail(NB_EINPUT, "%s: no such checkpoint folder", dir);
+    if (!inside) {
+        NB_TRY(nb_checkpoint_find(c->output_dir, &newest));
+        bool holds_others = newest != NULL;
+        free(newest);
+        if (holds_others)
+            return nb_fail(NB_EINPUT, "%s holds checkpoints of its own, and %s is not one of them: use another output_dir", c->output_dir, dir);
+    }
+    *resume_from = nb_strdup(dir);
+    return NB_OK;
+}
+
+nb_status nb_output_prepare(const nb_config *c, const char *resume, bool overwrite, char **resume_from) {
+    *resume_from = NULL;
+    NB_TRY(can_write(c->output_dir));
+    if (overwrite && resume && strcmp(resume, "none") != 0)
+        return nb_fail(NB_EINPUT, "--overwrite starts anew and --resume %s goes on: keep one of the two", resume);
+    if (overwrite) return NB_OK;
+    if (!resume) resume = c->auto_resume_from_checkpoints && c->resume_from_checkpoint ? c->resume_from_checkpoint : "none";
+    bool fresh = !strcmp(resume, "none");
+    if (!fresh && strcmp(resume, "auto") != 0) return resume_dir(c, resume, resume_from);
+    NB_TRY(nb_checkpoint_find(c->output_dir, resume_from));
+    if (*resume_from && fresh) {
+        nb_status st = nb_fail(NB_EINPUT, "%s holds checkpoints (%s) and resuming is off: use --overwrite to start anew, --resume auto to "
+                               "go on, or another output_dir", c->output_dir, nb_path_base(*resume_from));
+        free(*resume_from);
+        *resume_from = NULL;
+        return st;
+    }
+    if (!*resume_from && (holds(c, "adapter") || holds(c, "model")))
+        return nb_fail(NB_EINPUT, "%s holds the result of an earlier run: use --overwrite to start anew, or another output_dir", c->output_dir);
+    return NB_OK;
+}
+
+nb_status nb_output_begin(const nb_config *c, bool overwrite, int64_t step) {
     nb_text t = {0};
+    if (overwrite) NB_TRY(delete_run(c));
+    NB_TRY(nb_mkdirs(c->output_dir));
+    NB_TRY(nb_checkpoint_drop_later(c, step));
     char *path = nb_path_join(c->output_dir, "config.yaml");
     nb_status st = nb_config_resolve_text(c, &t);
     if (st == NB_OK) st = nb_file_write(path, t.s, t.n);
@@ -88,33 +128,37 @@ nb_status nb_output_space(const nb_run *r) {
 
 /* ---- metrics ---- */
 
-static int64_t step_of_line(const char *line, size_t n) {
+/* A line the state knows: a step or evaluation not after it, and no evaluation that is still to come. */
+static bool is_known(const char *line, size_t n, const nb_train_state *s) {
     json_error_t e;
     json_t *j = json_loadb(line, n, 0, &e);
-    int64_t step = j && json_is_integer(json_object_get(j, "step")) ? json_integer_value(json_object_get(j, "step")) : INT64_MAX;
+    const json_t *step = json_object_get(j, "step");
+    json_int_t at = json_integer_value(step);
+    bool known = json_is_integer(step) && s->step && at <= s->step;
+    if (at == s->step && s->eval_pending && json_object_get(j, "eval")) known = false;
     json_decref(j);
-    return step;
+    return known;
 }
 
-/* Keeps the lines of steps that the checkpoint knows; a torn last line goes too. */
-static nb_status cut_back(const char *path, int64_t step) {
+/* A torn last line goes too. */
+static nb_status cut_back(const char *path, const nb_train_state *s) {
     char *text;
     size_t size;
     nb_text kept = {0};
     NB_TRY(nb_file_read(path, &text, &size));
     for (char *line = text, *end; line < text + size && (end = memchr(line, '\n', (size_t)(text + size - line))); line = end + 1)
-        if (step_of_line(line, (size_t)(end - line)) <= step) nb_text_add(&kept, line, (size_t)(end - line) + 1);
+        if (is_known(line, (size_t)(end - line), s)) nb_text_add(&kept, line, (size_t)(end - line) + 1);
     nb_status st = nb_file_write(path, kept.s ? kept.s : "", kept.n);
     nb_text_free(&kept);
     free(text);
     return st;
 }
 
-nb_status nb_metrics_open(FILE **f, const nb_config *c, int64_t step) {
+nb_status nb_metrics_open(FILE **f, const nb_config *c, const nb_train_state *s) {
     char *path = nb_path_join(c->output_dir, c->metrics_file);
     nb_status st = NB_OK;
     *f = NULL;
-    if (nb_file_exists(path)) st = cut_back(path, step ? step : -1);
+    if (nb_file_exists(path)) st = cut_back(path, s);
     if (st == NB_OK && !(*f = fopen(path, "abe"))) st = nb_fail(NB_EIO, "%s: cannot be opened for writing", path);
     free(path);
     return st;
@@ -160,6 +204,7 @@ nb_status nb_output_copy_model(const nb_config *c, const char *from, const char 
     free(names);
     if (st == NB_OK) st = nb_replace_dir(tmp, dst);
 done:
+    if (st != NB_OK) nb_remove_tree(tmp);
     free(src), free(dst), free(tmp);
     return st;
 }

@@ -7,15 +7,16 @@
 #include "train/checkpoint.h"
 
 /* Decides how to begin: *resume_from is the checkpoint to load (NULL: from the beginning; caller frees). Refuses to
- * write over what another run left unless `overwrite`, which deletes it. */
+ * write over what another run left unless `overwrite`. Touches nothing: mistakes in base or data may yet turn up. */
 nb_status nb_output_prepare(const nb_config *c, const char *resume, bool overwrite, char **resume_from);
-/* Writes config.yaml (resolved). */
-nb_status nb_output_config(const nb_config *c);
+/* All is well: makes output_dir, deletes what an earlier run left there (overwrite) or checkpoints of later steps than
+ * `step`, and writes config.yaml (resolved). */
+nb_status nb_output_begin(const nb_config *c, bool overwrite, int64_t step);
 /* Room for two checkpoints and the adapter? */
 nb_status nb_output_space(const nb_run *r);
 
-/* metrics.jsonl, appended line by line; opened cut back to lines of steps <= step. */
-nb_status nb_metrics_open(FILE **f, const nb_config *c, int64_t step);
+/* metrics.jsonl, appended line by line; opened cut back to what the state knows. */
+nb_status nb_metrics_open(FILE **f, const nb_config *c, const nb_train_state *s);
 nb_status nb_metrics_write(FILE *f, const nb_config *c, json_t *line /* stolen */);
 
 /* Saves the adapter (or the whole model) as OUTPUT_DIR/name; held_out may be NULL. */

@@ -1,0 +1,75 @@
+# Sourced by the shell tests that run the program whole: a tiny base of random weights, small data, and checks that
+# print cmocka-like lines. NIBBLE and TMPDIR come from run.sh; $tmp is deleted at the end.
+: "${NIBBLE:=build/gcc/nibble}"
+NIBBLE=$(realpath "$NIBBLE")
+samples=$(realpath "$(dirname "$0")/../data/samples")
+if [ -w /dev/shm ]; then TMPDIR=/dev/shm; fi # dozens of checkpoints, each synced: seconds there, a minute on a busy disk
+tmp=$(mktemp -d "${TMPDIR:-/tmp}/nibble-run-XXXXXX")
+trap 'rm -rf "$tmp"' EXIT
+export NIBBLE_CACHE="$tmp/cache" OMP_WAIT_POLICY=passive
+failed=0
+ok() { echo "[       OK ] $1"; }
+bad() { echo "[  FAILED  ] $1"; echo "  $2"; failed=1; }
+skip() { echo "skipped: $2"; echo "[  SKIPPED ] $1"; }
+# is NAME WANTED GOT
+is() { if [ "$2" = "$3" ]; then ok "$1"; else bad "$1" "wanted '$2', got '$3'"; fi; }
+# yes NAME command...: the command succeeds
+yes() { local name=$1; shift; if "$@" >"$tmp/yes.log" 2>&1; then ok "$name"; else bad "$name" "$* : $(tail -n 5 "$tmp/yes.log")"; fi; }
+# says NAME STATUS TEXT command...: exit status, and TEXT somewhere in stdout and stderr together (kept in $out)
+says() {
+    local name=$1 status=$2 text=$3 rc; shift 3
+    out=$("$@" 2>&1); rc=$?
+    if [ $rc -ne "$status" ]; then bad "$name" "status $rc, wanted $status: $out"
+    else case $out in *"$text"*) ok "$name";; *) bad "$name" "no '$text' in: $out";; esac; fi
+}
+sha() { sha256sum "$1" 2>/dev/null | cut -d' ' -f1; }
+# fields FILE KEY: the values of a number in every line that has it
+fields() { sed -n "s/.*\"$2\":\([-0-9.e+]*\).*/\1/p" "$1"; }
+
+# tiny_config DIR HIDDEN LAYERS VOCAB: a Llama of hardly any weights, with the sample tokenizer
+tiny_config() {
+    mkdir -p "$1"
+    cp "$samples"/base/tokenizer.json "$samples"/base/tokenizer_config.json "$samples"/base/special_tokens_map.json "$1"
+    cat >"$1/config.json" <<END
+{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "hidden_size": $2,
+ "intermediate_size": 96, "num_hidden_layers": $3, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
+ "vocab_size": $4, "max_position_embeddings": 128, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "bos_token_id": 0,
+ "eos_token_id": 0, "tie_word_embeddings": ${5:-true}, "torch_dtype": "float32"}
+END
+}
+
+# tiny_base DIR ...: the same with weights, trained for a few steps so that its logits are not all alike
+tiny_base() {
+    local dir=$1
+    tiny_config "$dir.shape" "${@:2}"
+    tiny_data 40 "$tmp/base-data.jsonl"
+    cat >"$dir.yaml" <<END
+base_model: $dir.shape
+adapter: full
+reinit_weights: true
+bf16: false
+datasets: [{path: $tmp/base-data.jsonl, type: prompt_completion}]
+train_on_inputs: true
+sequence_len: 64
+micro_batch_size: 4
+gradient_accumulation_steps: 1
+max_steps: 8
+learning_rate: 1e-2
+save_strategy: "no"
+output_dir: $dir.run
+threads: 1
+dataset_prepared_path: none
+END
+    if "$NIBBLE" train "$dir.yaml" >"$dir.log" 2>&1 && mv "$dir.run/model" "$dir"; then rm -rf "$dir.run"; return 0; fi
+    bad tiny_base "$(tail -n 3 "$dir.log")"
+    exit 1
+}
+
+# tiny_data ROWS FILE [FIRST]: prompts and completions that differ from row to row
+tiny_data() {
+    local i
+    for ((i = ${3:-0}; i < ${3:-0} + $1; i++)); do
+        echo "{\"prompt\": \"Order $((i * 37 % 101)): $((i % 7)) boxes of tea for house $((i * 13 % 59)).\"," \
+             "\"completion\": \" house $((i * 13 % 59)), $((i % 7)) boxes\"}"
+    done >"$2"
+}
