@@ -8,7 +8,7 @@
 #include "core/interrupt.h"
 #include "core/nearest.h"
 
-#define COMMAND(name, help) int nb_cmd_##name(int argc, char **argv) __attribute__((weak));
+#define COMMAND(name, help) int nb_cmd_##name(int argc, char **argv);
 #include "cli/commands.def"
 #undef COMMAND
 
@@ -22,13 +22,13 @@ static void usage(FILE *out) {
     fputs("nibble fine-tunes small language models: 4-bit base, low-rank adapters, no Python, no network.\n\n"
           "usage: nibble COMMAND [options]\n\n", out);
     for (int i = 0; i < NB_LEN(commands); i++)
-        if (commands[i].run) fprintf(out, "  %-10s %s\n", commands[i].name, commands[i].help);
+        fprintf(out, "  %-10s %s\n", commands[i].name, commands[i].help);
     fputs("\n`nibble COMMAND --help` lists a command's options. `nibble --version` prints the version.\n", out);
 }
 
 static int unknown(const char *name) {
     const char *names[NB_LEN(commands)];
-    for (int i = 0; i < NB_LEN(commands); i++) names[i] = commands[i].run ? commands[i].name : NULL;
+    for (int i = 0; i < NB_LEN(commands); i++) names[i] = commands[i].name;
     const char *near = nb_nearest(name, names, NB_LEN(commands));
     fprintf(stderr, "nibble: there is no command '%s'", name);
     if (near) fprintf(stderr, "; did you mean '%s'?\n", near);
@@ -61,7 +61,7 @@ int main(int argc, char **argv) {
     char help[] = "--help", *as_help[] = {argv[0], argv[2], help, NULL};
     if (!strcmp(name, "help")) name = argv[2], argc = 3, argv = as_help; /* `help X` is `X --help` */
     for (int i = 0; i < NB_LEN(commands); i++)
-        if (commands[i].run && !strcmp(commands[i].name, name)) return flushed(commands[i].run(argc - 1, argv + 1));
+        if (!strcmp(commands[i].name, name)) return flushed(commands[i].run(argc - 1, argv + 1));
     return unknown(name);
 }
 

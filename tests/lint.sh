@@ -70,7 +70,7 @@ scripts() {
 build() {
     local cc
     for cc in $(compilers); do
-        make -s -k -j "$(nproc)" CC=$cc WERROR=1 CFLAGS=-O2 BUILD="build/lint-$cc" objects >build/lint.log 2>&1 ||
+        MAKEFLAGS= make -s -k -j "$(nproc)" CC=$cc WERROR=1 CFLAGS=-O2 BUILD="build/lint-$cc" objects >build/lint.log 2>&1 ||
             complain "$cc says:" "$(grep -E 'error|warning|missing' build/lint.log)"
     done
 }
