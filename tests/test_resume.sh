@@ -1,5 +1,6 @@
 #!/bin/bash
 # Stopping anywhere and going on gives the bytes of never having stopped: signals, kill -9, damaged checkpoints.
+# shellcheck source=tests/tiny_run.sh
 . "$(dirname "$0")/tiny_run.sh"
 tiny_base "$tmp/base" 64 2 4096
 tiny_data 60 "$tmp/train.jsonl"
@@ -58,7 +59,8 @@ same() {
 }
 
 go "$tmp/whole" || bad whole "$(tail -3 "$tmp/whole.log")"
-is whole_every_step_once "$(seq -s ' ' 20)" "$(sed -n 's/^{"step":\([0-9]*\),.*"loss":.*"tokens":.*/\1/p' "$tmp/whole/metrics.jsonl" | xargs)"
+is whole_every_step_once "$(seq -s ' ' 20)" \
+    "$(sed -n 's/^{"step":\([0-9]*\),.*"loss":.*"tokens":.*/\1/p' "$tmp/whole/metrics.jsonl" | xargs)"
 is whole_save_total_limit 2 "$(ls -d "$tmp"/whole/checkpoint-* | wc -l)"
 go "$tmp/threads" --set threads=2
 same threads "$tmp/threads" "$tmp/whole"
@@ -130,12 +132,13 @@ says overwrite_bad_data 1 "none.jsonl" t --overwrite --set datasets.0.path="$tmp
 is overwrite_failed_unchanged "$before" "$(cat "$tmp"/whole/adapter/* "$tmp"/whole/metrics.jsonl | sha256sum)"
 older=$(ls -d "$tmp"/whole/checkpoint-* | sort -V | head -1)
 cp -r "$tmp/whole" "$tmp/older"
-says resume_dir 0 "resuming  $tmp/older/${older##*/}" "$NIBBLE" train "$tmp/run.yaml" --set output_dir="$tmp/older" --resume "$tmp/older/${older##*/}"
+says resume_dir 0 "resuming  $tmp/older/${older##*/}" \
+    "$NIBBLE" train "$tmp/run.yaml" --set output_dir="$tmp/older" --resume "$tmp/older/${older##*/}"
 same resume_dir "$tmp/older" "$tmp/whole"
 mkdir "$tmp/older/adapter.tmp" # as a killed run leaves it
 touch "$tmp/older/mine.txt"
 says overwrite 0 "done" "$NIBBLE" train "$tmp/run.yaml" --set output_dir="$tmp/older" --overwrite --set max_steps=3
 is overwrite_anew "1 2 3" "$(sed -n 's/^{"step":\([0-9]*\),.*"loss":.*"tokens":.*/\1/p' "$tmp/older/metrics.jsonl" | xargs)"
 is overwrite_checkpoints "checkpoint-3" "$(cd "$tmp/older" && echo checkpoint-*)"
-is overwrite_spares_others "adapter best checkpoint-3 config.yaml metrics.jsonl mine.txt" "$(ls "$tmp/older" | xargs)"
+is overwrite_spares_others "adapter best checkpoint-3 config.yaml metrics.jsonl mine.txt" "$(names "$tmp/older")"
 exit $failed

@@ -1,3 +1,4 @@
+#!/bin/bash
 # Sourced by the shell tests that run the program whole: a tiny base of random weights, small data, and checks that
 # print cmocka-like lines. NIBBLE and TMPDIR come from run.sh; $tmp is deleted at the end.
 : "${NIBBLE:=build/gcc/nibble}"
@@ -9,6 +10,7 @@ trap 'rm -rf "$tmp"' EXIT
 export NIBBLE_CACHE="$tmp/cache" OMP_WAIT_POLICY=passive
 failed=0
 ok() { echo "[       OK ] $1"; }
+# shellcheck disable=SC2034 # read by the tests
 bad() { echo "[  FAILED  ] $1"; echo "  $2"; failed=1; }
 skip() { echo "skipped: $2"; echo "[  SKIPPED ] $1"; }
 # is NAME WANTED GOT
@@ -22,6 +24,7 @@ says() {
     if [ $rc -ne "$status" ]; then bad "$name" "status $rc, wanted $status: $out"
     else case $out in *"$text"*) ok "$name";; *) bad "$name" "no '$text' in: $out";; esac; fi
 }
+names() { (cd "$1" && echo *); } # what is in a folder
 sha() { sha256sum "$1" 2>/dev/null | cut -d' ' -f1; }
 # fields FILE KEY: the values of a number in every line that has it
 fields() { sed -n "s/.*\"$2\":\([-0-9.e+]*\).*/\1/p" "$1"; }

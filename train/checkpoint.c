@@ -188,7 +188,8 @@ nb_status nb_checkpoint_find(const char *output_dir, char **dir) {
     }
     free(steps);
     if (!n || *dir) return NB_OK;
-    return nb_fail(NB_EINPUT, "%s: none of its %d checkpoints is whole: use --overwrite to start anew, or another output_dir", output_dir, n);
+    return nb_fail(NB_EINPUT, "%s: none of its %d checkpoints is whole: use --overwrite to start anew, or another output_dir",
+                   output_dir, n);
 }
 
 nb_status nb_checkpoint_drop_later(const nb_config *c, int64_t step) {

@@ -59,6 +59,9 @@ nb_status nb_evaluate_held_out(nb_run *r, nb_evaluation *e) {
         nb_heldout_result h;
         nb_heldout_args a = {.evaluator = &r->evaluator, .set = &r->held_out[i]};
         st = nb_heldout_eval(&h, &a);
+        if (st == NB_ENUMERIC)
+            st = nb_fail(NB_ENUMERIC, "%s: the held-out loss is not finite: lower learning_rate or set max_grad_norm; the last checkpoint "
+                         "is good", r->held_out[i].name);
         if (st == NB_OK) describe(e, &text, &h);
         all += h.loss;
         nb_heldout_result_free(&h);

@@ -76,7 +76,8 @@ static nb_status resume_dir(const nb_config *c, const char *dir, char **resume_f
         bool holds_others = newest != NULL;
         free(newest);
         if (holds_others)
-            return nb_fail(NB_EINPUT, "%s holds checkpoints of its own, and %s is not one of them: use another output_dir", c->output_dir, dir);
+            return nb_fail(NB_EINPUT, "%s holds checkpoints of its own, and %s is not one of them: use another output_dir",
+                           c->output_dir, dir);
     }
     *resume_from = nb_strdup(dir);
     return NB_OK;
