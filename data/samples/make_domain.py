@@ -9,9 +9,9 @@ answer is one line of five fields, for example
     intent: repair; item: kettle; order: RX-4821; city: Leeds; urgent: yes
 
 A message is made of sentences, a sentence of a frame. No frame of the held-out rows, whatever it says, is a frame of
-the training rows; a third of the items, half of the towns and all order numbers of the held-out rows are new too. What
-both share are the words that tell the intent (CUES): without them the task would be a guess. Asserted below, not hoped
-for.
+the training rows; all order numbers of the held-out rows are new too, and a tenth of the towns are invented ones that
+must be copied letter by letter. What both share are the items and the words that tell the intent (CUES): without them
+the task would be a guess. Asserted below, not hoped for.
 """
 
 import argparse
@@ -116,14 +116,16 @@ CORE = {
          "Please write how much the {item} is.", "What will the {item} cost at the end?",
          "I only ask for the price of the {item}."],
         ["Could you name the price of this {item}?", "We ask how much our {item} is.",
-         "Does a {item} cost more now?", "Give me a price for the {item}.",
+         "What does one {item} cost now?", "Give me a price for the {item}.",
          "How much would you take for the {item}?", "I wonder what my {item} will cost."]),
 }
 
 ORDER = (
     ["The order number is {order}.", "Order {order}.", "My order is {order}.", "It is order {order}.", "Order no. {order}.",
      "See order {order}.", "The number is {order}.", "This is about {order}.", "Our order was {order}.",
-     "I have the number {order} here.", "On the bill it says {order}.", "You gave it the number {order}."],
+     "I have the number {order} here.", "On the bill it says {order}.", "You gave it the number {order}.",
+     "Order number: {order}.", "Number: {order}.", "The bill says {order}.", "They gave me {order} as its number.",
+     "It has {order} as number.", "Look at number {order}."],
     ["The order has the number {order}.", "It belongs to order {order}.", "I was given {order} as order number.",
      "My number: {order}.", "Please look at order {order}.", "The bill is {order}."])
 
@@ -137,7 +139,7 @@ PLACE = (
 URGENT = (
     ["This is urgent!", "It is urgent.", "I need it today.", "Please act at once.", "Quickly, please, it is urgent.",
      "It must be done today.", "Very urgent!", "Do it at once."],
-    ["The matter is urgent.", "Urgent, please!", "Please do this today.", "You have to act at once."])
+    ["The matter is urgent.", "I am sorry, but it is urgent!", "Please do this today.", "You have to act at once."])
 
 CALM = (
     ["", "", "", "", "There is no hurry.", "Take your time.", "No hurry.", "It can wait.", "You may take your time.",
@@ -152,12 +154,11 @@ THANKS = (
     ["", "", "", "Thank you.", "Thanks!", "Best regards", "Yours, {name}", "My name is {name}.", "{name}"],
     ["", "", "Many thanks.", "Kind regards, {name}", "This is {name}."])
 
-ITEM = (
-    """kettle toaster laptop printer camera radio lamp heater fan phone tablet screen oven stove mixer drill sofa table
+ITEM = """kettle toaster laptop printer camera radio lamp heater fan phone tablet screen oven stove mixer drill sofa table
     chair desk bed cupboard carpet mirror clock watch guitar piano bicycle helmet tent suitcase umbrella jacket coat
-    vase picture ladder pump saw""".split() + ["washing machine", "coffee machine", "sewing machine", "garden table",
-                                               "desk lamp", "alarm clock"],
-    "fridge freezer blender keyboard violin shelf bench mattress scooter".split() + ["vacuum cleaner", "garden bench"])
+    vase picture ladder pump saw fridge freezer blender keyboard violin shelf bench mattress scooter""".split() + [
+        "washing machine", "coffee machine", "sewing machine", "garden table", "desk lamp", "alarm clock",
+        "vacuum cleaner", "garden bench"]
 
 ASCII_WORD = re.compile(r"[a-z]+")
 
@@ -189,7 +190,6 @@ def check_frames():
     for pair in (ORDER, PLACE, URGENT, CALM, GREETING, THANKS):
         for frame in pair[0] + pair[1]:
             assert not cues_in(frame), frame
-    assert not set(ITEM[0]) & set(ITEM[1])
 
 
 def order_number(rng):
@@ -200,8 +200,8 @@ def order_number(rng):
 
 def make_row(rng, part, intent):
     """One row; the order of the sentences varies, and a place is missing in one of six messages."""
-    items = ITEM[0] + ITEM[1] * 2 if part else ITEM[0]
-    item, order, city, name = rng.choice(items), order_number(rng), lx.town(rng), lx.first(rng)
+    town = rng.choice(lx.CITY) if rng.random() < 0.8 else lx.town(rng)
+    item, order, city, name = rng.choice(ITEM), order_number(rng), town, lx.first(rng)
     urgent, placed = rng.random() < 0.4, rng.random() < 5 / 6
     middle = [rng.choice(CORE[intent][part]), rng.choice(ORDER[part])]
     if placed:
@@ -249,7 +249,7 @@ def check_rows(train, held):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", required=True)
-    parser.add_argument("--train", type=int, default=2400)
+    parser.add_argument("--train", type=int, default=2800)
     parser.add_argument("--heldout", type=int, default=400)
     parser.add_argument("--seed", type=int, default=11)
     args = parser.parse_args()
