@@ -67,6 +67,9 @@ tests-built: $(BUILD)/nibble $(TEST_BIN)
 
 objects: $(OBJ) $(CLI_OBJ) $(TEST_BIN:%=%.o) $(BENCH_BIN:%=%.o)
 
+quickstart: nibble  ## fine-tune, evaluate and generate with the sample base and data
+	configs/quickstart.sh ./nibble
+
 lint:  ## the house rules, and a build without warnings by each compiler
 	tests/lint.sh
 
@@ -91,6 +94,6 @@ clean:  ## remove everything that was built
 help:  ## this list
 	@awk -F '## ' '/^[a-z]+:.*## / { split($$1, t, ":"); printf "  %-10s %s\n", t[1], $$2 }' Makefile
 
-.PHONY: all test tests-built objects lint bench probe install uninstall clean help
+.PHONY: all quickstart test tests-built objects lint bench probe install uninstall clean help
 .SECONDARY:
 -include $(OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TEST_BIN:%=%.d) $(BENCH_BIN:%=%.d)
