@@ -21,13 +21,22 @@ typedef struct merger {
 
 /* ---- one tensor ---- */
 
+static bool is_weight_of(const char *tensor, const char *module) {
+    size_t n = strlen(module);
+    return !strncmp(tensor, module, n) && !strcmp(tensor + n, ".weight");
+}
+
 static const struct nb_attached *adapted(const nb_adapter *a, const char *tensor) {
-    size_t n = strlen(tensor);
-    if (n < 8 || strcmp(tensor + n - 7, ".weight") != 0) return NULL;
-    for (int i = 0; i < a->n_attached; i++) {
-        const char *module = a->attached[i].lin->base->name;
-        if (strlen(module) == n - 7 && !strncmp(module, tensor, n - 7)) return &a->attached[i];
-    }
+    for (int i = 0; i < a->n_attached; i++)
+        if (is_weight_of(tensor, a->attached[i].lin->base->name)) return &a->attached[i];
+    return NULL;
+}
+
+/* The linear layer that was quantized in training, adapted or not. */
+static const nb_base_linear *quantized(const nb_base *b, const char *tensor) {
+    for (int64_t l = 0; l < b->spec.layers; l++)
+        for (int k = 0; k < NB_SLOTS; k++)
+            if (b->layer[l].lin[k].w.rows && is_weight_of(tensor, b->layer[l].lin[k].name)) return &b->layer[l].lin[k];
     return NULL;
 }
 
@@ -38,20 +47,21 @@ static void store(void *out, nb_dtype dtype, int64_t at, const float *x, int64_t
     }
 }
 
-/* out = round(W + scale * B A), some rows at a time. */
-static nb_status merge_linear(merger *m, const nb_st_tensor *t, const struct nb_attached *at, void *out) {
+/* out = round(W + scale * B A), some rows at a time; W the NF4-rounded weights where given, else as stored, and only W
+ * where nothing is attached. */
+static nb_status merge_linear(merger *m, const nb_st_tensor *t, const struct nb_attached *at, const nb_weight *nf4, void *out) {
     enum { ROWS = 256 };
-    const nb_tensor *A = at->A, *B = at->B;
-    int64_t rows = B->d[0], cols = A->d[1], r = A->d[0];
+    int64_t rows = at ? at->B->d[0] : nf4->rows, cols = at ? at->A->d[1] : nf4->cols, r = at ? at->A->d[0] : 0;
     if (t->n_dims != 2 || t->d[0] != rows || t->d[1] != cols)
         return nb_fail(NB_EINPUT, "%s is not a [%lld,%lld] matrix", t->name, (long long)rows, (long long)cols);
     float *w = nb_malloc((size_t)(ROWS * cols) * sizeof *w);
     nb_status st = NB_OK;
     for (int64_t i = 0; i < rows && st == NB_OK; i += ROWS) {
         int64_t n = rows - i < ROWS ? rows - i : ROWS;
-        if (m->roundtrip) nb_weight_decode(w, cols, &at->lin->base->w, i, n, 0, cols);
+        if (nf4) nb_weight_decode(w, cols, nf4, i, n, 0, cols);
         else nb_st_read_f32(t, w, i * cols, n * cols);
-        st = m->dev->k->gemm(m->dev, w, cols, B->data + i * r, r, false, A->data, cols, false, n, cols, r, at->scale, 1);
+        if (at)
+            st = m->dev->k->gemm(m->dev, w, cols, at->B->data + i * r, r, false, at->A->data, cols, false, n, cols, r, at->scale, 1);
         for (int64_t j = 0; j < n * cols && st == NB_OK; j++)
             if (!isfinite(w[j])) st = nb_fail(NB_ENUMERIC, "%s: the merged weight is not finite", t->name);
         store(out, t->dtype, i * cols, w, n * cols);
@@ -72,15 +82,16 @@ static const nb_tensor *replaced_rows(const merger *m, const char *tensor) {
 
 static nb_status put_tensor(merger *m, nb_st_writer *w, const nb_st_tensor *t) {
     const struct nb_attached *at = adapted(m->s->adapter, t->name);
+    const nb_base_linear *four = m->roundtrip ? quantized(m->s->base, t->name) : NULL;
     const nb_tensor *rows = replaced_rows(m, t->name);
-    if (!at && !rows) return nb_st_write_data(w, t->name, t->data, t->bytes);
+    if (!at && !four && !rows) return nb_st_write_data(w, t->name, t->data, t->bytes);
     if (t->dtype != NB_F32 && t->dtype != NB_BF16 && t->dtype != NB_F16)
         return nb_fail(NB_EUNSUPPORTED, "%s is stored as %s: only float weights can be merged into", t->name, nb_dtype_name(t->dtype));
     void *out;
     NB_TRY(nb_big_alloc(&out, t->bytes, t->name));
     nb_status st = NB_OK;
-    if (at) {
-        st = merge_linear(m, t, at, out);
+    if (at || four) {
+        st = merge_linear(m, t, at, four ? &four->w : NULL, out);
     } else {
         memcpy(out, t->data, t->bytes);
         for (int64_t i = 0; i < m->s->adapter->rows.n; i++)
@@ -111,6 +122,13 @@ static nb_status write_shard(merger *m, const nb_st *base, int shard, const char
     if (st == NB_OK) return nb_st_write_end(w);
     nb_st_write_abort(w);
     return st;
+}
+
+/* "folder/" -> "folder": the names beside it are made from it. Caller frees. */
+static char *without_slash(const char *path) {
+    size_t n = strlen(path);
+    while (n > 1 && path[n - 1] == '/') n--;
+    return nb_strndup(path, n);
 }
 
 static nb_status check_out(const char *out, uint64_t need) {
@@ -174,19 +192,7 @@ static nb_status refuse_prequantized(const nb_session *s, const char *mode) {
                    "quantized from", s->base->dir, mode);
 }
 
-nb_status nb_merge(nb_session *s, const char *out, nb_merge_mode mode) {
-    if (!s->adapter) return nb_fail(NB_EINPUT, "there is nothing to merge without an adapter");
-    if (mode == NB_MERGE_ORIGINAL) {
-        NB_TRY(refuse_prequantized(s, "original"));
-        return merge_float(s, out, false);
-    }
-    if (mode == NB_MERGE_NF4_ROUNDTRIP) {
-        NB_TRY(refuse_prequantized(s, "nf4-roundtrip"));
-        if (!s->base->quantized)
-            return nb_fail(NB_EINPUT, "--mode nf4-roundtrip: the base was not quantized in training (or --no-load-in-4bit was given): use --mode original");
-        return merge_float(s, out, true);
-    }
-    NB_TRY(refuse_prequantized(s, "requant"));
+static nb_status merge_requant(nb_session *s, const char *out) {
     NB_TRY(check_out(out, 0));
     char *whole = nb_asprintf("%s.float.tmp", out);
     nb_status st = nb_remove_tree(whole);
@@ -194,6 +200,19 @@ nb_status nb_merge(nb_session *s, const char *out, nb_merge_mode mode) {
     if (st == NB_OK) st = nb_base_quantize_dir(whole, out, s->base->quantized ? s->base->double_quant : true);
     nb_remove_tree(whole);
     free(whole);
+    return st;
+}
+
+nb_status nb_merge(nb_session *s, const char *out_dir, nb_merge_mode mode) {
+    static const char *const names[] = {"original", "nf4-roundtrip", "requant"};
+    if (!s->adapter) return nb_fail(NB_EINPUT, "there is nothing to merge without an adapter");
+    NB_TRY(refuse_prequantized(s, names[mode]));
+    if (mode == NB_MERGE_NF4_ROUNDTRIP && !s->base->quantized)
+        return nb_fail(NB_EINPUT, "--mode nf4-roundtrip: the base was not quantized in training (or --no-load-in-4bit was given): use "
+                       "--mode original");
+    char *out = without_slash(out_dir);
+    nb_status st = mode == NB_MERGE_REQUANT ? merge_requant(s, out) : merge_float(s, out, mode == NB_MERGE_NF4_ROUNDTRIP);
+    free(out);
     return st;
 }
 
@@ -247,7 +266,7 @@ nb_status nb_merge_drift(nb_drift *d, nb_session *s, const char *merged, const c
     *d = (nb_drift){0};
     nb_ids ids = {0};
     nb_session other = {0};
-    nb_session_options o = {.base = merged, .load_in_4bit = 0, .dtype = s->dev->compute == NB_BF16 ? "bf16" : "f32", .quantized_cache = ""};
+    nb_session_options o = {.base = merged, .load_in_4bit = -1, .dtype = s->dev->compute == NB_BF16 ? "bf16" : "f32", .quantized_cache = ""};
     int64_t V = s->base->spec.vocab;
     float *p = NULL, *q = NULL;
     nb_status st;
@@ -255,13 +274,6 @@ nb_status nb_merge_drift(nb_drift *d, nb_session *s, const char *merged, const c
     NB_GO(st, nb_tokenizer_encode(s->tokenizer, probe, strlen(probe), NB_TOK_SPECIAL, &ids), done);
     if (ids.n > s->model->positions) ids.n = s->model->positions;
     if (ids.n > 512) ids.n = 512;
-    json_t *config = NULL;
-    char *path = nb_path_join(merged, "config.json");
-    st = nb_json_load(path, &config);
-    o.load_in_4bit = st == NB_OK && json_object_get(config, "quantization_config") != NULL;
-    json_decref(config);
-    free(path);
-    if (st != NB_OK) goto done;
     NB_GO(st, nb_session_open(&other, &o), done);
     p = nb_malloc((size_t)(ids.n * V) * sizeof *p);
     q = nb_malloc((size_t)(ids.n * V) * sizeof *q);

@@ -7,7 +7,7 @@
 typedef enum nb_merge_mode {
     NB_MERGE_ORIGINAL,      /* into the weights as the base folder stores them */
     NB_MERGE_NF4_ROUNDTRIP, /* into the NF4-rounded weights: what a QLoRA adapter saw in training */
-    NB_MERGE_REQUANT        /* as ORIGINAL (as NF4_ROUNDTRIP where the base is stored in 4 bits), then quantized again */
+    NB_MERGE_REQUANT        /* as ORIGINAL, then quantized again */
 } nb_merge_mode;
 
 /* How far the merged folder's logits are from base + adapter, over every position of a probe text. */
@@ -18,7 +18,8 @@ typedef struct nb_drift {
     int64_t positions;
 } nb_drift;
 
-/* s: base + adapter, opened as for generation. out: a folder that does not exist or is empty; appears whole. */
+/* s: base + adapter, opened as for generation. out: a folder that does not exist or is empty; appears whole.
+ * A base stored in 4 bits is refused: it has no float tensors to merge into. */
 nb_status nb_merge(nb_session *s, const char *out, nb_merge_mode mode);
 /* probe NULL: a built-in paragraph. The merged folder is loaded as it is stored. */
 nb_status nb_merge_drift(nb_drift *d, nb_session *s, const char *merged, const char *probe);
