@@ -142,6 +142,7 @@ nb_status nb_adapter_save_full(const nb_adapter *a, const char *dir, nb_dtype dt
     else st = nb_st_write_end(w);
     if (st == NB_OK) st = nb_replace_dir(tmp, dir);
 done:
+    if (st != NB_OK) nb_remove_tree(tmp);
     json_decref(meta);
     free(path);
     free(tmp);

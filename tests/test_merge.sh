@@ -47,7 +47,8 @@ trains() {
     if ! run "$name" "$@"; then bad "$name" "$(tail -n 3 "$tmp/$name.log")"; return; fi
     all=$(score --base "$base" --adapter "$tmp/$name/adapter")
     # the base reads the text by its own tokenizer, the adapter's by the adapter's: they may have added tokens
-    far "${name}_differs" "$(score --base "$base" --dtype f32 --text "$plain")" "$(score --base "$base" --adapter "$tmp/$name/adapter" --text "$plain")"
+    far "${name}_differs" "$(score --base "$base" --dtype f32 --text "$plain")" \
+        "$(score --base "$base" --adapter "$tmp/$name/adapter" --text "$plain")"
     says "${name}_merge" 0 "drift from base + adapter" merge --adapter "$tmp/$name/adapter" --out "$tmp/$name/merged"
     near "${name}_merged" "$all" "$(score --base "$tmp/$name/merged" --dtype f32)"
     says "${name}_generates" 0 "ended by" "$NIBBLE" generate --adapter "$tmp/$name/adapter" --prompt "Order" --max-new-tokens 3
