@@ -15,9 +15,9 @@ say 'Evaluate: base and adapter on rows whose sentences were never trained on' \
 
 say 'Generate: the adapter answers' "nibble generate --base $base --adapter $adapter --chat --prompt '...'"
 for message in \
-    'Good morning. My kettle stopped working this week. It is order RX-4821. We live in Leeds. It is urgent.' \
-    'Hello, how much is a garden bench? I am in no hurry. The bill says K20417. Theo' \
-    'We moved to Lisbon, so please use the new address for our piano. Order number: TB-7730.'; do
+    'Could somebody pick up our old sofa? The bill is K20417. You can find me in Lisbon. Thank you.' \
+    'We moved, bring the piano to our new address. Order number: TB-7730. Our town is Oslo.' \
+    'Hi, my fridge is three weeks late and I need it today! They gave me HB-5519 as its number. Greetings from Rome'; do
     printf '\n> %s\n' "$message"
     "$nibble" generate --base "$base" --adapter "$adapter" --chat --temperature 0 --max-new-tokens 48 --prompt "$message" 2>/dev/null
 done
