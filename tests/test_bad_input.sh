@@ -25,6 +25,7 @@ END
 # refuses NAME TEXT command...: status 1, one message (one "nibble COMMAND: " line) holding TEXT, and the folders that
 # matter are as they were.
 state() { find "$tmp/base" "$tmp/adapter" "$tmp/out" "$tmp/kept" -type f -exec sha256sum {} + 2>/dev/null | sort | sha256sum; }
+left() { find "$tmp" -name '*.tmp*'; }
 refuses() {
     local name=$1 text=$2 before rc n; shift 2
     before=$(state)
@@ -33,7 +34,9 @@ refuses() {
     if [ $rc -ne 1 ]; then bad "$name" "status $rc, wanted 1: $out"
     elif [ "$n" -ne 1 ]; then bad "$name" "$n messages, wanted 1: $out"
     elif [ "$before" != "$(state)" ]; then bad "$name" "files changed: $out"
-    elif [ -n "$(find "$tmp" -name '*.tmp*')" ]; then bad "$name" "left over: $(find "$tmp" -name '*.tmp*')"; find "$tmp" -name '*.tmp*' -exec rm -rf {} +
+    elif [ -n "$(left)" ]; then
+        bad "$name" "left over: $(left)"
+        left | xargs rm -rf
     else case $(echo "$out" | grep -A 20 '^nibble [a-z]*: ') in *"$text"*) ok "$name";; *) bad "$name" "no '$text' in: $out";; esac; fi
 }
 train() { "$NIBBLE" train "$tmp/run.yaml" "$@"; }
@@ -65,14 +68,16 @@ damage() { rm -rf "$tmp/hurt"; cp -r "$tmp/base" "$tmp/hurt"; } # a copy to hurt
 hurt() { refuses "$1" "$2" train --set base_model="$tmp/hurt"; refuses "$1_score" "$2" score --base "$tmp/hurt"; }
 damage; rm "$tmp/hurt/config.json"; hurt no_config_json "hurt: has no config.json"
 damage; echo '{"model_type": ]' >"$tmp/hurt/config.json"; hurt broken_config_json "hurt/config.json:1:16"
-damage; sed -i 's/LlamaForCausalLM/WhaleForCausalLM/; s/"llama"/"whale"/' "$tmp/hurt/config.json"; hurt unknown_architecture "WhaleForCausalLM"
+damage; sed -i 's/LlamaForCausalLM/WhaleForCausalLM/; s/"llama"/"whale"/' "$tmp/hurt/config.json"
+hurt unknown_architecture "WhaleForCausalLM"
 damage; sed -i 's/"hidden_size": 64/"hidden_size": -64/' "$tmp/hurt/config.json"; hurt impossible_size "hidden_size"
 damage; rm "$tmp/hurt/model.safetensors"; hurt no_weights "hurt"
 damage; truncate -s -1000 "$tmp/hurt/model.safetensors"; hurt truncated_weights "hurt/model.safetensors"
 damage; truncate -s 5 "$tmp/hurt/model.safetensors"; hurt truncated_to_nothing "hurt/model.safetensors"
 damage; printf '\377\377\377\377\377\377\377\177' | dd of="$tmp/hurt/model.safetensors" conv=notrunc 2>/dev/null
 hurt impossible_header "hurt/model.safetensors"
-damage; sed -i 's/"data_offsets":\[[0-9]*,/"data_offsets":[9999999999,/' "$tmp/hurt/model.safetensors"; hurt impossible_offsets "hurt/model.safetensors"
+damage; sed -i 's/"data_offsets":\[[0-9]*,/"data_offsets":[9999999999,/' "$tmp/hurt/model.safetensors"
+hurt impossible_offsets "hurt/model.safetensors"
 damage; sed -i 's/"num_hidden_layers": 2/"num_hidden_layers": 3/' "$tmp/hurt/config.json"; hurt missing_tensor "model.layers.2."
 damage; sed -i 's/"intermediate_size": 96/"intermediate_size": 90/' "$tmp/hurt/config.json"; hurt shape_mismatch "mlp"
 damage; echo '{"metadata": {}, "weight_map": {"model.norm.weight": "model-00002.safetensors"}}' >"$tmp/hurt/model.safetensors.index.json"
@@ -96,7 +101,8 @@ data invalid_utf8 "bad.jsonl:2" "$good"'{"prompt": "a", "completion": "\\xff\\xf
 data nothing_trained "train" '{"messages": [{"role": "user", "content": "a"}]}\n' --set datasets.0.type=chat_template
 data too_long "bad.jsonl:1" "{\"prompt\": \"$(printf 'tea %.0s' {1..200})\", \"completion\": \"b\"}\n"
 case $out in *excess_length_strategy*) ok too_long_remedy;; *) bad too_long_remedy "$out";; esac
-data all_dropped "no row is left" "{\"prompt\": \"$(printf 'tea %.0s' {1..200})\", \"completion\": \"b\"}\n" --set excess_length_strategy=drop
+data all_dropped "no row is left" "{\"prompt\": \"$(printf 'tea %.0s' {1..200})\", \"completion\": \"b\"}\n" \
+    --set excess_length_strategy=drop
 data tokens_out_of_range "bad.jsonl:1" '{"input_ids": [5, 99999], "labels": [5, 6]}\n' --set datasets.0.type=tokenized
 data labels_length "bad.jsonl:1" '{"input_ids": [5, 6], "labels": [5]}\n' --set datasets.0.type=tokenized
 data nothing_labelled "train" '{"input_ids": [5, 6], "labels": [-100, -100]}\n' --set datasets.0.type=tokenized
@@ -144,9 +150,10 @@ refuses full_metrics "metrics.jsonl: cannot be written" small 8 "$NIBBLE" train 
 refuses full_merge "merged.tmp/model.safetensors" small 600 "$NIBBLE" merge --adapter "$tmp/adapter" --out "$tmp/merged"
 refuses full_quantize "four" small 600 "$NIBBLE" quantize --base "$tmp/base" --out "$tmp/four"
 is full_leaves "" "$(cd "$tmp" && ls -d merged* four* 2>/dev/null)"
-refuses full_full_model "full3/model.tmp/model.safetensors" small 600 "$NIBBLE" train "$tmp/run.yaml" --set output_dir="$tmp/full3" --set adapter=full --set save_strategy=no
+refuses full_full_model "full3/model.tmp/model.safetensors" small 600 "$NIBBLE" train "$tmp/run.yaml" --set output_dir="$tmp/full3" \
+    --set adapter=full --set save_strategy=no
 says full_recovers 0 "done" train --set output_dir="$tmp/full"
-cmp -s "$tmp/full/adapter/adapter_model.safetensors" "$tmp/kept/adapter/adapter_model.safetensors" && ok full_recovered || bad full_recovered ""
+is full_recovered "$(sha "$tmp/kept/adapter/adapter_model.safetensors")" "$(sha "$tmp/full/adapter/adapter_model.safetensors")"
 if [ -c /dev/full ]; then
     if score --base "$tmp/base" >/dev/full 2>/dev/null; then bad full_stdout "status 0"; else ok full_stdout; fi
 fi

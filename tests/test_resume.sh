@@ -109,6 +109,16 @@ cp -r "$tmp/damage" "$tmp/ruin"
 for f in "$tmp"/ruin/checkpoint-*/state.safetensors; do : >"$f"; done
 says damaged_all 1 "none of its 1 checkpoints is whole" "$NIBBLE" train "$tmp/run.yaml" --set output_dir="$tmp/ruin"
 
+# Two runs at once in one folder: the second is refused, the first undisturbed.
+"$NIBBLE" train "$tmp/run.yaml" --set output_dir="$tmp/twice" $long >"$tmp/twice.log" 2>&1 &
+pid=$!
+for ((n = 0; n < 500; n++)); do [ "$(lines "$tmp/twice")" -ge 1 ] && break; sleep 0.01; done
+kill -STOP $pid
+says twice_refused 1 "another nibble is training into it" "$NIBBLE" train "$tmp/run.yaml" --set output_dir="$tmp/twice" --overwrite $long
+kill -CONT $pid
+wait $pid
+same twice "$tmp/twice" "$tmp/evals"
+
 # The finished run again: nothing changes.
 before=$(cat "$tmp"/whole/adapter/* "$tmp"/whole/metrics.jsonl | sha256sum)
 says finished_again 0 "step 20 of 20" "$NIBBLE" train "$tmp/run.yaml" --set output_dir="$tmp/whole"

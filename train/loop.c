@@ -4,6 +4,7 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/file.h"
 #include "core/interrupt.h"
@@ -20,6 +21,7 @@ typedef struct loop {
     nb_schedule schedule;
     nb_train_state s;
     FILE *metrics;
+    int lock;               /* on output_dir; -1: none */
     nb_progress bar;
     double started, tps;    /* seconds; tokens per second, smoothed */
     int64_t first_step;
@@ -230,12 +232,12 @@ static nb_status start(loop *l, const nb_train_options *o, char **resume_from) {
         nb_info("resuming  %s (step %lld of %lld)", *resume_from, (long long)l->s.step, (long long)r->total_steps);
     }
     l->stop = !l->s.eval_pending && out_of_patience(l);
-    NB_TRY(nb_output_begin(l->c, o->overwrite, l->s.step));
+    NB_TRY(nb_output_begin(l->c, o->overwrite, l->s.step, &l->lock));
     return nb_metrics_open(&l->metrics, l->c, &l->s);
 }
 
 nb_status nb_train(nb_config *c, const nb_train_options *o) {
-    loop l = {.c = c};
+    loop l = {.c = c, .lock = -1};
     char *resume_from = NULL;
     nb_interrupt_install();
     nb_status st = start(&l, o, &resume_from);
@@ -249,6 +251,7 @@ nb_status nb_train(nb_config *c, const nb_train_options *o) {
     }
     if (st == NB_OK) st = finish(&l);
     if (l.metrics) fclose(l.metrics);
+    if (l.lock >= 0) close(l.lock);
     forget_eval(&l);
     free(resume_from);
     nb_run_close(&l.run);

@@ -1,8 +1,10 @@
 #include "train/output.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/resource.h>
 #include <unistd.h>
 
@@ -105,10 +107,18 @@ nb_status nb_output_prepare(const nb_config *c, const char *resume, bool overwri
     return NB_OK;
 }
 
-nb_status nb_output_begin(const nb_config *c, bool overwrite, int64_t step) {
+/* The folder itself is locked: nothing to clean up after a kill. File systems without locks go without. */
+static nb_status lock_folder(const char *dir, int *lock) {
+    *lock = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    if (*lock < 0 || flock(*lock, LOCK_EX | LOCK_NB) == 0 || errno != EWOULDBLOCK) return NB_OK;
+    return nb_fail(NB_EIO, "%s: another nibble is training into it: wait for it, or use another output_dir", dir);
+}
+
+nb_status nb_output_begin(const nb_config *c, bool overwrite, int64_t step, int *lock) {
     nb_text t = {0};
-    if (overwrite) NB_TRY(delete_run(c));
     NB_TRY(nb_mkdirs(c->output_dir));
+    NB_TRY(lock_folder(c->output_dir, lock));
+    if (overwrite) NB_TRY(delete_run(c));
     NB_TRY(nb_checkpoint_drop_later(c, step));
     char *path = nb_path_join(c->output_dir, "config.yaml");
     nb_status st = nb_config_resolve_text(c, &t);
