@@ -17,7 +17,8 @@ static nb_status forward(nb_tape *t, nb_node *n) {
 static nb_status backward(nb_tape *t, nb_node *n) {
     for (int i = 0; i < 2; i++)
         if (n->in[i]->needs_grad)
-            NB_TRY(t->dev->k->add(t->dev, n->in[i]->grad, n->out[0]->grad, NULL, nb_tensor_size(n->out[0]), n->beta[i]));
+            NB_TRY(t->dev->k->add(t->dev, n->in[i]->grad, n->out[0]->grad, NULL, nb_tensor_size(n->out[0]),
+                                  n->beta[i]));
     return NB_OK;
 }
 

@@ -6,8 +6,8 @@ static nb_status shape(nb_tape *t, nb_node *n) {
     const nb_tensor *w = n->in[0], *rows = n->in[1];
     int64_t C = w ? w->d[1] : a->w->cols;
     if (rows && (rows->d[0] != a->n_rows || rows->d[1] != C))
-        return nb_fail(NB_ESHAPE, "replaced rows [%lld,%lld]: want [%lld,%lld]", (long long)rows->d[0], (long long)rows->d[1],
-                       (long long)a->n_rows, (long long)C);
+        return nb_fail(NB_ESHAPE, "replaced rows [%lld,%lld]: want [%lld,%lld]", (long long)rows->d[0],
+                       (long long)rows->d[1], (long long)a->n_rows, (long long)C);
     if (rows && w && w->needs_grad)
         return nb_fail(NB_EUNSUPPORTED, "rows replace rows of a frozen embedding; this one is trained whole");
     nb_node_out(t, n, "embedding", 2, a->n, C);
@@ -29,7 +29,8 @@ static nb_status backward(nb_tape *t, nb_node *n) {
     const nb_embedding_attr *a = NB_ATTR(n, nb_embedding_attr);
     const nb_tensor *w = n->in[0], *rows = n->in[1], *y = n->out[0];
     if (w && w->needs_grad)
-        NB_TRY(t->dev->k->embedding_bwd(t->dev, w->grad, y->grad, a->ids, a->n, w->d[0], w->d[1], a->scale, n->beta[0]));
+        NB_TRY(t->dev->k->embedding_bwd(t->dev, w->grad, y->grad, a->ids, a->n, w->d[0], w->d[1], a->scale,
+                                        n->beta[0]));
     if (rows && rows->needs_grad)
         NB_TRY(t->dev->k->replace_rows_bwd(t->dev, rows->grad, y->grad, a->ids, a->n, a->row_ids, a->n_rows, y->d[1],
                                            a->scale, n->beta[1]));
@@ -49,4 +50,5 @@ static const nb_case cases[] = {
     {"too few replaced rows", {{11, 6}, {1, 6}}, &some, NB_ESHAPE, 1},
 };
 
-const nb_op nb_op_embedding = {"embedding", sizeof(nb_embedding_attr), shape, forward, backward, cost, cases, NB_LEN(cases)};
+const nb_op nb_op_embedding = {"embedding", sizeof(nb_embedding_attr), shape, forward, backward, cost, cases,
+                               NB_LEN(cases)};

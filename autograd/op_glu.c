@@ -28,7 +28,8 @@ static nb_cost cost(const nb_node *n) {
     return (nb_cost){8 * size, 12 * size};
 }
 
-static const nb_glu_attr silu = {NB_ACT_SILU}, gelu_tanh = {NB_ACT_GELU_TANH}, gelu_erf = {NB_ACT_GELU_ERF}, relu = {NB_ACT_RELU};
+static const nb_glu_attr silu = {NB_ACT_SILU}, gelu_tanh = {NB_ACT_GELU_TANH}, gelu_erf = {NB_ACT_GELU_ERF},
+                         relu = {NB_ACT_RELU};
 static const nb_case cases[] = {
     {"silu", {{3, 8}, {3, 8}}, &silu, NB_OK},
     {"silu odd", {{7, 131}, {7, 131}}, &silu, NB_OK},

@@ -17,14 +17,17 @@ static nb_status shape(nb_tape *t, nb_node *n) {
     const nb_tensor *x = n->in[0];
     NB_ASSERT(a->n >= 1 && a->n <= 3 && n->n_in == 1 + 4 * a->n);
     for (int i = 0; i < a->n; i++) {
-        const nb_tensor *w = input(n, i, WEIGHT), *bias = input(n, i, BIAS), *A = input(n, i, LORA_A), *B = input(n, i, LORA_B);
+        const nb_tensor *w = input(n, i, WEIGHT), *bias = input(n, i, BIAS), *A = input(n, i, LORA_A),
+                        *B = input(n, i, LORA_B);
         int64_t cols = w ? w->d[1] : a->slot[i].w->cols, rows = out_features(n, i);
         if (cols != x->d[1])
             return nb_fail(NB_ESHAPE, "x [%lld,%lld], weight %d [%lld,%lld]: columns must be equal", (long long)x->d[0],
                            (long long)x->d[1], i, (long long)rows, (long long)cols);
-        if (bias && bias->d[0] != rows) return nb_fail(NB_ESHAPE, "bias %d has %lld of %lld rows", i, (long long)bias->d[0], (long long)rows);
+        if (bias && bias->d[0] != rows)
+            return nb_fail(NB_ESHAPE, "bias %d has %lld of %lld rows", i, (long long)bias->d[0], (long long)rows);
         if (!A != !B || (A && (A->d[1] != cols || B->d[0] != rows || A->d[0] != B->d[1])))
-            return nb_fail(NB_ESHAPE, "adapter %d does not fit a [%lld,%lld] weight", i, (long long)rows, (long long)cols);
+            return nb_fail(NB_ESHAPE, "adapter %d does not fit a [%lld,%lld] weight", i, (long long)rows,
+                           (long long)cols);
         nb_node_out(t, n, "linear", 2, x->d[0], rows);
         if (A && n->needs_grad) nb_node_save(t, n, "xa", 2, x->d[0], A->d[0]);
         if ((A && A->needs_grad) || (w && w->needs_grad)) n->keep_in |= 1;
@@ -40,8 +43,8 @@ static nb_status adapter_input(nb_tape *t, const nb_node *n, const nb_linear_slo
     float *dropped;
     NB_TRY(nb_scratch(t, &dropped, nb_tensor_size(x)));
     *out = dropped;
-    return t->dev->k->dropout(t->dev, dropped, x->data, t->batch->sample, t->batch->pos, x->d[0], x->d[1], s->dropout, t->seed,
-                              t->step, s->site, 0);
+    return t->dev->k->dropout(t->dev, dropped, x->data, t->batch->sample, t->batch->pos, x->d[0], x->d[1], s->dropout,
+                              t->seed, t->step, s->site, 0);
 }
 
 static nb_status forward(nb_tape *t, nb_node *n) {
@@ -52,7 +55,8 @@ static nb_status forward(nb_tape *t, nb_node *n) {
     int saved = 0;
     for (int i = 0; i < a->n; i++) {
         const nb_linear_slot *s = &a->slot[i];
-        const nb_tensor *w = input(n, i, WEIGHT), *bias = input(n, i, BIAS), *A = input(n, i, LORA_A), *B = input(n, i, LORA_B);
+        const nb_tensor *w = input(n, i, WEIGHT), *bias = input(n, i, BIAS), *A = input(n, i, LORA_A),
+                        *B = input(n, i, LORA_B);
         float *y = n->out[i]->data;
         int64_t N = out_features(n, i);
         if (w) NB_TRY(k->gemm(t->dev, y, N, x->data, C, false, w->data, C, true, T, N, C, 1, 0));
@@ -78,7 +82,8 @@ static nb_status adapter_backward(nb_tape *t, nb_node *n, int i, const float *xa
     const nb_tensor *x = n->in[0], *A = input(n, i, LORA_A), *B = input(n, i, LORA_B);
     const float *dy = n->out[i]->grad;
     int64_t T = x->d[0], C = x->d[1], R = A->d[0], N = B->d[0];
-    if (grad_of(B)) NB_TRY(k->gemm(t->dev, B->grad, R, dy, N, true, xa, R, false, N, R, T, s->scale, n->beta[1 + 4 * i + LORA_B]));
+    if (grad_of(B))
+        NB_TRY(k->gemm(t->dev, B->grad, R, dy, N, true, xa, R, false, N, R, T, s->scale, n->beta[1 + 4 * i + LORA_B]));
     if (!grad_of(A) && !dx) return NB_OK;
     float *dxa;
     NB_TRY(nb_scratch(t, &dxa, T * R));
@@ -95,7 +100,8 @@ static nb_status adapter_backward(nb_tape *t, nb_node *n, int i, const float *xa
         float *through;
         NB_TRY(nb_scratch(t, &through, T * C));
         NB_TRY(k->gemm(t->dev, through, C, dxa, R, false, A->data, C, false, T, C, R, 1, 0));
-        NB_TRY(k->dropout(t->dev, dx, through, t->batch->sample, t->batch->pos, T, C, s->dropout, t->seed, t->step, s->site, *dx_beta));
+        NB_TRY(k->dropout(t->dev, dx, through, t->batch->sample, t->batch->pos, T, C, s->dropout, t->seed, t->step,
+                          s->site, *dx_beta));
     }
     *dx_beta = 1;
     return NB_OK;
@@ -117,7 +123,9 @@ static nb_status backward(nb_tape *t, nb_node *n) {
             else NB_TRY(k->weight_bwd(t->dev, dx, dy, a->slot[i].w, T, dx_beta));
             dx_beta = 1;
         }
-        if (grad_of(w)) NB_TRY(k->gemm(t->dev, w->grad, C, dy, N, true, x->data, C, false, N, C, T, 1, n->beta[1 + 4 * i + WEIGHT]));
+        if (grad_of(w))
+            NB_TRY(k->gemm(t->dev, w->grad, C, dy, N, true, x->data, C, false, N, C, T, 1,
+                           n->beta[1 + 4 * i + WEIGHT]));
         if (grad_of(bias)) NB_TRY(k->bias_bwd(t->dev, bias->grad, dy, T, N, n->beta[1 + 4 * i + BIAS]));
         if (input(n, i, LORA_A)) NB_TRY(adapter_backward(t, n, i, n->saved[saved++]->data, dx, &dx_beta));
     }

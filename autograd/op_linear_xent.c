@@ -11,7 +11,9 @@ static int64_t chunk_rows(int64_t vocab, int64_t n) {
     return c < n ? c : n;
 }
 
-static int64_t vocab_of(const nb_node *n) { return n->in[1] ? n->in[1]->d[0] : NB_ATTR(n, nb_linear_xent_attr)->w->rows; }
+static int64_t vocab_of(const nb_node *n) {
+    return n->in[1] ? n->in[1]->d[0] : NB_ATTR(n, nb_linear_xent_attr)->w->rows;
+}
 static bool head_trained(const nb_node *n) { return n->in[1] && n->in[1]->needs_grad; }
 
 static nb_status shape(nb_tape *t, nb_node *n) {
@@ -19,8 +21,8 @@ static nb_status shape(nb_tape *t, nb_node *n) {
     const nb_tensor *x = n->in[0], *w = n->in[1], *rows = n->in[2];
     int64_t cols = w ? w->d[1] : a->w->cols;
     if (x->d[1] != cols || a->n < 1 || (rows && (rows->d[0] != a->n_rows || rows->d[1] != cols)))
-        return nb_fail(NB_ESHAPE, "x [%lld,%lld], head [%lld,%lld], %lld targets", (long long)x->d[0], (long long)x->d[1],
-                       (long long)vocab_of(n), (long long)cols, (long long)a->n);
+        return nb_fail(NB_ESHAPE, "x [%lld,%lld], head [%lld,%lld], %lld targets", (long long)x->d[0],
+                       (long long)x->d[1], (long long)vocab_of(n), (long long)cols, (long long)a->n);
     nb_node_out(t, n, "loss", 1, a->n, 0);
     if (!n->needs_grad) return NB_OK;
     if (head_trained(n) || (rows && rows->needs_grad)) n->keep_in |= 1;
@@ -45,8 +47,8 @@ static nb_status make_logits(nb_tape *t, nb_node *n, float *logits, float *xg, i
 }
 
 /* dx[m,C] = dlogits W (replaced columns through their own rows), and gradients of W and rows where trained. */
-static nb_status through_head(nb_tape *t, nb_node *n, float *dx, float *dlogits, const float *xg, int64_t m, float beta_w,
-                              float beta_rows) {
+static nb_status through_head(nb_tape *t, nb_node *n, float *dx, float *dlogits, const float *xg, int64_t m,
+                              float beta_w, float beta_rows) {
     const nb_linear_xent_attr *a = NB_ATTR(n, nb_linear_xent_attr);
     const nb_kernels *k = t->dev->k;
     const nb_tensor *w = n->in[1], *rows = n->in[2];
@@ -74,8 +76,8 @@ static nb_status forward(nb_tape *t, nb_node *n) {
     for (int64_t i = 0; i < a->n; i += step) {
         int64_t m = a->n - i < step ? a->n - i : step;
         NB_TRY(make_logits(t, n, logits, xg, i, m));
-        NB_TRY(t->dev->k->xent(t->dev, n->out[0]->data + i, NULL, a->argmax ? a->argmax + i : NULL, logits, a->targets + i, m, V,
-                               dx != NULL, a->softcap));
+        NB_TRY(t->dev->k->xent(t->dev, n->out[0]->data + i, NULL, a->argmax ? a->argmax + i : NULL, logits,
+                               a->targets + i, m, V, dx != NULL, a->softcap));
         if (dx) NB_TRY(through_head(t, n, dx + i * C, logits, xg, m, 0, 0));
     }
     return NB_OK;
@@ -113,7 +115,8 @@ static nb_cost cost(const nb_node *n) {
 static const int32_t rows_some[5] = {0, 2, 3, 5, 6}, targets_some[5] = {1, 10, 0, 4, 4}, replaced[2] = {4, 7};
 static const nb_linear_xent_attr some = {.rows = rows_some, .targets = targets_some, .n = 5};
 static const nb_linear_xent_attr capped = {.rows = rows_some, .targets = targets_some, .n = 5, .softcap = 1.5f};
-static const nb_linear_xent_attr extra = {.rows = rows_some, .targets = targets_some, .n = 5, .row_ids = replaced, .n_rows = 2};
+static const nb_linear_xent_attr extra = {
+    .rows = rows_some, .targets = targets_some, .n = 5, .row_ids = replaced, .n_rows = 2};
 static const nb_case cases[] = {
     {"some rows", {{7, 6}, {11, 6}, {0}}, &some, NB_OK},
     {"wide", {{7, 40}, {300, 40}, {0}}, &some, NB_OK},
@@ -122,4 +125,5 @@ static const nb_case cases[] = {
     {"columns differ", {{7, 6}, {11, 5}, {0}}, &some, NB_ESHAPE},
 };
 
-const nb_op nb_op_linear_xent = {"linear_xent", sizeof(nb_linear_xent_attr), shape, forward, backward, cost, cases, NB_LEN(cases)};
+const nb_op nb_op_linear_xent = {"linear_xent", sizeof(nb_linear_xent_attr), shape, forward, backward, cost, cases,
+                                 NB_LEN(cases)};

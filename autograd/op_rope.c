@@ -6,9 +6,9 @@ static nb_status shape(nb_tape *t, nb_node *n) {
     const nb_tensor *q = n->in[0], *k = n->in[1];
     if (q->n_dims != 2 || k->n_dims != 2 || q->d[0] != k->d[0] || q->d[1] != a->heads * a->head_dim ||
         k->d[1] != a->kv_heads * a->head_dim || a->rot > a->head_dim || a->rot % 2)
-        return nb_fail(NB_ESHAPE, "q [%lld,%lld], k [%lld,%lld]: want [T, %lld*%lld], [T, %lld*%lld]", (long long)q->d[0],
-                       (long long)q->d[1], (long long)k->d[0], (long long)k->d[1], (long long)a->heads,
-                       (long long)a->head_dim, (long long)a->kv_heads, (long long)a->head_dim);
+        return nb_fail(NB_ESHAPE, "q [%lld,%lld], k [%lld,%lld]: want [T, %lld*%lld], [T, %lld*%lld]",
+                       (long long)q->d[0], (long long)q->d[1], (long long)k->d[0], (long long)k->d[1],
+                       (long long)a->heads, (long long)a->head_dim, (long long)a->kv_heads, (long long)a->head_dim);
     nb_node_out(t, n, "q", 2, q->d[0], q->d[1]);
     nb_node_out(t, n, "k", 2, k->d[0], k->d[1]);
     return NB_OK;
@@ -16,8 +16,8 @@ static nb_status shape(nb_tape *t, nb_node *n) {
 
 static nb_status rotate(nb_tape *t, nb_node *n, int i, float *y, const float *x, bool inverse, float beta) {
     const nb_rope_attr *a = NB_ATTR(n, nb_rope_attr);
-    return t->dev->k->rope(t->dev, y, x, a->cos, a->sin, a->pos, n->in[i]->d[0], i ? a->kv_heads : a->heads, a->head_dim,
-                           a->rot, inverse, beta);
+    return t->dev->k->rope(t->dev, y, x, a->cos, a->sin, a->pos, n->in[i]->d[0], i ? a->kv_heads : a->heads,
+                           a->head_dim, a->rot, inverse, beta);
 }
 
 static nb_status forward(nb_tape *t, nb_node *n) {

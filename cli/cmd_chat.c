@@ -42,8 +42,9 @@ static nb_status answer(chat *c) {
     nb_ids ids = {0};
     nb_status st = nb_text_chat_ids(&c->session, c->m, c->n, &ids);
     if (st == NB_OK && ids.n >= c->slot_len) {
-        nb_warn("the conversation has %lld tokens and no longer fits into %lld: /reset starts a new one (--context N makes more "
-                "room, up to the model's %lld)", (long long)ids.n, (long long)c->slot_len, (long long)c->session.model->positions);
+        nb_warn("the conversation has %lld tokens and no longer fits into %lld: /reset starts a new one "
+                "(--context N makes more room, up to the model's %lld)",
+                (long long)ids.n, (long long)c->slot_len, (long long)c->session.model->positions);
         take_back(c);
     } else if (st == NB_OK) {
         nb_gen_request q = {.prompt = ids.id, .prompt_n = ids.n, .max_new_tokens = c->args->max_new_tokens,
@@ -52,8 +53,10 @@ static nb_status answer(chat *c) {
         stopped = 0;
         st = nb_generate(c->generator, &c->args->sampling, &q, 1, &r, NULL);
         if (!r.text.n || r.text.s[r.text.n - 1] != '\n') putchar('\n');
-        if (st == NB_OK && r.stop == NB_STOP_CONTEXT) nb_warn("the answer was cut: the conversation fills its %lld tokens; "
-                                                              "/reset starts a new one", (long long)c->slot_len);
+        if (st == NB_OK && r.stop == NB_STOP_CONTEXT)
+            nb_warn("the answer was cut: the conversation fills its %lld tokens; "
+                    "/reset starts a new one",
+                    (long long)c->slot_len);
         if (st == NB_OK && r.stop == NB_STOP_LIMIT && c->terminal) nb_info("(cut at --max-new-tokens %lld)",
                                                                            (long long)c->args->max_new_tokens);
         if (st == NB_OK) say(c, "assistant", nb_strndup(r.text.n ? r.text.s : "", r.text.n));
@@ -69,7 +72,8 @@ static bool command(chat *c, const char *line, bool *leave) {
     if (!strcmp(line, "/exit") || !strcmp(line, "/quit")) *leave = true;
     else if (!strcmp(line, "/reset")) reset(c), nb_info("a new conversation");
     else if (!strcmp(line, "/help"))
-        nb_info("/reset  forget the conversation\n/exit   leave (or Ctrl-D)\n/help   this text\nCtrl-C  stop the answer");
+        nb_info(
+            "/reset  forget the conversation\n/exit   leave (or Ctrl-D)\n/help   this text\nCtrl-C  stop the answer");
     else nb_info("there is no command %s; /help lists them", line);
     return true;
 }
@@ -133,17 +137,20 @@ int nb_cmd_chat(int argc, char **argv) {
     a.sampling.temperature = 0.7, a.sampling.top_p = 0.9, a.max_new_tokens = 512;
     const nb_opt opts[] = {
         {"system", NB_OPT_STR, &system, "TEXT", "the system message"},
-        {"context", NB_OPT_INT, &context, "N", "tokens a conversation may have (default 4096, or the model's limit); 0: its limit"},
+        {"context", NB_OPT_INT, &context, "N",
+         "tokens a conversation may have (default 4096, or the model's limit); 0: its limit"},
         NB_TEXT_OPTIONS(a),
     };
     int n;
     bool done = false;
-    nb_status st = nb_opt_parse(argc, argv, "nibble chat --base DIR [--adapter DIR]",
-                                "Defaults: --temperature 0.7 --top-p 0.9 --max-new-tokens 512. What you type cannot contain control\n"
-                                "tokens. Through a pipe, every line is a message, and only the answers are printed.",
-                                opts, NB_LEN(opts), NULL, 0, &n, &done);
+    nb_status st = nb_opt_parse(
+        argc, argv, "nibble chat --base DIR [--adapter DIR]",
+        "Defaults: --temperature 0.7 --top-p 0.9 --max-new-tokens 512. What you type cannot contain control\n"
+        "tokens. Through a pipe, every line is a message, and only the answers are printed.",
+        opts, NB_LEN(opts), NULL, 0, &n, &done);
     if (st == NB_OK && done) return 0;
-    if (st == NB_OK && context < 0) st = nb_fail(NB_EINPUT, "--context %lld: give a number of tokens", (long long)context);
+    if (st == NB_OK && context < 0)
+        st = nb_fail(NB_EINPUT, "--context %lld: give a number of tokens", (long long)context);
     if (st == NB_OK) st = run(&a, system, context);
     free(a.stop.v);
     return nb_exit_status("chat", st);

@@ -70,7 +70,8 @@ static nb_status find_result(const nb_config *c, char **dir) {
         free(*dir);
     }
     *dir = NULL;
-    return nb_fail(NB_EINPUT, "%s holds no adapter yet: run `nibble train %s` first, or give --adapter DIR or --base-only",
+    return nb_fail(NB_EINPUT,
+                   "%s holds no adapter yet: run `nibble train %s` first, or give --adapter DIR or --base-only",
                    c->output_dir, c->file);
 }
 
@@ -161,7 +162,8 @@ static nb_status make_entry(subject *s, const eval_args *a) {
     s->has_config = true;
     nb_config_dataset *d = nb_config_add_dataset(c, true);
     NB_TRY(parse_choice("type", a->type, types, NB_LEN(types), &d->type));
-    if (a->template) NB_TRY(parse_choice("chat-template", a->template, templates, NB_LEN(templates), &c->chat_template));
+    if (a->template)
+        NB_TRY(parse_choice("chat-template", a->template, templates, NB_LEN(templates), &c->chat_template));
     if (!a->template && s->chat) /* the one of the adapter's manifest */
         for (int i = 1; i < NB_LEN(templates); i++)
             if (!strcmp(nb_chat_template_name(s->chat), templates[i])) c->chat_template = i;
@@ -175,7 +177,8 @@ static nb_status make_entry(subject *s, const eval_args *a) {
 }
 
 static nb_status open_file(subject *s, const eval_args *a, char **adapter) {
-    nb_session_options o = {.base = a->base, .adapter = a->base_only ? NULL : a->adapter, .load_in_4bit = a->load_in_4bit,
+    nb_session_options o = {.base = a->base, .adapter = a->base_only ? NULL : a->adapter,
+                            .load_in_4bit = a->load_in_4bit,
                             .dtype = a->dtype};
     NB_TRY(nb_cli_threads(a->threads));
     NB_TRY(nb_session_open(&s->session, &o));
@@ -285,8 +288,10 @@ static nb_status check(const eval_args *a) {
         return nb_fail(NB_EINPUT, "a configuration names base and data itself: change them with --set base_model=DIR");
     bool fields_given = false;
     for (int i = 0; i < NB_LEN(fields); i++) fields_given |= a->field[i] != NULL;
-    if (a->config && (a->metrics || a->regex || a->template || a->dtype || a->max_new_tokens || a->load_in_4bit >= 0 || fields_given))
-        return nb_fail(NB_EINPUT, "metrics, fields, dtype and the like are the configuration's: change them with --set, as in "
+    if (a->config && (a->metrics || a->regex || a->template || a->dtype || a->max_new_tokens || a->load_in_4bit >= 0 ||
+                      fields_given))
+        return nb_fail(NB_EINPUT,
+                       "metrics, fields, dtype and the like are the configuration's: change them with --set, as in "
                        "--set test_datasets.0.metrics=[f1]");
     if (a->config) return NB_OK;
     if (!a->data || !a->type || !(a->base || a->adapter))
@@ -299,32 +304,37 @@ static nb_status check(const eval_args *a) {
 int nb_cmd_eval(int argc, char **argv) {
     eval_args a = {.load_in_4bit = -1};
     const nb_opt opts[] = {
-        {"adapter", NB_OPT_STR, &a.adapter, "DIR", "adapter to compare with its base (with CONFIG: output_dir's best, else last)"},
+        {"adapter", NB_OPT_STR, &a.adapter, "DIR",
+         "adapter to compare with its base (with CONFIG: output_dir's best, else last)"},
         {"base-only", NB_OPT_FLAG, &a.base_only, NULL, "measure the base alone"},
         {"json", NB_OPT_STR, &a.json, "FILE", "write everything, row by row, as JSON"},
         {"html", NB_OPT_STR, &a.html, "FILE", "write a page with charts and examples"},
         {"set", NB_OPT_LIST, &a.sets, "KEY=VALUE", "set a key of the configuration (repeatable)"},
         {"threads", NB_OPT_INT, &a.threads, "N", "threads to use; 0: all cores"},
-        {"base", NB_OPT_STR, &a.base, "DIR", "without CONFIG: model folder, or org/name in the local Hugging Face cache"},
+        {"base", NB_OPT_STR, &a.base, "DIR",
+         "without CONFIG: model folder, or org/name in the local Hugging Face cache"},
         {"data", NB_OPT_STR, &a.data, "FILE", "without CONFIG: .jsonl, .json, .csv, .txt, .md, or a folder"},
         {"type", NB_OPT_STR, &a.type, "T", "completion, alpaca, prompt_completion, chat_template or tokenized"},
         {"metrics", NB_OPT_STR, &a.metrics, "A,B", "loss, exact_match, f1, rouge_l, regex, json_valid (default loss)"},
         {"max-new-tokens", NB_OPT_INT, &a.max_new_tokens, "N", "longest answer generated (default 64)"},
         {"regex", NB_OPT_STR, &a.regex, "EXPR", "what an answer must match for the metric regex"},
-        {"chat-template", NB_OPT_STR, &a.template, "NAME", "tokenizer_default, chatml, llama3, mistral, zephyr or alpaca"},
+        {"chat-template", NB_OPT_STR, &a.template, "NAME",
+         "tokenizer_default, chatml, llama3, mistral, zephyr or alpaca"},
         {"field-text", NB_OPT_STR, &a.field[0], "NAME", "completion: key or column of the text (default text)"},
         {"field-prompt", NB_OPT_STR, &a.field[1], "NAME", "prompt_completion: of the prompt (default prompt)"},
         {"field-completion", NB_OPT_STR, &a.field[2], "NAME", "prompt_completion: of the answer (default completion)"},
         {"field-instruction", NB_OPT_STR, &a.field[3], "NAME", "alpaca: of the task (default instruction)"},
         {"field-output", NB_OPT_STR, &a.field[4], "NAME", "alpaca: of the answer (default output)"},
         {"field-messages", NB_OPT_STR, &a.field[5], "NAME", "chat_template: of the messages (default messages)"},
-        {"load-in-4bit", NB_OPT_TRISTATE, &a.load_in_4bit, NULL, "quantize the base, or not (default: as the adapter was trained)"},
+        {"load-in-4bit", NB_OPT_TRISTATE, &a.load_in_4bit, NULL,
+         "quantize the base, or not (default: as the adapter was trained)"},
         {"dtype", NB_OPT_STR, &a.dtype, "f32|bf16", "what products are computed in"},
     };
     const char *usage = "nibble eval CONFIG [--adapter DIR | --base-only] [--json FILE] [--html FILE]\n"
                         "       nibble eval --base DIR [--adapter DIR] --data FILE --type T [--metrics A,B]";
-    const char *notes = "Measures loss, perplexity and bits per byte, and the metrics asked for, on every row of the held-out data.\n"
-                        "With an adapter, base and adapter are compared: differences with 95 % intervals and a verdict.";
+    const char *notes =
+        "Measures loss, perplexity and bits per byte, and the metrics asked for, on every row of the held-out data.\n"
+        "With an adapter, base and adapter are compared: differences with 95 % intervals and a verdict.";
     int n;
     bool done = false;
     nb_status st = nb_opt_parse(argc, argv, usage, notes, opts, NB_LEN(opts), &a.config, 1, &n, &done);

@@ -37,7 +37,8 @@ static nb_status answer(const generate_args *a, nb_session *s, const nb_ids *ids
     nb_gen_result r;
     nb_gen_request q = {.prompt = ids->id, .prompt_n = ids->n, .max_new_tokens = a->text.max_new_tokens,
                         .on_text = nb_text_print};
-    if (ids->n < 1) return nb_fail(NB_EINPUT, "the prompt is empty and the tokenizer puts nothing in front: give some text");
+    if (ids->n < 1)
+        return nb_fail(NB_EINPUT, "the prompt is empty and the tokenizer puts nothing in front: give some text");
     NB_TRY(nb_text_generator(&g, s, &a->text, want < room ? want : room, ids->n, false));
     double start = nb_now();
     nb_status st = nb_generate(g, &a->text.sampling, &q, 1, &r, NULL);
@@ -45,8 +46,8 @@ static nb_status answer(const generate_args *a, nb_session *s, const nb_ids *ids
     if (r.text.n && r.text.s[r.text.n - 1] != '\n') putchar('\n');
     fflush(stdout);
     if (st == NB_OK) {
-        nb_info("%lld tokens after a prompt of %lld in %.2f s, %.1f tokens/s; ended by: %s", (long long)r.n, (long long)ids->n,
-                seconds, (double)r.n / seconds, nb_stop_name(r.stop));
+        nb_info("%lld tokens after a prompt of %lld in %.2f s, %.1f tokens/s; ended by: %s", (long long)r.n,
+                (long long)ids->n, seconds, (double)r.n / seconds, nb_stop_name(r.stop));
         if (r.stop == NB_STOP_CONTEXT)
             nb_warn("the answer was cut at the model's context of %lld tokens", (long long)room);
     }
@@ -85,10 +86,11 @@ int nb_cmd_generate(int argc, char **argv) {
     };
     int n;
     bool done = false;
-    nb_status st = nb_opt_parse(argc, argv, "nibble generate --base DIR [--adapter DIR] --prompt TEXT|--prompt-file FILE [--chat]",
-                                "The text goes to stdout as it is made, figures to stderr. The default is greedy: give\n"
-                                "--temperature to draw. Without --chat, control tokens spelled out in the prompt are control tokens.",
-                                opts, NB_LEN(opts), NULL, 0, &n, &done);
+    nb_status st = nb_opt_parse(
+        argc, argv, "nibble generate --base DIR [--adapter DIR] --prompt TEXT|--prompt-file FILE [--chat]",
+        "The text goes to stdout as it is made, figures to stderr. The default is greedy: give\n"
+        "--temperature to draw. Without --chat, control tokens spelled out in the prompt are control tokens.",
+        opts, NB_LEN(opts), NULL, 0, &n, &done);
     if (st == NB_OK && done) return 0;
     if (st == NB_OK) st = run(&a);
     free(a.text.stop.v);

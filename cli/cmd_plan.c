@@ -31,9 +31,11 @@ static nb_status largest(nb_run *r, bool checkpointing, size_t limit, int64_t *t
 /* Activation bytes of some micro-batches, and what fits the machine. */
 static nb_status print_choices(nb_run *r) {
     nb_memory_plan m = nb_run_memory(r);
-    size_t limit = r->config->memory_limit ? r->config->memory_limit : nb_cpu_get()->memory_available, fixed = m.total - r->arena.bytes;
+    size_t limit = r->config->memory_limit ? r->config->memory_limit : nb_cpu_get()->memory_available,
+           fixed = m.total - r->arena.bytes;
     char buf[2][16];
-    printf("\nactivations by tokens in a micro-batch (sequence_len x micro_batch_size):\n  %10s %14s %24s\n", "tokens", "plain", "gradient_checkpointing");
+    printf("\nactivations by tokens in a micro-batch (sequence_len x micro_batch_size):\n  %10s %14s %24s\n", "tokens",
+           "plain", "gradient_checkpointing");
     for (int64_t t = 512; t <= 16384; t *= 2) {
         size_t plain, check;
         NB_TRY(nb_run_plan_tokens(r, t, false, &plain));
@@ -43,8 +45,9 @@ static nb_status print_choices(nb_run *r) {
     for (int k = 0; k < 2; k++) {
         int64_t tokens = 0;
         if (limit > fixed) NB_TRY(largest(r, k, limit - fixed, &tokens));
-        printf("largest micro-batch within %s %s: %lld tokens = %lld sequences of %lld\n", nb_bytes((double)limit, buf[0]),
-               k ? "with gradient_checkpointing" : "as it is", (long long)tokens, (long long)(tokens / r->sequence_len), (long long)r->sequence_len);
+        printf("largest micro-batch within %s %s: %lld tokens = %lld sequences of %lld\n",
+               nb_bytes((double)limit, buf[0]), k ? "with gradient_checkpointing" : "as it is", (long long)tokens,
+               (long long)(tokens / r->sequence_len), (long long)r->sequence_len);
     }
     return NB_OK;
 }
@@ -57,13 +60,16 @@ static nb_status plan(nb_config *c) {
     if (st == NB_OK) st = nb_run_open_data(&r);
     if (st == NB_OK) {
         nb_schedule s = nb_schedule_of(c, r.total_steps);
-        printf("model   %s (%s), %.2f M parameters, %s base\n", r.base->dir, r.base->spec.family, (double)nb_spec_parameters(&r.base->spec) / 1e6,
+        printf("model   %s (%s), %.2f M parameters, %s base\n", r.base->dir, r.base->spec.family,
+               (double)nb_spec_parameters(&r.base->spec) / 1e6,
                r.base->quantized ? "NF4" : nb_format_name(r.base->layer[0].lin[0].w.format));
-        printf("trained %.3f M parameters in %d tensors\n", (double)nb_adapter_size(r.adapter) / 1e6, r.adapter->n_params);
-        printf("data    %lld rows, packed sequences %.0f %% full\n", (long long)r.data.n_samples, 100 * nb_loader_fill(r.loader));
-        printf("steps   %lld (%lld an epoch), %lld of them warm-up; %lld x %lld sequences of %lld tokens a step\n", (long long)r.total_steps,
-               (long long)nb_loader_steps_per_epoch(r.loader), (long long)s.warmup, (long long)c->gradient_accumulation_steps,
-               (long long)c->micro_batch_size, (long long)r.sequence_len);
+        printf("trained %.3f M parameters in %d tensors\n", (double)nb_adapter_size(r.adapter) / 1e6,
+               r.adapter->n_params);
+        printf("data    %lld rows, packed sequences %.0f %% full\n", (long long)r.data.n_samples,
+               100 * nb_loader_fill(r.loader));
+        printf("steps   %lld (%lld an epoch), %lld of them warm-up; %lld x %lld sequences of %lld tokens a step\n",
+               (long long)r.total_steps, (long long)nb_loader_steps_per_epoch(r.loader), (long long)s.warmup,
+               (long long)c->gradient_accumulation_steps, (long long)c->micro_batch_size, (long long)r.sequence_len);
         st = nb_run_open_runners(&r);
     }
     if (st == NB_OK) {
@@ -84,7 +90,8 @@ int nb_cmd_plan(int argc, char **argv) {
     int n;
     bool done = false;
     nb_config c;
-    nb_status st = nb_opt_parse(argc, argv, "nibble plan CONFIG [--set key=value]...", NULL, opts, NB_LEN(opts), &path, 1, &n, &done);
+    nb_status st = nb_opt_parse(argc, argv, "nibble plan CONFIG [--set key=value]...", NULL, opts, NB_LEN(opts), &path,
+                                1, &n, &done);
     if (st == NB_OK && done) return 0;
     if (st == NB_OK && n < 1) st = nb_fail(NB_EINPUT, "which configuration? usage: nibble plan CONFIG");
     if (st == NB_OK) st = nb_config_load(&c, path, sets.v, sets.n);

@@ -19,7 +19,8 @@ static nb_status parse_ids(const char *s, nb_ids *out) {
     for (const char *p = s; *p;) {
         char *end;
         long v = strtol(p, &end, 10);
-        if (end == p || v < 0 || v > INT32_MAX) return nb_fail(NB_EINPUT, "--ids \"%s\": numbers separated by commas are wanted", s);
+        if (end == p || v < 0 || v > INT32_MAX)
+            return nb_fail(NB_EINPUT, "--ids \"%s\": numbers separated by commas are wanted", s);
         nb_ids_add(out, (int32_t)v, 0);
         p = end + strspn(end, ", \t\n[]");
     }
@@ -89,15 +90,17 @@ int nb_cmd_score(int argc, char **argv) {
         {"text", NB_OPT_STR, &a.text, "TEXT", "the text to score"},
         {"file", NB_OPT_STR, &a.file, "FILE", "a file with the text"},
         {"ids", NB_OPT_STR, &a.ids, "1,2,3", "token ids instead of text"},
-        {"load-in-4bit", NB_OPT_TRISTATE, &o.load_in_4bit, NULL, "quantize the base to NF4 (default: as the adapter was trained)"},
+        {"load-in-4bit", NB_OPT_TRISTATE, &o.load_in_4bit, NULL,
+         "quantize the base to NF4 (default: as the adapter was trained)"},
         {"dtype", NB_OPT_STR, &o.dtype, "f32|bf16", "what products compute in"},
         {"json", NB_OPT_FLAG, &a.json, NULL, "print {\"ids\", \"nll\", \"argmax\", \"loss\"}"},
         {"threads", NB_OPT_INT, &a.threads, "N", "threads (0: all cores)"},
     };
     int n;
     bool done = false;
-    nb_status st = nb_opt_parse(argc, argv, "nibble score --base DIR [--adapter DIR] --text T|--file F|--ids 1,2,3 [--json]", NULL, opts,
-                                NB_LEN(opts), NULL, 0, &n, &done);
+    nb_status st =
+        nb_opt_parse(argc, argv, "nibble score --base DIR [--adapter DIR] --text T|--file F|--ids 1,2,3 [--json]", NULL,
+                     opts, NB_LEN(opts), NULL, 0, &n, &done);
     if (st == NB_OK && done) return 0;
     if (st == NB_OK) st = run(&o, &a);
     return nb_exit_status("score", st);

@@ -117,7 +117,8 @@ int nb_cmd_tokenize(int argc, char **argv) {
     const nb_opt opts[] = {
         {"base", NB_OPT_STR, &base, "DIR", "model folder whose tokenizer to use"},
         {"tokenizer", NB_OPT_STR, &file, "FILE", "a tokenizer.json or tokenizer.model, or a folder with one"},
-        {"special", NB_OPT_FLAG, &special, NULL, "default: add bos/eos as the tokenizer does; with --decode, show special tokens"},
+        {"special", NB_OPT_FLAG, &special, NULL,
+         "default: add bos/eos as the tokenizer does; with --decode, show special tokens"},
         {"decode", NB_OPT_FLAG, &decode, NULL, "the input is token ids: print their text"},
         {"file", NB_OPT_STR, &text_file, "F", "take a whole file as one text"},
         {"jsonl", NB_OPT_STR, &jsonl, "F", "take field `text` of every line (with --decode: an array, or field `ids`)"},

@@ -4,7 +4,8 @@
 #include <stdlib.h>
 
 nb_text_args nb_text_args_default(void) {
-    return (nb_text_args){.session.load_in_4bit = -1, .sampling = nb_sampling_greedy(), .seed = 42, .max_new_tokens = 256};
+    return (
+        nb_text_args){.session.load_in_4bit = -1, .sampling = nb_sampling_greedy(), .seed = 42, .max_new_tokens = 256};
 }
 
 nb_status nb_text_open(nb_session *s, nb_text_args *a, bool want_chat) {
@@ -19,19 +20,22 @@ nb_status nb_text_open(nb_session *s, nb_text_args *a, bool want_chat) {
     nb_status st = NB_OK;
     if (a->template) st = nb_chat_template_find(&s->chat, a->template, s->tokenizer);
     if (st == NB_OK && want_chat && !s->chat)
-        st = nb_fail(NB_EUNSUPPORTED, "%s: its tokenizer has no chat template that nibble knows: name the one it was trained "
+        st = nb_fail(NB_EUNSUPPORTED,
+                     "%s: its tokenizer has no chat template that nibble knows: name the one it was trained "
                      "with by --chat-template chatml|llama3|mistral|zephyr|alpaca, or let it complete plain text with "
-                     "`nibble generate --prompt`", s->base->dir);
+                     "`nibble generate --prompt`",
+                     s->base->dir);
     if (st != NB_OK) nb_session_close(s);
     return st;
 }
 
-nb_status nb_text_generator(nb_generator **out, nb_session *s, const nb_text_args *a, int64_t slot_len, int64_t prompt_n,
-                            bool keep_prefix) {
+nb_status nb_text_generator(nb_generator **out, nb_session *s, const nb_text_args *a, int64_t slot_len,
+                            int64_t prompt_n, bool keep_prefix) {
     int n;
     int32_t *stop = nb_stop_ids(s->tokenizer, s->chat, &n);
-    nb_gen_options o = {.slots = 1, .slot_len = slot_len, .max_tokens = prompt_n < 512 ? prompt_n : 512, .stop_ids = stop,
-                        .n_stop_ids = n, .stop = a->stop.v, .n_stop = a->stop.n, .keep_prefix = keep_prefix};
+    nb_gen_options o = {.slots = 1, .slot_len = slot_len, .max_tokens = prompt_n < 512 ? prompt_n : 512,
+                        .stop_ids = stop, .n_stop_ids = n, .stop = a->stop.v, .n_stop = a->stop.n,
+                        .keep_prefix = keep_prefix};
     nb_status st = nb_generator_open(out, s->model, &s->arena, s->tokenizer, &o);
     free(stop);
     return st;

@@ -19,6 +19,7 @@ for message in \
     'We moved, bring the piano to our new address. Order number: TB-7730. Our town is Oslo.' \
     'Hi, my fridge is three weeks late and I need it today! They gave me HB-5519 as its number. Greetings from Rome'; do
     printf '\n> %s\n' "$message"
-    "$nibble" generate --base "$base" --adapter "$adapter" --chat --temperature 0 --max-new-tokens 48 --prompt "$message" 2>/dev/null
+    "$nibble" generate --base "$base" --adapter "$adapter" --chat --temperature 0 --max-new-tokens 48 \
+        --prompt "$message" 2>/dev/null
 done
 printf '\nThe report: out/quickstart/report.html. Your own data: copy configs/quickstart.yaml and see README.md.\n'

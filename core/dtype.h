@@ -5,7 +5,10 @@
 #include <stdint.h>
 #include <string.h>
 
-typedef enum nb_dtype { NB_F32, NB_BF16, NB_F16, NB_F64, NB_I64, NB_I32, NB_U8, NB_I8, NB_BOOL, NB_DTYPE_COUNT } nb_dtype;
+typedef enum nb_dtype {
+    NB_F32, NB_BF16, NB_F16, NB_F64, NB_I64, NB_I32, NB_U8, NB_I8, NB_BOOL,
+    NB_DTYPE_COUNT
+} nb_dtype;
 
 static inline int nb_dtype_size(nb_dtype dt) {
     static const uint8_t size[NB_DTYPE_COUNT] = {4, 2, 2, 8, 8, 4, 1, 1, 1};

@@ -63,7 +63,8 @@ static void resample(const nb_difference *d, int k, const double *x, int64_t n, 
     uint32_t draw[4] = {0}, signs[4] = {0};
     for (int64_t i = 0; i < n; i++) {
         if (i % 4 == 0) rng.counter[0] = (uint32_t)(i / 4), rng.counter[1] = 0, nb_philox(draw, rng.counter, rng.key);
-        if (i % 128 == 0) rng.counter[0] = (uint32_t)(i / 128), rng.counter[1] = 1, nb_philox(signs, rng.counter, rng.key);
+        if (i % 128 == 0)
+            rng.counter[0] = (uint32_t)(i / 128), rng.counter[1] = 1, nb_philox(signs, rng.counter, rng.key);
         const double *drawn = x + (int64_t)((uint64_t)draw[i % 4] * (uint64_t)n >> 32) * 3 * k;
         const double *row = x + i * 3 * k;
         double sign = signs[i / 32 % 4] >> (i % 32) & 1 ? 1 : -1;
@@ -147,11 +148,14 @@ static nb_status check_pairs(const nb_heldout_result *base, const nb_heldout_res
     for (int64_t i = 0; same && i < base->rows; i++)
         same = base->row[i].row == adapter->row[i].row && base->row[i].tokens == adapter->row[i].tokens;
     if (same) return NB_OK;
-    return nb_fail(NB_EINPUT, "%s: base and adapter were not measured on the same rows (%lld and %lld): evaluate both with "
-                   "the same data and tokenizer", base->name, (long long)base->rows, (long long)adapter->rows);
+    return nb_fail(NB_EINPUT,
+                   "%s: base and adapter were not measured on the same rows (%lld and %lld): evaluate both with "
+                   "the same data and tokenizer",
+                   base->name, (long long)base->rows, (long long)adapter->rows);
 }
 
-nb_status nb_compare(nb_comparison *out, const nb_heldout_result *base, const nb_heldout_result *adapter, uint64_t seed) {
+nb_status nb_compare(nb_comparison *out, const nb_heldout_result *base, const nb_heldout_result *adapter,
+                     uint64_t seed) {
     NB_TRY(check_pairs(base, adapter));
     *out = (nb_comparison){.rows = base->rows};
     for (int m = 0; m < NB_MEASURE_COUNT; m++)
@@ -178,7 +182,8 @@ nb_status nb_compare(nb_comparison *out, const nb_heldout_result *base, const nb
 void nb_measure_text(char buf[24], nb_measure m, double value) {
     if (!isfinite(value)) snprintf(buf, 24, "-");
     else if (nb_measures[m].percent) snprintf(buf, 24, "%.1f %%", 100 * value);
-    else if (m == NB_MEASURE_PERPLEXITY) snprintf(buf, 24, value < 1000 ? "%.2f" : value < 1e7 ? "%.0f" : "%.2e", value);
+    else if (m == NB_MEASURE_PERPLEXITY)
+        snprintf(buf, 24, value < 1000 ? "%.2f" : value < 1e7 ? "%.0f" : "%.2e", value);
     else snprintf(buf, 24, "%.4f", value);
 }
 

@@ -58,7 +58,8 @@ typedef struct nb_comparison {
 enum { NB_RESAMPLES = 10000 };
 
 /* Both results over the same rows of the same set, or NB_EINPUT. Same seed, same numbers, for any thread count. */
-nb_status nb_compare(nb_comparison *out, const nb_heldout_result *base, const nb_heldout_result *adapter, uint64_t seed);
+nb_status nb_compare(nb_comparison *out, const nb_heldout_result *base, const nb_heldout_result *adapter,
+                     uint64_t seed);
 
 /* +1 when the adapter did better on this row by measure m, -1 worse, 0 the same. */
 int nb_compare_row(const nb_row_result *base, const nb_row_result *adapter, nb_measure m);

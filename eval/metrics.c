@@ -96,7 +96,8 @@ static words split(const char *s, part (*rule)(utf8proc_int32_t), bool drop_arti
     w.text = nb_malloc(n * 3 + 2); /* lower case takes at most 3 bytes for 2, U+FFFD 3 for a stray byte */
     for (size_t i = 0; i <= n;) {
         utf8proc_int32_t c = ' ';
-        utf8proc_ssize_t len = i < n ? utf8proc_iterate((const utf8proc_uint8_t *)s + i, (utf8proc_ssize_t)(n - i), &c) : 1;
+        utf8proc_ssize_t len =
+            i < n ? utf8proc_iterate((const utf8proc_uint8_t *)s + i, (utf8proc_ssize_t)(n - i), &c) : 1;
         if (len < 1) len = 1, c = 0xFFFD; /* not UTF-8: a symbol of its own */
         i += (size_t)len;
         part p = i > n ? SPLIT : rule(c);
@@ -174,7 +175,8 @@ nb_status nb_regex_open(nb_regex **out, const char *pattern) {
     pcre2_code *c = pcre2_compile((PCRE2_SPTR)pattern, PCRE2_ZERO_TERMINATED, PCRE2_UTF | PCRE2_UCP, &code, &at, NULL);
     if (!c) {
         pcre2_get_error_message(code, why, sizeof why);
-        return nb_fail(NB_EINPUT, "regular expression '%s', at character %zu: %s", pattern, (size_t)at + 1, (char *)why);
+        return nb_fail(NB_EINPUT, "regular expression '%s', at character %zu: %s", pattern, (size_t)at + 1,
+                       (char *)why);
     }
     nb_regex *r = NB_NEW(nb_regex);
     *r = (nb_regex){c, pcre2_substring_number_from_name(c, (PCRE2_SPTR) "answer"), nb_strdup(pattern)};

@@ -5,7 +5,8 @@
 #include <string.h>
 
 nb_status nb_report_compare(nb_report *r, uint64_t seed) {
-    for (int i = 0; i < r->n_sets; i++) NB_TRY(nb_compare(&r->sets[i].cmp, &r->sets[i].base, &r->sets[i].adapter, seed));
+    for (int i = 0; i < r->n_sets; i++)
+        NB_TRY(nb_compare(&r->sets[i].cmp, &r->sets[i].base, &r->sets[i].adapter, seed));
     return NB_OK;
 }
 

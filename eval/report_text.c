@@ -21,8 +21,9 @@ static void row(nb_text *out, const nb_difference *d, bool color) {
     nb_difference_text(low, d->measure, d->low);
     nb_difference_text(high, d->measure, d->high);
     snprintf(interval, sizeof interval, "[%s, %s]", low, high);
-    nb_text_printf(out, "  %-18s %9s %9s %10s  %-20s %s%s%s\n", nb_measures[d->measure].title, base, adapter, diff, interval,
-                   color_of(d->verdict, color), d->verdict == NB_SAME ? "no clear difference" : nb_verdict_word(d->verdict),
+    nb_text_printf(out, "  %-18s %9s %9s %10s  %-20s %s%s%s\n", nb_measures[d->measure].title, base, adapter, diff,
+                   interval, color_of(d->verdict, color),
+                   d->verdict == NB_SAME ? "no clear difference" : nb_verdict_word(d->verdict),
                    color && d->verdict != NB_SAME ? "\033[0m" : "");
 }
 
@@ -56,8 +57,9 @@ static void set_text(nb_text *out, const nb_report_set *s, bool color) {
     }
     nb_text_printf(out, "  %-18s %9s %9s %10s  %s\n", "", "base", "adapter", "difference", "[95 % interval]");
     for (int j = 0; j < c->n; j++) row(out, &c->d[j], color);
-    nb_text_printf(out, "  rows by %s: %lld won, %lld lost, %lld the same\n", nb_measures[c->d[c->headline].measure].title,
-                   (long long)c->won, (long long)c->lost, (long long)c->tied);
+    nb_text_printf(out, "  rows by %s: %lld won, %lld lost, %lld the same\n",
+                   nb_measures[c->d[c->headline].measure].title, (long long)c->won, (long long)c->lost,
+                   (long long)c->tied);
     cut_answers(out, "base", &s->base);
     cut_answers(out, "adapter", &s->adapter);
     nb_text_printf(out, "  verdict: %s", color_of(c->d[c->headline].verdict, color));

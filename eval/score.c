@@ -7,12 +7,15 @@
 
 nb_status nb_score_ids(nb_score *s, nb_model *m, nb_arena *arena, const int32_t *ids, int64_t n) {
     *s = (nb_score){0};
-    if (n < 2) return nb_fail(NB_EINPUT, "a text of %lld tokens has no next token to score: give at least two", (long long)n);
+    if (n < 2)
+        return nb_fail(NB_EINPUT, "a text of %lld tokens has no next token to score: give at least two", (long long)n);
     if (n > m->positions)
-        return nb_fail(NB_EINPUT, "the text has %lld tokens, the model can see %lld", (long long)n, (long long)m->positions);
+        return nb_fail(NB_EINPUT, "the text has %lld tokens, the model can see %lld", (long long)n,
+                       (long long)m->positions);
     for (int64_t i = 0; i < n; i++)
         if (ids[i] < 0 || ids[i] >= m->spec->vocab)
-            return nb_fail(NB_EINPUT, "token id %d (number %lld) is not below the vocabulary's %lld", ids[i], (long long)i, (long long)m->spec->vocab);
+            return nb_fail(NB_EINPUT, "token id %d (number %lld) is not below the vocabulary's %lld", ids[i],
+                           (long long)i, (long long)m->spec->vocab);
     nb_runner *r;
     NB_TRY(nb_runner_open_loss(&r, m, arena, n, false, NULL));
     int32_t *pos = nb_calloc((size_t)n, sizeof *pos), *targets = nb_calloc((size_t)n, sizeof *targets);
@@ -22,7 +25,8 @@ nb_status nb_score_ids(nb_score *s, nb_model *m, nb_arena *arena, const int32_t 
         targets[i] = i + 1 < n ? ids[i + 1] : 0; /* the last one is scored only for its argmax */
     }
     nb_seg seg = {0, (int32_t)n, 0, (int32_t)n};
-    nb_batch b = {.n = n, .ids = ids, .targets = targets, .pos = pos, .sample = sample, .segs = &seg, .n_segs = 1, .n_trained = n};
+    nb_batch b = {.n = n, .ids = ids, .targets = targets, .pos = pos, .sample = sample, .segs = &seg, .n_segs = 1,
+                  .n_trained = n};
     s->n = n;
     s->nll = nb_calloc((size_t)n, sizeof *s->nll);
     s->argmax = nb_calloc((size_t)n, sizeof *s->argmax);

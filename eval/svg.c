@@ -54,7 +54,9 @@ static void tick_text(char buf[32], double v) {
 }
 
 static double place_x(const axis *a, double v) { return LEFT + (v - a->low) / (a->high - a->low) * (W - LEFT - RIGHT); }
-static double place_y(const axis *a, double v) { return H - BOTTOM - (v - a->low) / (a->high - a->low) * (H - TOP - BOTTOM); }
+static double place_y(const axis *a, double v) {
+    return H - BOTTOM - (v - a->low) / (a->high - a->low) * (H - TOP - BOTTOM);
+}
 
 /* Ticks inside the range alone: on x the lines fill the whole width, whatever its ends. */
 static void draw_axes(nb_text *out, const axis *x, const axis *y) {
@@ -62,8 +64,10 @@ static void draw_axes(nb_text *out, const axis *x, const axis *y) {
     for (double v = y->low; v <= y->high + y->step / 2; v += y->step) {
         double at = place_y(y, v);
         tick_text(buf, v);
-        nb_text_printf(out, "<line class=\"grid\" x1=\"%d\" x2=\"%d\" y1=\"%.1f\" y2=\"%.1f\"/>"
-                       "<text x=\"%d\" y=\"%.1f\" text-anchor=\"end\">%s</text>", LEFT, W - RIGHT, at, at, LEFT - 6, at + 4, buf);
+        nb_text_printf(out,
+                       "<line class=\"grid\" x1=\"%d\" x2=\"%d\" y1=\"%.1f\" y2=\"%.1f\"/>"
+                       "<text x=\"%d\" y=\"%.1f\" text-anchor=\"end\">%s</text>",
+                       LEFT, W - RIGHT, at, at, LEFT - 6, at + 4, buf);
     }
     for (double v = ceil(x->low / x->step - 1e-9) * x->step; v <= x->high + x->step * 1e-9; v += x->step) {
         tick_text(buf, v);
@@ -120,18 +124,19 @@ void nb_svg_draw_bars(nb_text *out, const char *label, const nb_svg_bars *b) {
         double value = i ? b->adapter : b->base, w = fmax(value * scale, 1), y = 1 + i * (bar + gap);
         nb_text_printf(out, "<text x=\"%d\" y=\"%.1f\" text-anchor=\"end\">%s</text>", label_w - 8, y + bar - 5,
                        i ? "adapter" : "base");
-        nb_text_printf(out, "<rect class=\"track\" x=\"%d\" y=\"%.1f\" width=\"%d\" height=\"%d\" rx=\"3\"/>", label_w, y,
-                       width - text - label_w, bar);
+        nb_text_printf(out, "<rect class=\"track\" x=\"%d\" y=\"%.1f\" width=\"%d\" height=\"%d\" rx=\"3\"/>", label_w,
+                       y, width - text - label_w, bar);
         nb_text_printf(out, "<rect class=\"%s\" x=\"%d\" y=\"%.1f\" width=\"%.1f\" height=\"%d\" rx=\"3\"/>",
                        i ? "adapter" : "base", label_w, y, w, bar);
         nb_text_printf(out, "<text class=\"value\" x=\"%d\" y=\"%.1f\">", width - text + 8, y + bar - 5);
         nb_html_escape(out, i ? b->adapter_text : b->base_text, 0);
         nb_text_puts(out, "</text>");
         if (!i) continue;
-        double low = label_w + fmin(fmax(b->low, 0), b->max) * scale, high = label_w + fmin(fmax(b->high, 0), b->max) * scale;
+        double low = label_w + fmin(fmax(b->low, 0), b->max) * scale,
+               high = label_w + fmin(fmax(b->high, 0), b->max) * scale;
         double mid = y + bar / 2.0;
-        nb_text_printf(out, "<path class=\"whisker\" d=\"M%.1f %.1fH%.1fM%.1f %.1fv8M%.1f %.1fv8\"/>", low, mid, high, low,
-                       mid - 4, high, mid - 4);
+        nb_text_printf(out, "<path class=\"whisker\" d=\"M%.1f %.1fH%.1fM%.1f %.1fv8M%.1f %.1fv8\"/>", low, mid, high,
+                       low, mid - 4, high, mid - 4);
     }
     nb_text_puts(out, "</svg>\n");
 }

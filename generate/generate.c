@@ -50,8 +50,10 @@ void nb_gen_result_free(nb_gen_result *r) {
 static nb_status check_options(const nb_gen_options *o, int64_t positions) {
     NB_ASSERT(o->slots >= 1 && o->max_tokens >= o->slots);
     if (o->slot_len < 2 || o->slot_len > positions)
-        return nb_fail(NB_EINPUT, "sequences of %lld tokens (prompt and answer together) were asked for; this model takes "
-                       "from 2 to %lld", (long long)o->slot_len, (long long)positions);
+        return nb_fail(NB_EINPUT,
+                       "sequences of %lld tokens (prompt and answer together) were asked for; this model takes "
+                       "from 2 to %lld",
+                       (long long)o->slot_len, (long long)positions);
     for (int i = 0; i < o->n_stop; i++)
         if (!o->stop[i][0]) return nb_fail(NB_EINPUT, "a stop string is empty: every answer would end at once");
     return NB_OK;
@@ -125,7 +127,8 @@ static int64_t shared_prefix(const slot *s, const nb_gen_request *r) {
 static nb_status enter(nb_generator *g, const nb_gen_request *r, nb_gen_result *result) {
     if (r->prompt_n < 1) return nb_fail(NB_EINPUT, "the prompt is empty: there is nothing to continue");
     if (r->prompt_n >= g->slot_len)
-        return nb_fail(NB_EINPUT, "the prompt has %lld tokens, but prompt and answer together may have %lld: shorten it",
+        return nb_fail(NB_EINPUT,
+                       "the prompt has %lld tokens, but prompt and answer together may have %lld: shorten it",
                        (long long)r->prompt_n, (long long)g->slot_len);
     slot *best = NULL;
     int64_t known = -1;

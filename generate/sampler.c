@@ -16,7 +16,8 @@ nb_status nb_sampling_check(const nb_sampling *s) {
         return nb_fail(NB_EINPUT, "temperature %g: give a number from 0 (always the most likely token) to 1000",
                        s->temperature);
     if (s->top_k < 0) return nb_fail(NB_EINPUT, "top-k %lld: give 1 or more, or 0 for all", (long long)s->top_k);
-    if (!(s->top_p > 0 && s->top_p <= 1)) return nb_fail(NB_EINPUT, "top-p %g: give a number above 0 up to 1", s->top_p);
+    if (!(s->top_p > 0 && s->top_p <= 1))
+        return nb_fail(NB_EINPUT, "top-p %g: give a number above 0 up to 1", s->top_p);
     if (!(s->min_p >= 0 && s->min_p <= 1)) return nb_fail(NB_EINPUT, "min-p %g: give a number from 0 to 1", s->min_p);
     if (!(s->repetition_penalty > 0 && s->repetition_penalty <= 1000))
         return nb_fail(NB_EINPUT, "repetition-penalty %g: give a number above 0 (1 changes nothing)",
@@ -90,7 +91,8 @@ static kept sorted_filters(nb_sampler *s, const nb_sampling *o, int64_t n, doubl
     }
     if (o->top_p >= 1) return (kept){heap, n - heap, max, total};
     kept k = {n, 0, max, 0};
-    while (k.first > 0 && (k.n == 0 || k.mass < o->top_p * total)) { /* c[heap..n) is sorted; more is popped if needed */
+    while (k.first > 0 && (k.n == 0 || k.mass < o->top_p * total)) {
+        /* c[heap..n) is sorted; more is popped if needed */
         if (k.first == heap) pop(c, &heap);
         k.first--, k.n++;
         k.mass += weight(o, max, c[k.first].logit);

@@ -16,7 +16,7 @@ typedef struct nb_sampling {
     int64_t top_k;             /* keep the k most likely, and all that equal the k-th; 0: off */
     double top_p;              /* keep the fewest, most likely first, that have this much probability; 1: off */
     double min_p;              /* keep those at least this many times as likely as the most likely; 0: off */
-    double repetition_penalty; /* logits of tokens seen before (prompt too) are divided (if > 0) or multiplied; 1: off */
+    double repetition_penalty; /* logits of tokens seen before (prompt too): divided if > 0, else multiplied; 1: off */
     uint64_t seed;
 } nb_sampling;
 

@@ -22,8 +22,8 @@ void nb_arena_free(nb_arena *a) {
 /* The largest batch there can be: one segment of every token, every token trained. */
 static nb_batch largest_batch(int32_t *zeros, nb_seg *seg, int64_t n) {
     *seg = (nb_seg){0, (int32_t)n, 0, (int32_t)n};
-    return (nb_batch){.n = n, .ids = zeros, .targets = zeros, .pos = zeros, .sample = (const uint32_t *)zeros, .segs = seg,
-                      .n_segs = 1, .n_trained = n, .kv_rows = zeros};
+    return (nb_batch){.n = n, .ids = zeros, .targets = zeros, .pos = zeros, .sample = (const uint32_t *)zeros,
+                      .segs = seg, .n_segs = 1, .n_trained = n, .kv_rows = zeros};
 }
 
 /* Runs the work once on the null device; leaves the placed plan and the scratch it needs in r->plan. */
@@ -79,8 +79,8 @@ static nb_status prepare(nb_runner **out, nb_model *m, int64_t max_tokens, int64
     return NB_OK;
 }
 
-static nb_status open_runner(nb_runner **out, nb_model *m, nb_arena *arena, int64_t max_tokens, int64_t max_logits, bool backward,
-                             const nb_policy *policy, nb_kv_cache *cache) {
+static nb_status open_runner(nb_runner **out, nb_model *m, nb_arena *arena, int64_t max_tokens, int64_t max_logits,
+                             bool backward, const nb_policy *policy, nb_kv_cache *cache) {
     nb_runner *r;
     NB_TRY(prepare(&r, m, max_tokens, max_logits, backward, policy, cache));
     r->arena = arena;
@@ -126,7 +126,8 @@ nb_status nb_runner_loss(nb_runner *r, const nb_batch *b, float grad_scale, doub
     nb_graph g;
     *loss_sum = 0;
     if (b->n > r->max_tokens)
-        return nb_fail(NB_EINPUT, "a batch of %lld tokens where %lld were planned for", (long long)b->n, (long long)r->max_tokens);
+        return nb_fail(NB_EINPUT, "a batch of %lld tokens where %lld were planned for", (long long)b->n,
+                       (long long)r->max_tokens);
     nb_tape_follow(r->tape, &r->plan, r->arena->base);
     NB_TRY(nb_model_loss(r->model, r->tape, b, &r->rows, true, &g));
     if (!g.loss) return NB_OK;
@@ -136,12 +137,14 @@ nb_status nb_runner_loss(nb_runner *r, const nb_batch *b, float grad_scale, doub
     return r->backward ? nb_backward(r->tape, g.loss, NULL, grad_scale) : NB_OK;
 }
 
-nb_status nb_runner_logits(nb_runner *r, const nb_batch *b, nb_kv_cache *cache, const int32_t *rows, int64_t n, float *logits) {
+nb_status nb_runner_logits(nb_runner *r, const nb_batch *b, nb_kv_cache *cache, const int32_t *rows, int64_t n,
+                           float *logits) {
     nb_graph g;
     if (b->n > r->max_tokens || n > r->max_logits)
-        return nb_fail(NB_EINPUT, "a batch of %lld tokens, %lld logits where %lld and %lld were planned for", (long long)b->n,
-                       (long long)n, (long long)r->max_tokens, (long long)r->max_logits);
+        return nb_fail(NB_EINPUT, "a batch of %lld tokens, %lld logits where %lld and %lld were planned for",
+                       (long long)b->n, (long long)n, (long long)r->max_tokens, (long long)r->max_logits);
     nb_tape_follow(r->tape, &r->plan, r->arena->base);
     NB_TRY(nb_model_logits(r->model, r->tape, b, cache, rows, n, &g));
-    return r->model->dev->be->get(r->model->dev, logits, g.logits->data, (size_t)(n * r->model->spec->vocab) * sizeof(float));
+    return r->model->dev->be->get(r->model->dev, logits, g.logits->data,
+                                  (size_t)(n * r->model->spec->vocab) * sizeof(float));
 }

@@ -50,7 +50,8 @@ nb_status nb_model_open(nb_model **out, const nb_base *base, nb_dev *dev, int64_
     uint32_t site = 0;
     for (int64_t l = 0; l < m->spec->layers; l++) {
         for (int s = 0; s < NB_SLOTS; s++) link_linear(&m->block[l].lin[s], &base->layer[l].lin[s], site++);
-        for (int s = 0; s < NB_NORMS; s++) m->block[l].norm[s] = vector_leaf("norm", base->layer[l].norm[s], m->spec->hidden);
+        for (int s = 0; s < NB_NORMS; s++)
+            m->block[l].norm[s] = vector_leaf("norm", base->layer[l].norm[s], m->spec->hidden);
     }
     link_linear(&m->head, &base->head, site);
     m->final_norm = vector_leaf("final norm", base->final_norm, m->spec->hidden);
@@ -155,7 +156,8 @@ static nb_status self_attention(nb_model *m, nb_tape *t, const nb_batch *b, nb_k
     nb_rope_attr rope = {m->cos, m->sin, b->pos, s->heads, s->kv_heads, s->head_dim, s->rope.rot};
     NB_TRY(nb_apply(t, &nb_op_rope, y, 2, &rope, rotated));
     nb_attention_attr attn = {.segs = b->segs, .n_segs = b->n_segs, .heads = s->heads, .kv_heads = s->kv_heads,
-                              .head_dim = s->head_dim, .window = s->window, .scale = s->attn_scale, .softcap = s->attn_softcap};
+                              .head_dim = s->head_dim, .window = s->window, .scale = s->attn_scale,
+                              .softcap = s->attn_softcap};
     if (cache) attn.k_cache = cache->k[l], attn.v_cache = cache->v[l], attn.kv_rows = b->kv_rows;
     nb_tensor *in[3] = {rotated[0], rotated[1], y[2]};
     NB_TRY(nb_apply(t, &nb_op_attention, in, 3, &attn, &mixed));
@@ -190,7 +192,8 @@ static nb_status hidden_states(nb_model *m, nb_tape *t, const nb_batch *b, nb_kv
     return norm(m, t, x, &m->final_norm, m->final_norm_trained, out);
 }
 
-static nb_status loss_at(nb_model *m, nb_tape *t, nb_tensor *hidden, const nb_graph_rows *r, bool want_argmax, nb_tensor **loss) {
+static nb_status loss_at(nb_model *m, nb_tape *t, nb_tensor *hidden, const nb_graph_rows *r, bool want_argmax,
+                         nb_tensor **loss) {
     nb_linear_xent_attr a = {.w = &m->base->head.w, .rows = r->rows, .targets = r->targets, .n = r->n,
                              .softcap = m->spec->logit_softcap, .argmax = want_argmax ? r->argmax : NULL,
                              .row_ids = m->rows.ids, .n_rows = m->rows.n};
@@ -212,8 +215,8 @@ nb_status nb_model_loss(nb_model *m, nb_tape *t, const nb_batch *b, nb_graph_row
     return loss_at(m, t, g->hidden, r, want_argmax, &g->loss);
 }
 
-nb_status nb_model_logits(nb_model *m, nb_tape *t, const nb_batch *b, nb_kv_cache *cache, const int32_t *rows, int64_t n,
-                          nb_graph *g) {
+nb_status nb_model_logits(nb_model *m, nb_tape *t, const nb_batch *b, nb_kv_cache *cache, const int32_t *rows,
+                          int64_t n, nb_graph *g) {
     *g = (nb_graph){0};
     NB_TRY(hidden_states(m, t, b, cache, &g->hidden));
     /* Only the rows asked for meet the head. */
@@ -226,8 +229,8 @@ nb_status nb_model_logits(nb_model *m, nb_tape *t, const nb_batch *b, nb_kv_cach
     NB_TRY(linear(t, &x, head, 1, &g->logits));
     if (!m->rows.n) return NB_OK;
     NB_TRY(nb_scratch(t, &columns, n * m->rows.n));
-    NB_TRY(t->dev->k->gemm(t->dev, columns, m->rows.n, picked, m->spec->hidden, false, m->rows.head->data, m->spec->hidden, true,
-                           n, m->rows.n, m->spec->hidden, 1, 0));
+    NB_TRY(t->dev->k->gemm(t->dev, columns, m->rows.n, picked, m->spec->hidden, false, m->rows.head->data,
+                           m->spec->hidden, true, n, m->rows.n, m->spec->hidden, 1, 0));
     return t->dev->k->put_columns(t->dev, g->logits->data, columns, m->rows.ids, n, m->spec->vocab, m->rows.n);
 }
 

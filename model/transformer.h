@@ -78,8 +78,8 @@ void nb_graph_rows_close(nb_graph_rows *r);
  * r->argmax (the most likely next token at each trained position). */
 nb_status nb_model_loss(nb_model *m, nb_tape *t, const nb_batch *b, nb_graph_rows *r, bool want_argmax, nb_graph *g);
 /* Logits at rows[n] of a batch (for generation: the last token of each sequence), with an optional KV cache. */
-nb_status nb_model_logits(nb_model *m, nb_tape *t, const nb_batch *b, nb_kv_cache *cache, const int32_t *rows, int64_t n,
-                          nb_graph *g);
+nb_status nb_model_logits(nb_model *m, nb_tape *t, const nb_batch *b, nb_kv_cache *cache, const int32_t *rows,
+                          int64_t n, nb_graph *g);
 /* Upper bound of nodes one run records: for nb_tape_open. */
 int nb_model_max_nodes(const nb_model *m);
 
@@ -121,6 +121,7 @@ size_t nb_runner_bytes(const nb_runner *r); /* activation bytes its plan takes *
  * [n_trained], may be NULL) receives each. A batch without trained tokens is skipped with loss 0. */
 nb_status nb_runner_loss(nb_runner *r, const nb_batch *b, float grad_scale, double *loss_sum, float *nll);
 /* logits: host [n, V] at rows[n]. */
-nb_status nb_runner_logits(nb_runner *r, const nb_batch *b, nb_kv_cache *cache, const int32_t *rows, int64_t n, float *logits);
+nb_status nb_runner_logits(nb_runner *r, const nb_batch *b, nb_kv_cache *cache, const int32_t *rows, int64_t n,
+                           float *logits);
 
 #endif

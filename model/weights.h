@@ -57,7 +57,8 @@ nb_status nb_base_resolve(const char *dir_or_name, char **dir);
 nb_status nb_base_sha256(const char *dir, nb_hex out);
 
 /* Writes DIR_OUT (new or empty) as transformers + bitsandbytes save a 4-bit model: linear layers packed with
- * their quant_state, the rest as it is, config.json with quantization_config, tokenizer files copied. The cache has the same form. */
+ * their quant_state, the rest as it is, config.json with quantization_config, tokenizer files copied. The cache has the
+ * same form. */
 nb_status nb_base_quantize_dir(const char *dir_or_name, const char *dir_out, bool double_quant);
 
 #endif

@@ -55,8 +55,10 @@ static inline double *doubles(const float *x, int64_t n) {
 static inline void check_guards(void) {
     for (int b = 0; b < guarded.n_buffers; b++)
         for (int64_t i = 0; i < GUARD; i++)
-            if (memcmp(guarded.base[b] + i, &guard_word, 4) || memcmp(guarded.base[b] + GUARD + guarded.n[b] + i, &guard_word, 4))
-                fail_msg("buffer %d of %lld floats: red zone overwritten at %lld", b, (long long)guarded.n[b], (long long)i);
+            if (memcmp(guarded.base[b] + i, &guard_word, 4) ||
+                memcmp(guarded.base[b] + GUARD + guarded.n[b] + i, &guard_word, 4))
+                fail_msg("buffer %d of %lld floats: red zone overwritten at %lld", b, (long long)guarded.n[b],
+                         (long long)i);
 }
 
 static inline void guarded_free(void) {
@@ -74,10 +76,12 @@ static inline void check_output(const char *name, const float *x, const double *
     double floor = top < 1e-15 && tol > 0 ? 1e-6 : 0; /* nothing but rounding is left where all cancels */
     for (int64_t i = 0; i < n; i++) {
         double w = want[i] + (before ? beta * before[i] : 0), e = fabs(x[i] - w);
-        if (!(e <= 10 * tol * top + floor)) fail_msg("%s (%s)[%lld] = %.9g, want %.9g", name, nb_simd_get()->name, (long long)i, (double)x[i], w);
+        if (!(e <= 10 * tol * top + floor))
+            fail_msg("%s (%s)[%lld] = %.9g, want %.9g", name, nb_simd_get()->name, (long long)i, (double)x[i], w);
         diff += e * e, norm += w * w;
     }
-    if (!(sqrt(diff) <= tol * sqrt(norm) + floor * (double)n)) fail_msg("%s (%s): relative error %g > %g", name, nb_simd_get()->name, sqrt(diff / norm), tol);
+    if (!(sqrt(diff) <= tol * sqrt(norm) + floor * (double)n))
+        fail_msg("%s (%s): relative error %g > %g", name, nb_simd_get()->name, sqrt(diff / norm), tol);
     if (guarded.first) {
         if (guarded.n_saved == MAX_BUFFERS) abort();
         float *copy = malloc(sizeof(float) * (size_t)(n + 1));

@@ -70,8 +70,8 @@ scripts() {
 build() {
     local cc
     for cc in $(compilers); do
-        MAKEFLAGS= make -s -k -j "$(nproc)" CC=$cc WERROR=1 CFLAGS=-O2 BUILD="build/lint-$cc" objects >build/lint.log 2>&1 ||
-            complain "$cc says:" "$(grep -E 'error|warning|missing' build/lint.log)"
+        MAKEFLAGS='' make -s -k -j "$(nproc)" CC=$cc WERROR=1 CFLAGS=-O2 BUILD="build/lint-$cc" objects \
+            >build/lint.log 2>&1 || complain "$cc says:" "$(grep -E 'error|warning|missing' build/lint.log)"
     done
 }
 

@@ -23,8 +23,8 @@ static inline void ref_rmsnorm_fwd(double *y, double *rstd, const double *x, con
     }
 }
 
-static inline void ref_rmsnorm_bwd(double *dx, double *dw, const double *dy, const double *x, const double *w, int64_t T,
-                                   int64_t C, double eps, double offset) {
+static inline void ref_rmsnorm_bwd(double *dx, double *dw, const double *dy, const double *x, const double *w,
+                                   int64_t T, int64_t C, double eps, double offset) {
     for (int64_t c = 0; dw && c < C; c++) dw[c] = 0;
     for (int64_t t = 0; t < T; t++) {
         const double *xt = x + t * C, *dyt = dy + t * C;
@@ -59,8 +59,8 @@ typedef struct ref_attention {
 } ref_attention;
 
 /* Probabilities p[kn] of query i of segment s and head h, and the slope of the cap at each score; returns the lse. */
-static inline double ref_attention_row(const ref_attention *a, double *p, double *slope, const double *q, const double *k,
-                                       const nb_seg *s, int64_t i, int64_t h) {
+static inline double ref_attention_row(const ref_attention *a, double *p, double *slope, const double *q,
+                                       const double *k, const nb_seg *s, int64_t i, int64_t h) {
     int64_t last = s->kn - s->qn + i, kv = h / (a->H / a->KV);
     double best = -INFINITY, sum = 0;
     for (int64_t j = 0; j < s->kn; j++) {
@@ -99,8 +99,8 @@ static inline void ref_attention_fwd(double *o, double *lse, const double *q, co
 }
 
 /* dk and dv: rows outside every segment are left as they are; rows of segments are set. */
-static inline void ref_attention_bwd(double *dq, double *dk, double *dv, const double *d_o, const double *q, const double *k,
-                                     const double *v, const ref_attention *a) {
+static inline void ref_attention_bwd(double *dq, double *dk, double *dv, const double *d_o, const double *q,
+                                     const double *k, const double *v, const ref_attention *a) {
     int64_t D = a->D, row = a->KV * D;
     for (int64_t b = 0; b < a->n_segs; b++) {
         const nb_seg *s = a->segs + b;
@@ -155,8 +155,8 @@ static inline void ref_glu_fwd(double *y, const double *gate, const double *up, 
     for (int64_t i = 0; i < n; i++) y[i] = ref_act(gate[i], act) * up[i];
 }
 
-static inline void ref_glu_bwd(double *dgate, double *dup, const double *dy, const double *gate, const double *up, int64_t n,
-                               nb_act act) {
+static inline void ref_glu_bwd(double *dgate, double *dup, const double *dy, const double *gate, const double *up,
+                               int64_t n, nb_act act) {
     for (int64_t i = 0; i < n; i++) {
         dgate[i] = dy[i] * up[i] * ref_act_slope(gate[i], act);
         dup[i] = dy[i] * ref_act(gate[i], act);
@@ -164,8 +164,8 @@ static inline void ref_glu_bwd(double *dgate, double *dup, const double *dy, con
 }
 
 /* dx = the gradient of sum(loss) with respect to x, or NULL. argmax or lse may be NULL. */
-static inline void ref_xent(double *loss, double *lse, int32_t *argmax, double *dx, const double *x, const int32_t *target,
-                            int64_t n, int64_t V, double cap) {
+static inline void ref_xent(double *loss, double *lse, int32_t *argmax, double *dx, const double *x,
+                            const int32_t *target, int64_t n, int64_t V, double cap) {
     for (int64_t i = 0; i < n; i++) {
         const double *xi = x + i * V;
         double best = -INFINITY, sum = 0;

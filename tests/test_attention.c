@@ -64,14 +64,14 @@ static attention_data attention_inputs(const attention_case *c) {
 
 static void forward(attention_data *a, const attention_case *c) {
     float scale = 1 / sqrtf((float)c->D);
-    assert_ok(nb_cpu_attention_fwd(&a->dev, a->o, a->lse, a->q, a->k, a->v, c->segs, a->n_segs, c->H, c->KV, c->D, scale,
-                                   c->cap, c->window));
+    assert_ok(nb_cpu_attention_fwd(&a->dev, a->o, a->lse, a->q, a->k, a->v, c->segs, a->n_segs, c->H, c->KV, c->D,
+                                   scale, c->cap, c->window));
 }
 
 static void backward(attention_data *a, const attention_case *c, float *dq, float *dk, float *dv, float beta) {
     float scale = 1 / sqrtf((float)c->D);
-    assert_ok(nb_cpu_attention_bwd(&a->dev, dq, beta, dk, beta, dv, beta, a->d_o, a->q, a->k, a->v, a->o, a->lse, c->segs,
-                                   a->n_segs, c->H, c->KV, c->D, scale, c->cap, c->window));
+    assert_ok(nb_cpu_attention_bwd(&a->dev, dq, beta, dk, beta, dv, beta, a->d_o, a->q, a->k, a->v, a->o, a->lse,
+                                   c->segs, a->n_segs, c->H, c->KV, c->D, scale, c->cap, c->window));
 }
 
 static void attention_case_run(const void *shape) {
@@ -105,7 +105,8 @@ static void attention_case_run(const void *shape) {
     if (c->beta != 0) return;
     float *alone[3] = {output(a.nq, 0), output(a.nk, 0), output(a.nk, 0)}, *whole[3] = {a.dq, a.dk, a.dv};
     memcpy(alone[1], a.dk, sizeof(float) * (size_t)a.nk), memcpy(alone[2], a.dv, sizeof(float) * (size_t)a.nk);
-    for (int i = 0; i < 3; i++) backward(&a, c, i == 0 ? alone[0] : NULL, i == 1 ? alone[1] : NULL, i == 2 ? alone[2] : NULL, 0);
+    for (int i = 0; i < 3; i++)
+        backward(&a, c, i == 0 ? alone[0] : NULL, i == 1 ? alone[1] : NULL, i == 2 ? alone[2] : NULL, 0);
     for (int i = 0; i < 3; i++) assert_memory_equal(alone[i], whole[i], sizeof(float) * (size_t)(i ? a.nk : a.nq));
     float *o_first = a.o, *lse_first = a.lse;
     a.o = output(a.nq, 0), a.lse = NULL;
@@ -131,11 +132,13 @@ static void perturb_case(const void *shape) {
     for (int64_t changed = 0; changed < a.n_segs; changed++) {
         const nb_seg *s = c->segs + changed;
         int64_t qrow = c->H * c->D, krow = c->KV * c->D;
-        for (int64_t i = s->q0 * qrow; i < (s->q0 + s->qn) * qrow; i++) b.q[i] = test_random(-9, 9), b.d_o[i] = test_random(-9, 9);
+        for (int64_t i = s->q0 * qrow; i < (s->q0 + s->qn) * qrow; i++)
+            b.q[i] = test_random(-9, 9), b.d_o[i] = test_random(-9, 9);
         for (int64_t i = s->k0 * krow; i < (s->k0 + s->kn) * krow; i++) b.k[i] = test_random(-9, 9), b.v[i] = NAN;
         forward(&b, c);
         backward(&b, c, b.dq, b.dk, b.dv, 0);
-        for (int64_t other = changed + 1; other < a.n_segs; other++) { /* those before were changed in an earlier turn */
+        for (int64_t other = changed + 1; other < a.n_segs; other++) {
+            /* those before were changed in an earlier turn */
             const nb_seg *t = c->segs + other;
             size_t nq = sizeof(float) * (size_t)(t->qn * qrow), nk = sizeof(float) * (size_t)(t->kn * krow);
             assert_memory_equal(a.o + t->q0 * qrow, b.o + t->q0 * qrow, nq);
@@ -170,8 +173,8 @@ static double numeric_loss(void *ctx) {
 static void numeric_case(const void *shape) {
     const attention_case *c = shape;
     attention_data a = attention_inputs(c);
-    numeric n = {doubles(a.q, a.nq), doubles(a.k, a.nk), doubles(a.v, a.nk), doubles(a.d_o, a.nq), doubles(NULL, a.nq), a.nq,
-                 {c->segs, a.n_segs, c->H, c->KV, c->D, c->window, 0.6, c->cap}};
+    numeric n = {doubles(a.q, a.nq), doubles(a.k, a.nk), doubles(a.v, a.nk), doubles(a.d_o, a.nq), doubles(NULL, a.nq),
+                 a.nq, {c->segs, a.n_segs, c->H, c->KV, c->D, c->window, 0.6, c->cap}};
     double *got[3] = {doubles(NULL, a.nq), doubles(NULL, a.nk), doubles(NULL, a.nk)}, *num = doubles(NULL, a.nq + a.nk);
     ref_attention_bwd(got[0], got[1], got[2], n.r, n.q, n.k, n.v, &n.ref);
     for (int i = 0; i < 3; i++) {

@@ -108,7 +108,8 @@ static nb_heldout_result result(int64_t rows, double loss_shift, int right_of_10
     r.row = nb_calloc((size_t)rows, sizeof *r.row);
     for (int64_t i = 0; i < rows; i++) {
         r.row[i] = (nb_row_result){.row = i, .line = i + 1, .tokens = 1 + i % 3, .bytes = 4 * (1 + i % 3)};
-        r.row[i].loss_sum = (double)r.row[i].tokens * (2 + 0.01 * (double)(i % 7) + loss_shift * (1 + 0.1 * (double)(i % 2)));
+        r.row[i].loss_sum =
+            (double)r.row[i].tokens * (2 + 0.01 * (double)(i % 7) + loss_shift * (1 + 0.1 * (double)(i % 2)));
         for (int m = 0; m < NB_METRIC_COUNT; m++) r.row[i].score[m] = NAN;
         r.row[i].score[NB_METRIC_EXACT_MATCH] = (i * 7 % 10) < right_of_10;
     }

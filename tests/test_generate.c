@@ -122,8 +122,9 @@ static void company_changes_nothing(void **st) {
     (void)st;
     fixture f;
     open_model(&f);
-    static const char *const texts[] = {"Once upon a time", "The big dog was very", "Lily", "One day, Tom and his mom went to the",
-                                        "She said", "A", "Ben had a red ball. He liked to", "It was dark"};
+    static const char *const texts[] = {"Once upon a time", "The big dog was very", "Lily",
+                                        "One day, Tom and his mom went to the", "She said", "A",
+                                        "Ben had a red ball. He liked to", "It was dark"};
     nb_sampling o = {.temperature = 1, .top_k = 40, .top_p = 0.95, .repetition_penalty = 1.1, .seed = 11};
     nb_gen_request q[8];
     nb_gen_result alone[8], r[8];
@@ -165,7 +166,8 @@ static nb_gen_result tell(fixture *f, const char *const *stop, int n_stop, const
     open_generator(f, (nb_gen_options){.slots = 2, .slot_len = 200, .max_tokens = 64, .stop = stop, .n_stop = n_stop,
                                        .stop_ids = stop_ids, .n_stop_ids = n_stop_ids});
     nb_ids ids = encode(f, "Once upon a time");
-    nb_gen_request q = {.prompt = ids.id, .prompt_n = ids.n, .max_new_tokens = 60, .on_text = h ? hear : NULL, .arg = h};
+    nb_gen_request q = {
+        .prompt = ids.id, .prompt_n = ids.n, .max_new_tokens = 60, .on_text = h ? hear : NULL, .arg = h};
     nb_sampling greedy = nb_sampling_greedy();
     nb_gen_result r;
     assert_ok(nb_generate(f->generator, &greedy, &q, 1, &r, NULL));
@@ -181,7 +183,8 @@ static void stopping(void **st) {
     nb_gen_result full = tell(&f, NULL, 0, NULL, 0, NULL);
     assert_int_equal(full.stop, NB_STOP_LIMIT);
     assert_non_null(strstr(full.text.s, "girl named Lily. She"));
-    static const char *const stops[][2] = {{"Lily. She l", "zzz"}, {"y. S", "Lily"}, {"d to", "to p"}, {" little", "e g"}};
+    static const char *const stops[][2] = {{"Lily. She l", "zzz"}, {"y. S", "Lily"}, {"d to", "to p"},
+                                           {" little", "e g"}};
     for (int i = 0; i < NB_LEN(stops); i++) { /* across tokens; the text is cut before the first of them */
         heard h = {0};
         nb_gen_result r = tell(&f, stops[i], 2, NULL, 0, &h);
@@ -297,8 +300,9 @@ static void loss_of_rows(void **st) {
     fixture f;
     nb_config c;
     open_model(&f);
-    nb_dataset *data = open_data(&f, &c, "{\"text\": \"Once upon a time there was a cat.\"}\n{\"text\": \"The dog ran.\"}\n"
-                                         "{\"text\": \"Lily and Tom went to the park to play with the ball.\"}\n",
+    nb_dataset *data = open_data(&f, &c,
+                                 "{\"text\": \"Once upon a time there was a cat.\"}\n{\"text\": \"The dog ran.\"}\n"
+                                 "{\"text\": \"Lily and Tom went to the park to play with the ball.\"}\n",
                                  NB_DATA_COMPLETION, NULL);
     nb_heldout_set set;
     nb_evaluator e;
@@ -323,7 +327,8 @@ static void loss_of_rows(void **st) {
         int32_t pos[128], targets[128];
         uint32_t sample[128] = {0};
         nb_seg seg = {0, row.n, 0, row.n};
-        nb_batch b = {.n = row.n, .ids = row.ids, .targets = targets, .pos = pos, .sample = sample, .segs = &seg, .n_segs = 1};
+        nb_batch b = {
+            .n = row.n, .ids = row.ids, .targets = targets, .pos = pos, .sample = sample, .segs = &seg, .n_segs = 1};
         for (int t = 0; t < row.n; t++) {
             pos[t] = t;
             targets[t] = t + 1 < row.n ? row.labels[t + 1] : NB_IGNORE;

@@ -37,7 +37,8 @@ static void open_folder(fixture *f, const char *folder, bool with_adapter, bool 
     assert_ok(nb_model_open(&f->model, f->base, f->dev, MAX));
     assert_ok(nb_json_load(golden, &f->golden));
     if (with_adapter) assert_ok(nb_adapter_load(&f->adapter, f->model, adapter, backward));
-    assert_ok(nb_runner_open_loss(&f->runner, f->model, &f->arena, MAX, backward, backward ? &nb_policy_checkpoint : NULL));
+    assert_ok(nb_runner_open_loss(&f->runner, f->model, &f->arena, MAX, backward,
+                                  backward ? &nb_policy_checkpoint : NULL));
     free(dir), free(golden), free(adapter);
 }
 
@@ -73,7 +74,9 @@ static void fill(fixture *f, const json_t *sequences, bool all) {
 }
 
 static double number(const json_t *o, const char *key) { return json_number_value(json_object_get(o, key)); }
-static double item(const json_t *o, const char *key, size_t i) { return json_number_value(json_array_get(json_object_get(o, key), i)); }
+static double item(const json_t *o, const char *key, size_t i) {
+    return json_number_value(json_array_get(json_object_get(o, key), i));
+}
 
 static const char *const folders[] = {"llama", "llama3", "mistral", "smollm2", "llama-bnb4"};
 
@@ -218,8 +221,10 @@ static void schedules_equal_transformers(void **state) {
         char kind[64];
         long long warmup, total;
         assert_int_equal(sscanf(key, "%63[^/]/%lld/%lld", kind, &warmup, &total), 3);
-        if (!strcmp(kind, "constant") && warmup) continue; /* transformers ignores the warm-up there; here it has a name of its own */
-        nb_schedule s = {!strncmp(kind, "cosine", 6) ? NB_LR_COSINE : !strcmp(kind, "linear") ? NB_LR_LINEAR : NB_LR_CONSTANT, 1, 0, warmup, total};
+        if (!strcmp(kind, "constant") && warmup)
+            continue; /* transformers ignores the warm-up there; here it has a name of its own */
+        int shape = !strncmp(kind, "cosine", 6) ? NB_LR_COSINE : !strcmp(kind, "linear") ? NB_LR_LINEAR : NB_LR_CONSTANT;
+        nb_schedule s = {shape, 1, 0, warmup, total};
         for (size_t i = 0; i < json_array_size(factors); i++)
             assert_close(nb_schedule_rate(&s, (int64_t)i), json_number_value(json_array_get(factors, i)), 1e-6);
     }

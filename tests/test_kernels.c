@@ -82,7 +82,8 @@ static void rope_case_run(const void *shape) {
 
 static void test_rope(void **state) {
     (void)state;
-    static const rope_case cases[] = {{1, 1, 2, 2, 0}, {7, 3, 64, 64, 0}, {33, 2, 10, 6, 1}, {5, 1, 80, 32, 0.5f}, {64, 4, 128, 128, 1}};
+    static const rope_case cases[] = {
+        {1, 1, 2, 2, 0}, {7, 3, 64, 64, 0}, {33, 2, 10, 6, 1}, {5, 1, 80, 32, 0.5f}, {64, 4, 128, 128, 1}};
     RUN_CASES(rope_case_run, cases);
 }
 
@@ -133,12 +134,14 @@ static void elementwise_case(const void *shape) {
     int64_t T = s->T, C = s->C, n = T * C;
     float *x1 = input(n, -1, 1), *x2 = input(n, -1, 1), *bias = input(C, -1, 1), *k = input(T, -2, 2);
     float *sum = output(n, s->beta), *copy = output(n, s->beta), *db = output(C, s->beta), *rows = output(n, s->beta);
-    float *scattered = output(n, s->beta), *plain = output(n, s->beta), *gathered = output(n, 0), *filled = output(n, 0);
+    float *scattered = output(n, s->beta), *plain = output(n, s->beta), *gathered = output(n, 0),
+          *filled = output(n, 0);
     double *sum0 = doubles(s->beta != 0 ? sum : NULL, n), *copy0 = doubles(s->beta != 0 ? copy : NULL, n);
     double *db0 = doubles(s->beta != 0 ? db : NULL, C), *rows0 = doubles(s->beta != 0 ? rows : NULL, n);
     double *scattered0 = doubles(s->beta != 0 ? scattered : NULL, n), *plain0 = doubles(s->beta != 0 ? plain : NULL, n);
     double *X1 = doubles(x1, n), *SUM = doubles(NULL, n), *BIASED = doubles(NULL, n), *DB = doubles(NULL, C);
-    double *ROWS = doubles(NULL, n), *SCATTERED = doubles(NULL, n), *PLAIN = doubles(NULL, n), *GATHERED = doubles(NULL, n);
+    double *ROWS = doubles(NULL, n), *SCATTERED = doubles(NULL, n), *PLAIN = doubles(NULL, n),
+           *GATHERED = doubles(NULL, n);
     double *FILLED = doubles(NULL, n);
     int32_t index[512];
     for (int64_t t = 0; t < T; t++) index[t] = (int32_t)(T - 1 - t);
@@ -209,7 +212,8 @@ static void embedding_case_run(const void *shape) {
 
 static void test_embedding(void **state) {
     (void)state;
-    static const embedding_case cases[] = {{1, 1, 1, 1, 0}, {10, 33, 100, 1, 1}, {1000, 64, 333, 8, 0}, {65, 5, 7, 0.5f, 0.25f}};
+    static const embedding_case cases[] = {{1, 1, 1, 1, 0}, {10, 33, 100, 1, 1}, {1000, 64, 333, 8, 0},
+                                           {65, 5, 7, 0.5f, 0.25f}};
     RUN_CASES(embedding_case_run, cases);
 }
 
@@ -223,7 +227,8 @@ static void xent_case_run(const void *shape) {
     int64_t n = s->n, V = s->V;
     float *x = input(n * V, -s->range, s->range), *keep = input(n * V, 0, 1), *loss = output(n, 0), *lse = output(n, 0);
     float *only = output(n, 0), *arg_f = output(n, 0);
-    double *X = doubles(x, n * V), *DX = doubles(NULL, n * V), *L = doubles(NULL, n), *Z = doubles(NULL, n), *A = doubles(NULL, n);
+    double *X = doubles(x, n * V), *DX = doubles(NULL, n * V), *L = doubles(NULL, n), *Z = doubles(NULL, n),
+           *A = doubles(NULL, n);
     int32_t target[64], arg[64], want[64];
     memcpy(keep, x, sizeof(float) * (size_t)(n * V));
     for (int64_t i = 0; i < n; i++) target[i] = (int32_t)nb_rng_below(&guarded.rng, (uint64_t)V);
@@ -290,7 +295,8 @@ static void dropout_case_run(const void *shape) {
 
 static void test_dropout(void **state) {
     (void)state;
-    static const dropout_case cases[] = {{1, 1, 0, 0}, {10, 33, 0, 0}, {200, 64, 0.1f, 0}, {50, 577, 0.5f, 1}, {33, 1030, 0.05f, 0.5f}};
+    static const dropout_case cases[] = {
+        {1, 1, 0, 0}, {10, 33, 0, 0}, {200, 64, 0.1f, 0}, {50, 577, 0.5f, 1}, {33, 1030, 0.05f, 0.5f}};
     RUN_CASES(dropout_case_run, cases);
 }
 
@@ -317,7 +323,8 @@ static void adamw_case_run(const void *shape) {
 
 static void test_adamw(void **state) {
     (void)state;
-    static const adamw_case cases[] = {{1, 1e-3f, 0, 1, 1}, {1000, 2e-4f, 0.1f, 0.3f, 10}, {4097, 1e-2f, 0.01f, 1, 1e-5f}};
+    static const adamw_case cases[] = {{1, 1e-3f, 0, 1, 1}, {1000, 2e-4f, 0.1f, 0.3f, 10},
+                                       {4097, 1e-2f, 0.01f, 1, 1e-5f}};
     RUN_CASES(adamw_case_run, cases);
     /* The first step moves by lr * sign(g), whatever the size of g. */
     float p = 1, m = 0, v = 0, g = -123;

@@ -106,7 +106,8 @@ static void regular_expressions(void **st) {
     double score;
     assert_fails(nb_regex_open(&r, "ab(c"), NB_EINPUT, "at character 5");
     assert_ok(nb_regex_open(&r, "(a+)+$")); /* explodes: PCRE2's limit stops it */
-    assert_fails(nb_regex_score(r, "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab", "", &score), NB_EINPUT, "simpler");
+    assert_fails(nb_regex_score(r, "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaab", "", &score), NB_EINPUT,
+                 "simpler");
     nb_regex_free(r);
     nb_regex_free(NULL);
 }

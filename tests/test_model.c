@@ -41,7 +41,8 @@ static void close_all(fixture *f) {
 static void one_sequence(fixture *f, const json_t *ids, int first_target) {
     int n = (int)json_array_size(ids);
     assert_true(n <= 64);
-    f->batch = (nb_batch){.n = n, .ids = f->ids, .targets = f->targets, .pos = f->pos, .sample = f->sample, .segs = &f->seg, .n_segs = 1};
+    f->batch = (nb_batch){
+        .n = n, .ids = f->ids, .targets = f->targets, .pos = f->pos, .sample = f->sample, .segs = &f->seg, .n_segs = 1};
     f->seg = (nb_seg){0, n, 0, n};
     for (int i = 0; i < n; i++) {
         f->ids[i] = (int32_t)json_integer_value(json_array_get(ids, (size_t)i));
@@ -71,7 +72,8 @@ static void losses_equal_the_oracle(void **state) {
         assert_ok(nb_runner_loss(f.runner, &f.batch, 0, &sum, nll));
         for (int j = 0; j < f.batch.n_trained; j++)
             assert_close(nll[j], json_number_value(json_array_get(json_object_get(want, "nll"), (size_t)j)), 1e-4);
-        assert_close(sum / (double)f.batch.n_trained, json_number_value(json_object_get(want, "loss_mean_next_token")), 1e-5);
+        assert_close(sum / (double)f.batch.n_trained, json_number_value(json_object_get(want, "loss_mean_next_token")),
+                     1e-5);
         json_decref(want);
         close_all(&f);
     }
@@ -139,11 +141,12 @@ static void adapter_gradients_and_ten_steps(void **state) {
             double sum;
             for (int p = 0; p < f.adapter->n_params; p++) f.adapter->params[p].grad_written = false;
             assert_ok(nb_runner_loss(f.runner, &f.batch, 1.0f / (float)f.batch.n_trained, &sum, NULL));
-            double loss = sum / (double)f.batch.n_trained, oracle = json_number_value(json_array_get(losses, (size_t)step));
+            double loss = sum / (double)f.batch.n_trained,
+                   oracle = json_number_value(json_array_get(losses, (size_t)step));
             assert_close(loss / oracle, 1, 1e-4);
             if (step == 0) check_gradients(&f, &grads);
-            assert_ok(f.dev->k->adamw(f.dev, f.adapter->data, m, v, f.adapter->grad, f.adapter->n, (float)lr, 0.9f, 0.999f, 1e-8f,
-                                      0.01f, step + 1, 1.0f));
+            assert_ok(f.dev->k->adamw(f.dev, f.adapter->data, m, v, f.adapter->grad, f.adapter->n, (float)lr, 0.9f,
+                                      0.999f, 1e-8f, 0.01f, step + 1, 1.0f));
         }
         free(m), free(v);
         nb_st_close(&grads);

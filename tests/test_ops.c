@@ -28,7 +28,8 @@ typedef struct call {
 static int64_t rows_of(const call *k, int i) { return k->c->in[i][0]; }
 static int64_t cols_of(const call *k, int i) { return k->c->in[i][1]; }
 
-static void ref_product_nt(double *y, const double *x, const double *w, int64_t M, int64_t N, int64_t K, double scale, bool add) {
+static void ref_product_nt(double *y, const double *x, const double *w, int64_t M, int64_t N, int64_t K, double scale,
+                           bool add) {
     for (int64_t m = 0; m < M; m++)
         for (int64_t n = 0; n < N; n++) {
             double sum = 0;
@@ -59,7 +60,9 @@ static void ref_linear(call *k) {
         if (!A) continue;
         double *x = nb_malloc((size_t)(T * C) * sizeof *x), *xa = nb_malloc((size_t)(T * R) * sizeof *xa);
         for (int64_t i = 0; i < T * C; i++) {
-            double keep = a->slot[s].dropout > 0 ? ref_dropout_factor(samples[i / C], positions[i / C], i % C, a->slot[s].dropout, seed, step, a->slot[s].site) : 1;
+            double keep = a->slot[s].dropout > 0 ? ref_dropout_factor(samples[i / C], positions[i / C], i % C,
+                                                                      a->slot[s].dropout, seed, step, a->slot[s].site)
+                                                 : 1;
             x[i] = k->in[0][i] * keep;
         }
         ref_product_nt(xa, x, A, T, R, C, 1, false);
@@ -71,7 +74,8 @@ static void ref_linear(call *k) {
 static void ref_op_rmsnorm(call *k) {
     const nb_rmsnorm_attr *a = k->c->attr;
     double rstd[MAX_TOKENS];
-    ref_rmsnorm_fwd(k->out[0], rstd, k->in[0], k->in[1], rows_of(k, 0), cols_of(k, 0), (double)a->eps, (double)a->offset);
+    ref_rmsnorm_fwd(k->out[0], rstd, k->in[0], k->in[1], rows_of(k, 0), cols_of(k, 0), (double)a->eps,
+                    (double)a->offset);
 }
 
 static void ref_op_rope(call *k) {
@@ -79,18 +83,22 @@ static void ref_op_rope(call *k) {
     double cosine[64], sine[64];
     for (int i = 0; i < 12; i++) cosine[i] = (double)a->cos[i], sine[i] = (double)a->sin[i];
     for (int i = 0; i < 2; i++)
-        ref_rope(k->out[i], k->in[i], cosine, sine, a->pos, rows_of(k, i), i ? a->kv_heads : a->heads, a->head_dim, a->rot, false);
+        ref_rope(k->out[i], k->in[i], cosine, sine, a->pos, rows_of(k, i), i ? a->kv_heads : a->heads, a->head_dim,
+                 a->rot, false);
 }
 
 static void ref_op_attention(call *k) {
     const nb_attention_attr *a = k->c->attr;
-    ref_attention ra = {a->segs, a->n_segs, a->heads, a->kv_heads, a->head_dim, a->window, (double)a->scale, (double)a->softcap};
+    ref_attention ra = {a->segs, a->n_segs, a->heads, a->kv_heads, a->head_dim, a->window, (double)a->scale,
+                        (double)a->softcap};
     double *lse = nb_malloc((size_t)(rows_of(k, 0) * a->heads) * sizeof *lse);
     ref_attention_fwd(k->out[0], lse, k->in[0], k->in[1], k->in[2], &ra);
     free(lse);
 }
 
-static void ref_op_glu(call *k) { ref_glu_fwd(k->out[0], k->in[0], k->in[1], k->out_size[0], ((const nb_glu_attr *)k->c->attr)->act); }
+static void ref_op_glu(call *k) {
+    ref_glu_fwd(k->out[0], k->in[0], k->in[1], k->out_size[0], ((const nb_glu_attr *)k->c->attr)->act);
+}
 
 static void ref_op_add(call *k) {
     for (int64_t i = 0; i < k->out_size[0]; i++) k->out[0][i] = k->in[0][i] + k->in[1][i];
@@ -103,8 +111,10 @@ static void ref_op_linear_xent(call *k) {
     for (int64_t i = 0; i < a->n; i++) {
         const double *x = k->in[0] + a->rows[i] * C;
         ref_product_nt(logits, x, k->in[1], 1, V, C, 1, false);
-        for (int64_t j = 0; j < a->n_rows && k->in[2]; j++) ref_product_nt(logits + a->row_ids[j], x, k->in[2] + j * C, 1, 1, C, 1, false);
-        for (int64_t v = 0; v < V && a->softcap > 0; v++) logits[v] = (double)a->softcap * tanh(logits[v] / (double)a->softcap);
+        for (int64_t j = 0; j < a->n_rows && k->in[2]; j++)
+            ref_product_nt(logits + a->row_ids[j], x, k->in[2] + j * C, 1, 1, C, 1, false);
+        for (int64_t v = 0; v < V && a->softcap > 0; v++)
+            logits[v] = (double)a->softcap * tanh(logits[v] / (double)a->softcap);
         double max = logits[0], sum = 0;
         for (int64_t v = 1; v < V; v++) max = logits[v] > max ? logits[v] : max;
         for (int64_t v = 0; v < V; v++) sum += exp(logits[v] - max);
@@ -247,7 +257,9 @@ static double gradient_error(bench_case *b) {
         int64_t size = b->k.in_size[i], probes = size <= PROBES ? size : PROBES;
         double d = 0, s = 0;
         for (int64_t p = 0; p < probes; p++) {
-            int64_t j = size <= PROBES ? p : p ? (int64_t)nb_rng_below(&r, (uint64_t)size) : largest(b->in[i]->grad, size);
+            int64_t j = size <= PROBES ? p
+                        : p            ? (int64_t)nb_rng_below(&r, (uint64_t)size)
+                                       : largest(b->in[i]->grad, size);
             double want = numeric(b, &b->k.in[i][j]), e = (double)b->in[i]->grad[j] - want;
             d += e * e;
             s += want * want;
@@ -307,7 +319,8 @@ static void check_adding(nb_dev *dev, const nb_op *op, const nb_case *c) {
         for (int64_t j = 0; j < add.k.in_size[i] && add.in[i]->needs_grad; j++) {
             double want = 3 + (double)set.grad[i][j];
             if (!(fabs((double)add.grad[i][j] - want) <= 1e-5 * (1 + fabs(want))))
-                fail_msg("%s/%s: input %d element %lld: %g added to 3 gives %g", op->name, c->name, i, (long long)j, (double)set.grad[i][j], (double)add.grad[i][j]);
+                fail_msg("%s/%s: input %d element %lld: %g added to 3 gives %g", op->name, c->name, i, (long long)j,
+                         (double)set.grad[i][j], (double)add.grad[i][j]);
         }
     close_case(&set);
     close_case(&add);
@@ -328,7 +341,8 @@ static void check_frozen_subsets(nb_dev *dev, const nb_op *op, const nb_case *c)
         if (some.tape->nodes[0].needs_grad) {
             size_outputs(&some);
             backward(&some, false);
-            /* a frozen head keeps its gradient rows from the forward pass: the same numbers in another order of products */
+            /* a frozen head keeps its gradient rows from the forward pass: the same numbers,
+             * products in another order */
             bool same_path = strcmp(op->name, "linear_xent") != 0;
             for (int i = 0; i < some.k.n_in; i++) {
                 if (!some.in[i] || !some.in[i]->grad) continue;

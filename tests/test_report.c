@@ -24,7 +24,8 @@ static nb_heldout_result result(const char *name, int right, double loss, bool t
         bool exact = (int)nb_rng_below(&g, 100) < right;
         row->prompt = nb_asprintf("Order %lld: <b>please</b> cancel & refund it.", (long long)i);
         row->reference = nb_asprintf("intent: cancel; order: %lld", (long long)i);
-        row->answer = exact ? nb_strdup(row->reference) : nb_strdup(i % 3 ? "intent: \"none\"; <script>alert(1)</script>" : "");
+        row->answer =
+            exact ? nb_strdup(row->reference) : nb_strdup(i % 3 ? "intent: \"none\"; <script>alert(1)</script>" : "");
         row->score[NB_METRIC_EXACT_MATCH] = exact;
         row->score[NB_METRIC_F1] = exact ? 1 : nb_token_f1(row->answer, row->reference);
         row->stop = exact ? NB_STOP_TOKEN : NB_STOP_LIMIT;
@@ -39,8 +40,10 @@ static void write_curves(const char *path) {
     nb_rng g = nb_rng_open(5, NB_RNG_TEST, 0);
     for (int step = 1; step <= 500; step++) {
         double loss = 0.15 + 2.6 * exp(-step / 60.0) + 0.12 * nb_rng_normal(&g) * exp(-step / 300.0);
-        nb_text_printf(&t, "{\"step\": %d, \"epoch\": %.3f, \"loss\": %.5f, \"learning_rate\": %.3e, \"grad_norm\": %.4f, "
-                       "\"tokens_per_second\": %.1f, \"peak_memory\": 1000}\n", step, step / 250.0, loss,
+        nb_text_printf(&t,
+                       "{\"step\": %d, \"epoch\": %.3f, \"loss\": %.5f, \"learning_rate\": %.3e, \"grad_norm\": %.4f, "
+                       "\"tokens_per_second\": %.1f, \"peak_memory\": 1000}\n",
+                       step, step / 250.0, loss,
                        3e-3 * (step < 15 ? step / 15.0 : 0.5 * (1 + cos(3.14159 * step / 500))),
                        0.4 + exp(-step / 80.0) + 0.1 * nb_rng_uniform(&g), 41000 + 2000 * nb_rng_normal(&g));
         if (step % 100 == 0)
@@ -126,7 +129,8 @@ static void json(void **st) {
     json_t *measure = json_object_get(json_object_get(set, "measures"), "exact_match");
     assert_int_equal(json_array_size(sets), 2);
     assert_string_equal(json_string_value(json_object_get(measure, "verdict")), "better");
-    assert_close(json_number_value(json_object_get(measure, "adapter")), r.sets[0].adapter.score[NB_METRIC_EXACT_MATCH], 0);
+    assert_close(json_number_value(json_object_get(measure, "adapter")), r.sets[0].adapter.score[NB_METRIC_EXACT_MATCH],
+                 0);
     assert_close(json_number_value(json_array_get(json_object_get(measure, "interval_95"), 0)),
                  r.sets[0].cmp.d[r.sets[0].cmp.headline].low, 0);
     assert_int_equal(json_array_size(json_object_get(set, "per_row")), ROWS);
@@ -229,9 +233,11 @@ static void escaping(void **st) {
 /* Charts of awkward data: one point, flat, tiny, huge, negative. */
 static void charts(void **st) {
     (void)st;
-    static const struct { double x[3], y[3]; int n; } data[] = {
-        {{5}, {0}, 1}, {{1, 2, 3}, {2, 2, 2}, 3}, {{0, 1, 2}, {1e-9, 2e-9, 3e-9}, 3}, {{1, 1e6, 2e6}, {1e12, -1e12, 5}, 3},
-        {{1, 2, 3}, {-3, -2, -1}, 3}, {{7, 7, 7}, {1, 2, 3}, 3}};
+    static const struct {
+        double x[3], y[3];
+        int n;
+    } data[] = {{{5}, {0}, 1}, {{1, 2, 3}, {2, 2, 2}, 3}, {{0, 1, 2}, {1e-9, 2e-9, 3e-9}, 3},
+                {{1, 1e6, 2e6}, {1e12, -1e12, 5}, 3}, {{1, 2, 3}, {-3, -2, -1}, 3}, {{7, 7, 7}, {1, 2, 3}, 3}};
     for (int i = 0; i < NB_LEN(data); i++) {
         nb_svg_line l = {"c0", data[i].x, data[i].y, data[i].n};
         nb_text t = {0};

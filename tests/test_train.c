@@ -196,7 +196,8 @@ static void documents_alone_and_packed_agree(void **state) {
     for (int i = 0; i < DOCS; i++) {
         fill_docs(&d, i, 1, 11);
         assert_ok(nb_runner_loss(f.runner, &d.b, 1, &sum, alone));
-        assert_memory_equal(alone, packed + k, (size_t)d.b.n_trained * 4); /* rows do not depend on how many there are */
+        /* rows do not depend on how many there are */
+        assert_memory_equal(alone, packed + k, (size_t)d.b.n_trained * 4);
         k += d.b.n_trained;
     }
     close_fixture(&f);

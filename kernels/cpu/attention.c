@@ -54,8 +54,8 @@ static void forward_segment(const nb_attention *a, const nb_seg *s, float *scrat
 }
 
 nb_status nb_cpu_attention_fwd(nb_dev *d, float *o, float *lse, const float *q, const float *k, const float *v,
-                               const nb_seg *segs, int64_t n_segs, int64_t H, int64_t KV, int64_t D, float scale, float cap,
-                               int64_t window) {
+                               const nb_seg *segs, int64_t n_segs, int64_t H, int64_t KV, int64_t D, float scale,
+                               float cap, int64_t window) {
     const nb_attention a = {.H = H, .KV = KV, .D = D, .Dp = padded(D), .window = window, .scale = scale, .cap = cap,
                             .q = q, .k = k, .v = v, .o = o, .lse = lse};
     NB_ASSERT(d->ws_size >= sizeof(float) * (size_t)(nb_threads() * scratch_of(D)));
@@ -66,7 +66,8 @@ nb_status nb_cpu_attention_fwd(nb_dev *d, float *o, float *lse, const float *q, 
 }
 
 /* dk or dv [rows, KV, D] of a segment = the groups' sums, in order, + beta * what is there. */
-static void add_groups(float *out, float beta, const float *sums, const nb_attention *a, const nb_seg *s, int64_t rows) {
+static void add_groups(float *out, float beta, const float *sums, const nb_attention *a, const nb_seg *s,
+                       int64_t rows) {
     int64_t groups = groups_per_kv(a->H, a->KV);
 #pragma omp for schedule(static) nowait
     for (int64_t n = 0; n < s->kn * a->KV; n++) {
@@ -100,8 +101,8 @@ nb_status nb_cpu_attention_bwd(nb_dev *d, float *dq, float beta_q, float *dk, fl
             const nb_seg *s = segs + n / (KV * groups);
             int64_t slot = n % (KV * groups), kv = slot / groups, h = slot % groups * g;
             int64_t at = (slot * rows + s->k0) * a.Dp;
-            nb_attention_block b = {.seg = s, .kv = kv, .h0 = kv * G + h, .g = G - h < g ? G - h : g, .i0 = 0, .n = s->qn,
-                                    .dk = dk ? sum_k + at : NULL, .dv = dv ? sum_v + at : NULL};
+            nb_attention_block b = {.seg = s, .kv = kv, .h0 = kv * G + h, .g = G - h < g ? G - h : g, .i0 = 0,
+                                    .n = s->qn, .dk = dk ? sum_k + at : NULL, .dv = dv ? sum_v + at : NULL};
             simd->attention_bwd(&a, &b, scratch);
         }
         for (int64_t b = 0; b < n_segs; b++) {

@@ -63,15 +63,16 @@ static void scale_row(float *y, const float *x, float k, int64_t C, float beta) 
         for (int64_t c = 0; c < C; c++) y[c] = x[c] * k + beta * y[c];
 }
 
-nb_status nb_cpu_scatter_rows(nb_dev *d, float *y, const float *x, const int32_t *index, const float *row_scale, int64_t n,
-                              int64_t C, float beta) {
+nb_status nb_cpu_scatter_rows(nb_dev *d, float *y, const float *x, const int32_t *index, const float *row_scale,
+                              int64_t n, int64_t C, float beta) {
     (void)d;
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n; i++) scale_row(y + index[i] * C, x + i * C, row_scale ? row_scale[i] : 1.0f, C, beta);
     return NB_OK;
 }
 
-nb_status nb_cpu_scale_rows(nb_dev *d, float *y, const float *x, const float *row_scale, int64_t n, int64_t C, float beta) {
+nb_status nb_cpu_scale_rows(nb_dev *d, float *y, const float *x, const float *row_scale, int64_t n, int64_t C,
+                            float beta) {
     (void)d;
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n; i++) scale_row(y + i * C, x + i * C, row_scale[i], C, beta);

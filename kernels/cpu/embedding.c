@@ -17,8 +17,8 @@ nb_status nb_cpu_embedding_fwd(nb_dev *d, float *y, const nb_weight *w, const in
 
 /* Tasks own ranges of the vocabulary and walk all of ids in order, so that each row of dw is summed in
  * the order of t whatever the number of threads. */
-nb_status nb_cpu_embedding_bwd(nb_dev *d, float *dw, const float *dy, const int32_t *ids, int64_t T, int64_t V, int64_t C,
-                               float scale, float beta) {
+nb_status nb_cpu_embedding_bwd(nb_dev *d, float *dw, const float *dy, const int32_t *ids, int64_t T, int64_t V,
+                               int64_t C, float scale, float beta) {
     (void)d;
     int64_t range = (V + 63) / 64;
 #pragma omp parallel for schedule(dynamic)

@@ -14,7 +14,8 @@ nb_status nb_cpu_rmsnorm_fwd(nb_dev *d, float *y, float *rstd, const float *x, c
 enum { STRIP = 64, ROWS = 128 }; /* columns a task sums; rows summed on their own before joining the total */
 
 /* dw = sum over rows of dy * x * rstd. */
-static void rmsnorm_dw(float *dw, float beta, const float *dy, const float *x, const float *rstd, int64_t T, int64_t C) {
+static void rmsnorm_dw(float *dw, float beta, const float *dy, const float *x, const float *rstd, int64_t T,
+                       int64_t C) {
 #pragma omp parallel for schedule(static)
     for (int64_t c0 = 0; c0 < C; c0 += STRIP) {
         int64_t n = C - c0 < STRIP ? C - c0 : STRIP;
@@ -29,8 +30,8 @@ static void rmsnorm_dw(float *dw, float beta, const float *dy, const float *x, c
     }
 }
 
-nb_status nb_cpu_rmsnorm_bwd(nb_dev *d, float *dx, float beta_x, float *dw, float beta_w, const float *dy, const float *x,
-                             const float *w, const float *rstd, int64_t T, int64_t C, float offset) {
+nb_status nb_cpu_rmsnorm_bwd(nb_dev *d, float *dx, float beta_x, float *dw, float beta_w, const float *dy,
+                             const float *x, const float *w, const float *rstd, int64_t T, int64_t C, float offset) {
     (void)d;
     const nb_simd *v = nb_simd_get();
     if (dw) rmsnorm_dw(dw, beta_w, dy, x, rstd, T, C);

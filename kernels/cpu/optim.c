@@ -6,8 +6,8 @@
 
 enum { PART = 8192 }; /* elements of a task */
 
-nb_status nb_cpu_adamw(nb_dev *d, float *p, float *m, float *v, const float *g, int64_t n, float lr, float beta1, float beta2,
-                       float eps, float wd, int64_t step, float g_scale) {
+nb_status nb_cpu_adamw(nb_dev *d, float *p, float *m, float *v, const float *g, int64_t n, float lr, float beta1,
+                       float beta2, float eps, float wd, int64_t step, float g_scale) {
     (void)d;
     const double bias1 = 1 - pow((double)beta1, (double)step), bias2 = 1 - pow((double)beta2, (double)step);
     const nb_adamw_scalars s = {

@@ -14,8 +14,8 @@ static int64_t find(const int32_t *row_ids, int64_t n, int32_t id) {
     return lo < n && row_ids[lo] == id ? lo : -1;
 }
 
-nb_status nb_cpu_replace_rows_fwd(nb_dev *d, float *y, const float *rows, const int32_t *ids, int64_t T, const int32_t *row_ids,
-                                  int64_t n_rows, int64_t C, float scale) {
+nb_status nb_cpu_replace_rows_fwd(nb_dev *d, float *y, const float *rows, const int32_t *ids, int64_t T,
+                                  const int32_t *row_ids, int64_t n_rows, int64_t C, float scale) {
     (void)d;
     for (int64_t t = 0; t < T; t++) {
         int64_t j = find(row_ids, n_rows, ids[t]);
@@ -24,8 +24,8 @@ nb_status nb_cpu_replace_rows_fwd(nb_dev *d, float *y, const float *rows, const 
     return NB_OK;
 }
 
-nb_status nb_cpu_replace_rows_bwd(nb_dev *d, float *drows, const float *dy, const int32_t *ids, int64_t T, const int32_t *row_ids,
-                                  int64_t n_rows, int64_t C, float scale, float beta) {
+nb_status nb_cpu_replace_rows_bwd(nb_dev *d, float *drows, const float *dy, const int32_t *ids, int64_t T,
+                                  const int32_t *row_ids, int64_t n_rows, int64_t C, float scale, float beta) {
     (void)d;
     if (beta == 0) memset(drows, 0, (size_t)(n_rows * C) * sizeof *drows);
     for (int64_t t = 0; t < T; t++) {
@@ -35,7 +35,8 @@ nb_status nb_cpu_replace_rows_bwd(nb_dev *d, float *drows, const float *dy, cons
     return NB_OK;
 }
 
-nb_status nb_cpu_put_columns(nb_dev *d, float *y, const float *x, const int32_t *columns, int64_t m, int64_t V, int64_t n) {
+nb_status nb_cpu_put_columns(nb_dev *d, float *y, const float *x, const int32_t *columns, int64_t m, int64_t V,
+                             int64_t n) {
     (void)d;
     for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < n; j++) y[i * V + columns[j]] = x[i * n + j];

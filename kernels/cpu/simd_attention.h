@@ -33,8 +33,8 @@ NB_INLINE void tile(const int rows, const int vectors, float *c, int64_t ldc, co
         for (int j = 0; j < vectors; j++) v_store(c + i * ldc + j * NB_VW, sum[i][j]);
 }
 
-NB_INLINE void tile_column(const int vectors, float *c, int64_t ldc, const float *x, int64_t sm, int64_t sk, const float *b,
-                           int64_t ldb, int64_t M, int64_t K, bool add) {
+NB_INLINE void tile_column(const int vectors, float *c, int64_t ldc, const float *x, int64_t sm, int64_t sk,
+                           const float *b, int64_t ldb, int64_t M, int64_t K, bool add) {
     int64_t m = 0;
     for (; m + TILE_ROWS <= M; m += TILE_ROWS)
         tile(TILE_ROWS, vectors, c + m * ldc, ldc, x + m * sm, sm, sk, b, ldb, K, add);
@@ -42,8 +42,8 @@ NB_INLINE void tile_column(const int vectors, float *c, int64_t ldc, const float
 }
 
 /* c[M,N] = x b (+ c), N a multiple of NB_VW. */
-static void product(float *c, int64_t ldc, const float *x, int64_t sm, int64_t sk, const float *b, int64_t ldb, int64_t M,
-                    int64_t N, int64_t K, bool add) {
+static void product(float *c, int64_t ldc, const float *x, int64_t sm, int64_t sk, const float *b, int64_t ldb,
+                    int64_t M, int64_t N, int64_t K, bool add) {
     int64_t n = 0;
     for (; n + NB_TILE_VECTORS * NB_VW <= N; n += NB_TILE_VECTORS * NB_VW)
         tile_column(NB_TILE_VECTORS, c + n, ldc, x, sm, sk, b + n, ldb, M, K, add);
@@ -154,7 +154,8 @@ NB_INLINE vf masked(vf score, const sight *s, int64_t j, int64_t l) {
 
 /* Column l of a block of (scaled) scores becomes softmax numerators with a running maximum; top and sum are the lane's
  * state, and the answer is the factor by which what was accumulated before must shrink. */
-NB_INLINE vf softmax_column(float *p, int64_t l, const keys *b, const nb_attention *a, const sight *s, float *top, float *sum) {
+NB_INLINE vf softmax_column(float *p, int64_t l, const keys *b, const nb_attention *a, const sight *s, float *top,
+                            float *sum) {
     vf before = v_load(top + l), best = before, part = v_set(0);
     for (int64_t j = 0; j < b->M; j++) {
         float *at = p + j * NB_LANES + l;
@@ -251,12 +252,13 @@ NB_INLINE void few_values(float *o, float keep, const float *p, const float *v, 
     }
 }
 
-/* Few queries (decoding): vectors run along the head's channels, since there are too few lanes. Keys are walked in blocks,
- * all lanes over each, so that each key is fetched from memory once. */
+/* Few queries (decoding): vectors run along the head's channels, since there are too few lanes. Keys are walked in
+ * blocks, all lanes over each, so that each key is fetched from memory once. */
 static void rows_attention_few(const nb_attention *a, const nb_attention_block *b, float *scratch) {
     const int64_t D = a->D, row = a->KV * D, n = b->n * b->g;
     const float *k = a->k + (b->seg->k0 * a->KV + b->kv) * D, *v = a->v + (b->seg->k0 * a->KV + b->kv) * D;
-    float *sum_o = scratch, *kb = sum_o + NB_LANES * D, *vb = kb + NB_KEYS * D, p[NB_KEYS], top[NB_LANES], sum[NB_LANES];
+    float *sum_o = scratch, *kb = sum_o + NB_LANES * D, *vb = kb + NB_KEYS * D, p[NB_KEYS], top[NB_LANES],
+          sum[NB_LANES];
     int64_t place[NB_LANES];
     sight s;
     sight_of(&s, a, b, b->i0, b->n);
@@ -321,18 +323,21 @@ NB_INLINE void score_gradients(float *p, float *ds, const keys *b, int64_t N, co
 }
 
 /* lse and delta = sum over channels of dO * O of each lane; 0 for lanes without a query. */
-static void lane_statistics(float *lse, float *delta, const nb_attention *a, const int64_t place[], int64_t n, int64_t N) {
+static void lane_statistics(float *lse, float *delta, const nb_attention *a, const int64_t place[], int64_t n,
+                            int64_t N) {
     for (int64_t l = 0; l < N; l++) {
         vf sum = v_set(0);
         const float *d_o = l < n ? a->d_o + place[l] * a->D : NULL, *o = l < n ? a->o_in + place[l] * a->D : NULL;
-        for (int64_t d = 0; l < n && d < a->D; d += NB_VW) sum = v_fma(v_load_n(d_o + d, a->D - d), v_load_n(o + d, a->D - d), sum);
+        for (int64_t d = 0; l < n && d < a->D; d += NB_VW)
+            sum = v_fma(v_load_n(d_o + d, a->D - d), v_load_n(o + d, a->D - d), sum);
         delta[l] = v_sum(sum);
         lse[l] = l < n ? a->lse_in[place[l]] : 0;
     }
 }
 
 /* The gradients of one block of queries i0.. . */
-static void query_block_bwd(const nb_attention *a, const nb_attention_block *b, int64_t i0, int64_t n_queries, float *scratch) {
+static void query_block_bwd(const nb_attention *a, const nb_attention_block *b, int64_t i0, int64_t n_queries,
+                            float *scratch) {
     const int64_t D = a->D, Dp = a->Dp, row = a->KV * D, n = n_queries * b->g, N = whole_vectors(n);
     const float *k = a->k + (b->seg->k0 * a->KV + b->kv) * D, *v = a->v + (b->seg->k0 * a->KV + b->kv) * D;
     float *qt = scratch, *dot = qt + NB_LANES * D, *dqt = dot + NB_LANES * D, *qr = dqt + NB_LANES * D;

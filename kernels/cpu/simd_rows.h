@@ -27,7 +27,8 @@ static float rows_rmsnorm_fwd(float *y, const float *x, const float *w, int64_t 
         vf even = v_set(0), odd = v_set(0);
         int64_t end = C - c0 < BLOCK ? C : c0 + BLOCK;
         for (int64_t c = c0; c < end; c += 2 * NB_VW) {
-            vf x0 = v_load_n(x + c, end - c), x1 = end - c > NB_VW ? v_load_n(x + c + NB_VW, end - c - NB_VW) : v_set(0);
+            vf x0 = v_load_n(x + c, end - c),
+               x1 = end - c > NB_VW ? v_load_n(x + c + NB_VW, end - c - NB_VW) : v_set(0);
             even = v_fma(x0, x0, even), odd = v_fma(x1, x1, odd);
         }
         sum += (double)v_sum(even + odd);
@@ -41,8 +42,8 @@ static float rows_rmsnorm_fwd(float *y, const float *x, const float *w, int64_t 
 }
 
 /* With g = dy*(w+offset) and n = x*rstd:  dx = rstd*(g - n*mean(g*n)). */
-static void rows_rmsnorm_bwd(float *dx, float beta, const float *dy, const float *x, const float *w, float rstd, int64_t C,
-                             float offset) {
+static void rows_rmsnorm_bwd(float *dx, float beta, const float *dy, const float *x, const float *w, float rstd,
+                             int64_t C, float offset) {
     double dot = 0;
     for (int64_t c0 = 0; c0 < C; c0 += BLOCK) {
         vf sum = v_set(0);
@@ -91,8 +92,8 @@ NB_INLINE void glu_forward(float *y, const float *gate, const float *up, int64_t
     }
 }
 
-NB_INLINE void glu_backward(float *dgate, float beta_gate, float *dup, float beta_up, const float *dy, const float *gate,
-                            const float *up, int64_t n, nb_act act) {
+NB_INLINE void glu_backward(float *dgate, float beta_gate, float *dup, float beta_up, const float *dy,
+                            const float *gate, const float *up, int64_t n, nb_act act) {
     for (int64_t i = 0; i < n; i += NB_VW) {
         vf slope, v = act_value(act, v_load_n(gate + i, n - i), &slope), g = v_load_n(dy + i, n - i);
         vf dg = g * v_load_n(up + i, n - i) * slope; /* read before dup may overwrite it */
@@ -129,7 +130,8 @@ NB_INLINE const float *capped(float *z, const float *x, int64_t n, float cap) {
 }
 
 /* One pass for maximum, its place and the sum, block by block, the sum rescaled when the maximum rises. */
-static void rows_xent(float *loss, float *lse, int32_t *argmax, float *x, int32_t target, int64_t V, bool grad, float cap) {
+static void rows_xent(float *loss, float *lse, int32_t *argmax, float *x, int32_t target, int64_t V, bool grad,
+                      float cap) {
     float z_block[BLOCK], best = -3e38f, z_target = 0;
     double sum = 0;
     int64_t arg = 0;
@@ -178,7 +180,8 @@ static void rows_dropout(float *y, const float *x, int64_t C, const uint32_t key
     for (int64_t c0 = 0; c0 < C; c0 += 4 * GROUPS) {
         uint32_t w0[GROUPS], w1[GROUPS], w2[GROUPS], w3[GROUPS], k0 = key[0], k1 = key[1];
         float factor[4 * GROUPS];
-        for (int i = 0; i < GROUPS; i++) w0[i] = (uint32_t)(c0 / 4) + (uint32_t)i, w1[i] = row[0], w2[i] = row[1], w3[i] = row[2];
+        for (int i = 0; i < GROUPS; i++)
+            w0[i] = (uint32_t)(c0 / 4) + (uint32_t)i, w1[i] = row[0], w2[i] = row[1], w3[i] = row[2];
         for (int r = 0; r < 10; r++, k0 += 0x9E3779B9u, k1 += 0xBB67AE85u)
             for (int i = 0; i < GROUPS; i++) {
                 uint64_t p0 = (uint64_t)0xD2511F53u * w0[i], p1 = (uint64_t)0xCD9E8D57u * w2[i];

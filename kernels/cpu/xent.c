@@ -2,8 +2,8 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/simd.h"
 
-nb_status nb_cpu_xent(nb_dev *d, float *loss, float *lse, int32_t *argmax, float *logits, const int32_t *target, int64_t n,
-                      int64_t V, bool grad, float cap) {
+nb_status nb_cpu_xent(nb_dev *d, float *loss, float *lse, int32_t *argmax, float *logits, const int32_t *target,
+                      int64_t n, int64_t V, bool grad, float cap) {
     (void)d;
     const nb_simd *v = nb_simd_get();
 #pragma omp parallel for schedule(static)
