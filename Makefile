@@ -94,6 +94,6 @@ clean:  ## remove everything that was built
 help:  ## this list
 	@awk -F '## ' '/^[a-z]+:.*## / { split($$1, t, ":"); printf "  %-10s %s\n", t[1], $$2 }' Makefile
 
-.PHONY: all quickstart test tests-built objects lint bench probe install uninstall clean help
+.PHONY: all nibble quickstart test tests-built objects lint bench probe install uninstall clean help
 .SECONDARY:
 -include $(OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TEST_BIN:%=%.d) $(BENCH_BIN:%=%.d)
