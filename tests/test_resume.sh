@@ -77,6 +77,7 @@ same term "$tmp/term" "$tmp/whole"
 
 # kill -9 at random moments, with a checkpoint at every step: most of them fall into the writing of one.
 for ((n = 0; n < 14; n++)); do stop "$tmp/kill" KILL $((n % 3)) --set save_steps=1 --set threads=$((1 + n % 2)); done
+mkdir "$tmp/kill/checkpoint-1.tmp" "$tmp/kill/best.old"; : >"$tmp/kill/metrics.jsonl.tmp-1" # as a killed run leaves them
 go "$tmp/kill" --set save_steps=1
 same kill "$tmp/kill" "$tmp/whole"
 is kill_checkpoints_whole 0 "$(grep -c 'passed over' "$tmp/kill.log")"
@@ -145,7 +146,6 @@ cp -r "$tmp/whole" "$tmp/older"
 says resume_dir 0 "resuming  $tmp/older/${older##*/}" \
     "$NIBBLE" train "$tmp/run.yaml" --set output_dir="$tmp/older" --resume "$tmp/older/${older##*/}"
 same resume_dir "$tmp/older" "$tmp/whole"
-mkdir "$tmp/older/adapter.tmp" # as a killed run leaves it
 touch "$tmp/older/mine.txt"
 says overwrite 0 "done" "$NIBBLE" train "$tmp/run.yaml" --set output_dir="$tmp/older" --overwrite --set max_steps=3
 is overwrite_anew "1 2 3" "$(sed -n 's/^{"step":\([0-9]*\),.*"loss":.*"tokens":.*/\1/p' "$tmp/older/metrics.jsonl" | xargs)"

@@ -231,6 +231,7 @@ static nb_status start(loop *l, const nb_train_options *o, char **resume_from) {
         NB_TRY(nb_checkpoint_load(r, &l->s, *resume_from));
         nb_info("resuming  %s (step %lld of %lld)", *resume_from, (long long)l->s.step, (long long)r->total_steps);
     }
+    if (nb_interrupted()) return nb_fail(NB_EINTERRUPTED, "stopped before the first step; %s is as it was", l->c->output_dir);
     l->stop = !l->s.eval_pending && out_of_patience(l);
     NB_TRY(nb_output_begin(l->c, o->overwrite, l->s.step, &l->lock));
     return nb_metrics_open(&l->metrics, l->c, &l->s);

@@ -28,15 +28,21 @@ static bool is_ours(const nb_config *c, const char *name) {
     return is_called(name, c->metrics_file) || !strncmp(name, "checkpoint-", 11);
 }
 
-static nb_status delete_run(const nb_config *c) {
+/* What a killed run left half written. */
+static bool is_half(const char *name) {
+    size_t n = strlen(name);
+    return strstr(name, ".tmp") || (n > 4 && !strcmp(name + n - 4, ".old"));
+}
+
+/* Deletes what is ours in output_dir: all of it, or only what is half written. */
+static nb_status delete_ours(const nb_config *c, bool all) {
     char **names;
     int n;
     nb_status st = NB_OK;
-    if (!nb_is_dir(c->output_dir)) return NB_OK;
     NB_TRY(nb_list_dir(c->output_dir, &names, &n));
     for (int i = 0; i < n; i++) {
         char *path = nb_path_join(c->output_dir, names[i]);
-        if (st == NB_OK && is_ours(c, names[i])) st = nb_remove_tree(path);
+        if (st == NB_OK && is_ours(c, names[i]) && (all || is_half(names[i]))) st = nb_remove_tree(path);
         free(path);
         free(names[i]);
     }
@@ -118,7 +124,7 @@ nb_status nb_output_begin(const nb_config *c, bool overwrite, int64_t step, int 
     nb_text t = {0};
     NB_TRY(nb_mkdirs(c->output_dir));
     NB_TRY(lock_folder(c->output_dir, lock));
-    if (overwrite) NB_TRY(delete_run(c));
+    NB_TRY(delete_ours(c, overwrite));
     NB_TRY(nb_checkpoint_drop_later(c, step));
     char *path = nb_path_join(c->output_dir, "config.yaml");
     nb_status st = nb_config_resolve_text(c, &t);
