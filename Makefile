@@ -1,7 +1,8 @@
 # nibble: `make` builds ./nibble, `make help` lists the rest. Nothing here installs anything: when
 # something is missing, ./bootstrap does that.
 #   CC=clang   another compiler              SAN=1               address and undefined-behaviour sanitizers
-#   WERROR=1   warnings are errors           PREFIX=/usr/local   where `make install` puts things (DESTDIR in front)
+#   V=1        show whole commands           WERROR=1            warnings are errors
+#   PREFIX=/usr/local   where `make install` puts things (DESTDIR in front)
 ifeq ($(origin CC),default)
 CC      := gcc
 endif
@@ -28,31 +29,34 @@ CLI_OBJ   := $(CLI:%.c=$(BUILD)/%.o)
 TEST_BIN  := $(TESTS:%.c=$(BUILD)/%)
 BENCH_BIN := $(BENCHES:%.c=$(BUILD)/%)
 
+# One short line a command; V=1 shows it whole.
+run = $(if $(V),,@printf '  %-8s %s\n' '$(1)' '$@'; )$(2)
+
 all: nibble  ## build ./nibble
 
 nibble: $(BUILD)/nibble
 	@ln -sf $< $@
 
 $(BUILD)/nibble: $(CLI_OBJ) $(BUILD)/libnibble.a
-	$(CC) -o $@ $(CLI_OBJ) $(BUILD)/libnibble.a $(LIBS)
+	$(call run,link,$(CC) -o $@ $(CLI_OBJ) $(BUILD)/libnibble.a $(LIBS))
 
 $(BUILD)/libnibble.a: $(OBJ)
 	@rm -f $@
-	ar rcs $@ $(OBJ)
+	$(call run,archive,ar rcs $@ $(OBJ))
 
 $(BUILD)/%.o: %.c | $(BUILD)/probed-build
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) $(CFLAGS_$(subst /,_,$*)) -MMD -MP -c -o $@ $<
+	$(call run,compile,$(CC) $(ALL_CFLAGS) $(CFLAGS_$(subst /,_,$*)) -MMD -MP -c -o $@ $<)
 
 $(BUILD)/tests/test_%.o: tests/test_%.c | $(BUILD)/probed-test
 	@mkdir -p $(@D)
-	$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<
+	$(call run,compile,$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<)
 
 $(BUILD)/tests/test_%: $(BUILD)/tests/test_%.o $(BUILD)/libnibble.a
-	$(CC) -o $@ $^ -lcmocka $(LIBS)
+	$(call run,link,$(CC) -o $@ $^ -lcmocka $(LIBS))
 
 $(BUILD)/bench/bench_%: $(BUILD)/bench/bench_%.o $(BUILD)/libnibble.a
-	$(CC) -o $@ $^ $(LIBS)
+	$(call run,link,$(CC) -o $@ $^ $(LIBS))
 
 # Before the first file is compiled: one clear message when a library is missing.
 $(BUILD)/probed-%:
