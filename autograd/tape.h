@@ -39,6 +39,7 @@ struct nb_tape {
     uint32_t step;
     const nb_batch *batch;  /* dropout's counters */
     nb_prof_row *prof;      /* [nb_op_count], or NULL */
+    double (*clock)(void);  /* prof's, in seconds; nb_now unless set */
 
     nb_node *nodes;
     nb_tensor *tensors;
