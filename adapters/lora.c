@@ -90,12 +90,13 @@ static void choose(nb_linear *lin, int64_t layer, void *arg) {
 static nb_status compile_pattern(chooser *c) {
     int err;
     PCRE2_SIZE at;
-    c->re = pcre2_compile((PCRE2_SPTR)c->o->pattern, PCRE2_ZERO_TERMINATED, PCRE2_ANCHORED | PCRE2_ENDANCHORED, &err, &at, NULL);
+    c->re = pcre2_compile((PCRE2_SPTR)c->o->pattern, PCRE2_ZERO_TERMINATED, PCRE2_ANCHORED | PCRE2_ENDANCHORED, &err,
+                          &at, NULL);
     if (!c->re) {
         PCRE2_UCHAR why[128];
         pcre2_get_error_message(err, why, sizeof why);
-        return nb_fail(NB_EINPUT, "lora_target_modules: \"%s\" is not a regular expression (at character %zu: %s)", c->o->pattern,
-                       (size_t)at + 1, (const char *)why);
+        return nb_fail(NB_EINPUT, "lora_target_modules: \"%s\" is not a regular expression (at character %zu: %s)",
+                       c->o->pattern, (size_t)at + 1, (const char *)why);
     }
     c->match = pcre2_match_data_create_from_pattern(c->re, NULL);
     return NB_OK;
@@ -108,14 +109,18 @@ static nb_status choose_layers(nb_model *m, chooser *c) {
     nb_model_each_linear(m, true, choose, c);
     for (int i = 0; i < o->n_targets; i++)
         if (!c->used[i])
-            return nb_fail(NB_EINPUT, "lora_target_modules: no linear layer is called \"%s\" (this model has q_proj, k_proj, v_proj, "
-                           "o_proj, gate_proj, up_proj, down_proj, lm_head)", o->targets[i]);
+            return nb_fail(
+                NB_EINPUT,
+                "lora_target_modules: no linear layer is called \"%s\" (this model has q_proj, k_proj, v_proj, "
+                "o_proj, gate_proj, up_proj, down_proj, lm_head)",
+                o->targets[i]);
     if (!c->n)
         return nb_fail(NB_EINPUT, "lora_target_modules \"%s\" matches no linear layer; names look like \"%s\"",
                        o->pattern ? o->pattern : "", m->block[0].lin[NB_Q].base->name);
     for (int i = 0; i < c->n; i++)
         if (c->chosen[i] == &m->head && m->spec->tied)
-            return nb_fail(NB_EUNSUPPORTED, "lora_target_modules names lm_head, which this model shares with its embedding: "
+            return nb_fail(NB_EUNSUPPORTED,
+                           "lora_target_modules names lm_head, which this model shares with its embedding: "
                            "merging would change both; leave it out");
     return NB_OK;
 }
@@ -129,11 +134,14 @@ static void free_chooser(chooser *c) {
 
 /* ---- attaching ---- */
 
-double nb_lora_scale(double alpha, int64_t r, bool rslora) { return rslora ? alpha / sqrt((double)r) : alpha / (double)r; }
+double nb_lora_scale(double alpha, int64_t r, bool rslora) {
+    return rslora ? alpha / sqrt((double)r) : alpha / (double)r;
+}
 
 static int by_text(const void *x, const void *y) { return strcmp(*(char *const *)x, *(char *const *)y); }
 
-/* target_modules as PEFT wants them: the last component where every module of that name is adapted, else whole paths. */
+/* target_modules as PEFT wants them: the last component where every module of that name is adapted, else whole
+ * paths. */
 static void name_targets(nb_adapter *a) {
     char **names = nb_calloc((size_t)a->n_attached, sizeof *names);
     int n = 0;
@@ -171,9 +179,12 @@ void nb_adapter_attach_rows(nb_adapter *a, const int32_t *ids, int64_t n) {
     a->rows = (nb_token_rows){.n = n, .ids = nb_malloc((size_t)n * sizeof *ids)};
     memcpy(a->rows.ids, ids, (size_t)n * sizeof *ids);
     const char *suffix = "token_adapter.trainable_tokens_delta";
-    a->rows.embed = nb_adapter_param(a, nb_asprintf("base_model.model.%s.%s", nb_spec_embed_name(m->spec), suffix), 2, n, m->spec->hidden);
-    a->rows.head = m->spec->tied ? a->rows.embed
-                                 : nb_adapter_param(a, nb_asprintf("base_model.model.%s.%s", nb_spec_head_name(m->spec), suffix), 2, n, m->spec->hidden);
+    a->rows.embed = nb_adapter_param(a, nb_asprintf("base_model.model.%s.%s", nb_spec_embed_name(m->spec), suffix), 2,
+                                     n, m->spec->hidden);
+    a->rows.head = m->spec->tied
+                       ? a->rows.embed
+                       : nb_adapter_param(a, nb_asprintf("base_model.model.%s.%s", nb_spec_head_name(m->spec), suffix),
+                                          2, n, m->spec->hidden);
 }
 
 /* New rows start as the mean of all rows, as transformers' resize_token_embeddings. */
@@ -228,7 +239,8 @@ nb_status nb_adapter_new(nb_adapter **out, nb_model *m, const nb_lora_options *o
         a->alpha = o->alpha;
         a->dropout = o->dropout;
         a->rslora = o->rslora;
-        for (int i = 0; i < c.n; i++) nb_adapter_attach_lora(a, c.chosen[i], o->r, nb_lora_scale(o->alpha, o->r, o->rslora));
+        for (int i = 0; i < c.n; i++)
+            nb_adapter_attach_lora(a, c.chosen[i], o->r, nb_lora_scale(o->alpha, o->r, o->rslora));
         if (o->n_token_ids) nb_adapter_attach_rows(a, o->token_ids, o->n_token_ids);
         st = nb_adapter_place(a, true);
     }

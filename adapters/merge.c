@@ -49,7 +49,8 @@ static void store(void *out, nb_dtype dtype, int64_t at, const float *x, int64_t
 
 /* out = round(W + scale * B A), some rows at a time; W the NF4-rounded weights where given, else as stored, and only W
  * where nothing is attached. */
-static nb_status merge_linear(merger *m, const nb_st_tensor *t, const struct nb_attached *at, const nb_weight *nf4, void *out) {
+static nb_status merge_linear(merger *m, const nb_st_tensor *t, const struct nb_attached *at, const nb_weight *nf4,
+                              void *out) {
     enum { ROWS = 256 };
     int64_t rows = at ? at->B->d[0] : nf4->rows, cols = at ? at->A->d[1] : nf4->cols, r = at ? at->A->d[0] : 0;
     if (t->n_dims != 2 || t->d[0] != rows || t->d[1] != cols)
@@ -61,7 +62,8 @@ static nb_status merge_linear(merger *m, const nb_st_tensor *t, const struct nb_
         if (nf4) nb_weight_decode(w, cols, nf4, i, n, 0, cols);
         else nb_st_read_f32(t, w, i * cols, n * cols);
         if (at)
-            st = m->dev->k->gemm(m->dev, w, cols, at->B->data + i * r, r, false, at->A->data, cols, false, n, cols, r, at->scale, 1);
+            st = m->dev->k->gemm(m->dev, w, cols, at->B->data + i * r, r, false, at->A->data, cols, false, n, cols, r,
+                                 at->scale, 1);
         for (int64_t j = 0; j < n * cols && st == NB_OK; j++)
             if (!isfinite(w[j])) st = nb_fail(NB_ENUMERIC, "%s: the merged weight is not finite", t->name);
         store(out, t->dtype, i * cols, w, n * cols);
@@ -74,8 +76,12 @@ static nb_status merge_linear(merger *m, const nb_st_tensor *t, const struct nb_
 static const nb_tensor *replaced_rows(const merger *m, const char *tensor) {
     const nb_spec *spec = m->s->model->spec;
     const nb_token_rows *rows = &m->s->adapter->rows;
-    char *embed = nb_asprintf("%s.weight", nb_spec_embed_name(spec)), *head = nb_asprintf("%s.weight", nb_spec_head_name(spec));
-    const nb_tensor *t = !rows->n ? NULL : !strcmp(tensor, embed) ? rows->embed : !strcmp(tensor, head) ? rows->head : NULL;
+    char *embed = nb_asprintf("%s.weight", nb_spec_embed_name(spec)),
+         *head = nb_asprintf("%s.weight", nb_spec_head_name(spec));
+    const nb_tensor *t = !rows->n                 ? NULL
+                         : !strcmp(tensor, embed) ? rows->embed
+                         : !strcmp(tensor, head)  ? rows->head
+                                                  : NULL;
     free(embed), free(head);
     return t;
 }
@@ -86,7 +92,8 @@ static nb_status put_tensor(merger *m, nb_st_writer *w, const nb_st_tensor *t) {
     const nb_tensor *rows = replaced_rows(m, t->name);
     if (!at && !four && !rows) return nb_st_write_data(w, t->name, t->data, t->bytes);
     if (t->dtype != NB_F32 && t->dtype != NB_BF16 && t->dtype != NB_F16)
-        return nb_fail(NB_EUNSUPPORTED, "%s is stored as %s: only float weights can be merged into", t->name, nb_dtype_name(t->dtype));
+        return nb_fail(NB_EUNSUPPORTED, "%s is stored as %s: only float weights can be merged into", t->name,
+                       nb_dtype_name(t->dtype));
     void *out;
     NB_TRY(nb_big_alloc(&out, t->bytes, t->name));
     nb_status st = NB_OK;
@@ -113,7 +120,9 @@ static nb_status write_shard(merger *m, const nb_st *base, int shard, const char
     free(path);
     if (st != NB_OK) return st;
     for (int i = 0; i < base->n_tensors && st == NB_OK; i++)
-        if (base->tensors[i].shard == shard) st = nb_st_write_declare(w, base->tensors[i].name, base->tensors[i].dtype, base->tensors[i].n_dims, base->tensors[i].d);
+        if (base->tensors[i].shard == shard)
+            st = nb_st_write_declare(w, base->tensors[i].name, base->tensors[i].dtype, base->tensors[i].n_dims,
+                                     base->tensors[i].d);
     for (int i = 0; i < base->n_tensors && st == NB_OK; i++) {
         if (base->tensors[i].shard != shard) continue;
         st = put_tensor(m, w, &base->tensors[i]);
@@ -143,13 +152,15 @@ static nb_status check_out(const char *out, uint64_t need) {
     uint64_t room;
     NB_TRY(nb_free_space(out, &room));
     char a[16], b[16];
-    if (room < need) return nb_fail(NB_EIO, "%s: %s free, %s needed", out, nb_bytes((double)room, a), nb_bytes((double)need, b));
+    if (room < need)
+        return nb_fail(NB_EIO, "%s: %s free, %s needed", out, nb_bytes((double)room, a), nb_bytes((double)need, b));
     return NB_OK;
 }
 
 static nb_status write_folder(merger *m, const nb_st *base, const char *dir) {
     const char *from = m->s->base->dir;
-    char *index = nb_path_join(from, "model.safetensors.index.json"), *index_out = nb_path_join(dir, "model.safetensors.index.json");
+    char *index = nb_path_join(from, "model.safetensors.index.json"),
+         *index_out = nb_path_join(dir, "model.safetensors.index.json");
     nb_status st;
     NB_GO(st, nb_mkdirs(dir), done);
     NB_GO(st, nb_copy_model_files(from, dir), done);
@@ -166,12 +177,13 @@ static nb_status merge_float(nb_session *s, const char *out, bool roundtrip) {
     merger m = {.s = s, .roundtrip = roundtrip};
     char *tmp = nb_asprintf("%s.tmp", out);
     uint64_t bytes = 0;
+    int64_t widest = s->base->spec.vocab > 65536 ? s->base->spec.vocab : 65536;
     NB_TRY(nb_st_open_dir(&base, s->base->dir, "model"));
     for (int i = 0; i < base.n_tensors; i++) bytes += base.tensors[i].bytes;
     nb_status st;
     NB_GO(st, check_out(out, bytes + (1 << 20)), done);
     NB_GO(st, nb_dev_open(&m.dev, "cpu", NB_F32), done);
-    NB_GO(st, nb_dev_reserve(m.dev, m.dev->be->gemm_ws(m.dev, 256, s->base->spec.vocab > 65536 ? s->base->spec.vocab : 65536, s->adapter->r)), done);
+    NB_GO(st, nb_dev_reserve(m.dev, m.dev->be->gemm_ws(m.dev, 256, widest, s->adapter->r)), done);
     NB_GO(st, nb_remove_tree(tmp), done);
     nb_progress_begin(&m.bar, "merge", (double)bytes / 1e6, "MB");
     st = write_folder(&m, &base, tmp);
@@ -188,8 +200,11 @@ done:
 /* A base stored in 4 bits has no float tensors to copy: give it some, in its own dtype. */
 static nb_status refuse_prequantized(const nb_session *s, const char *mode) {
     if (!s->base->prequantized) return NB_OK;
-    return nb_fail(NB_EUNSUPPORTED, "%s is stored in 4 bits, so --mode %s has no float weights to merge into: merge into the model it was "
-                   "quantized from", s->base->dir, mode);
+    return nb_fail(
+        NB_EUNSUPPORTED,
+        "%s is stored in 4 bits, so --mode %s has no float weights to merge into: merge into the model it was "
+        "quantized from",
+        s->base->dir, mode);
 }
 
 static nb_status merge_requant(nb_session *s, const char *out) {
@@ -208,10 +223,13 @@ nb_status nb_merge(nb_session *s, const char *out_dir, nb_merge_mode mode) {
     if (!s->adapter) return nb_fail(NB_EINPUT, "there is nothing to merge without an adapter");
     NB_TRY(refuse_prequantized(s, names[mode]));
     if (mode == NB_MERGE_NF4_ROUNDTRIP && !s->base->quantized)
-        return nb_fail(NB_EINPUT, "--mode nf4-roundtrip: the base was not quantized in training (or --no-load-in-4bit was given): use "
-                       "--mode original");
+        return nb_fail(
+            NB_EINPUT,
+            "--mode nf4-roundtrip: the base was not quantized in training (or --no-load-in-4bit was given): use "
+            "--mode original");
     char *out = without_slash(out_dir);
-    nb_status st = mode == NB_MERGE_REQUANT ? merge_requant(s, out) : merge_float(s, out, mode == NB_MERGE_NF4_ROUNDTRIP);
+    nb_status st =
+        mode == NB_MERGE_REQUANT ? merge_requant(s, out) : merge_float(s, out, mode == NB_MERGE_NF4_ROUNDTRIP);
     free(out);
     return st;
 }
@@ -219,10 +237,11 @@ nb_status nb_merge(nb_session *s, const char *out_dir, nb_merge_mode mode) {
 /* ---- drift ---- */
 
 static const char paragraph[] =
-    "The harbour was quiet when the first boats came in. Two men in oilskins lifted the crates onto the quay, counted them twice, and "
-    "wrote the number down: 48 boxes of herring, 3 of mackerel, order AX-2207. \"Where do these go?\" asked the younger one. \"To the "
-    "market in Elm Street,\" said the other, \"and quickly, before the rain.\" By noon everything was sold, the price was 12.50 a box, "
-    "and the gulls had gone back to the cliffs. Question: how many boxes were there? Answer: fifty-one.";
+    "The harbour was quiet when the first boats came in. Two men in oilskins lifted the crates onto the quay, "
+    "counted them twice, and wrote the number down: 48 boxes of herring, 3 of mackerel, order AX-2207. \"Where do "
+    "these go?\" asked the younger one. \"To the market in Elm Street,\" said the other, \"and quickly, before "
+    "the rain.\" By noon everything was sold, the price was 12.50 a box, and the gulls had gone back to the "
+    "cliffs. Question: how many boxes were there? Answer: fifty-one.";
 
 static nb_status all_logits(nb_model *m, nb_arena *arena, const int32_t *ids, int64_t n, float *logits) {
     nb_runner *r;
@@ -266,7 +285,8 @@ nb_status nb_merge_drift(nb_drift *d, nb_session *s, const char *merged, const c
     *d = (nb_drift){0};
     nb_ids ids = {0};
     nb_session other = {0};
-    nb_session_options o = {.base = merged, .load_in_4bit = -1, .dtype = s->dev->compute == NB_BF16 ? "bf16" : "f32", .quantized_cache = ""};
+    nb_session_options o = {.base = merged, .load_in_4bit = -1, .dtype = s->dev->compute == NB_BF16 ? "bf16" : "f32",
+                            .quantized_cache = ""};
     int64_t V = s->base->spec.vocab;
     float *p = NULL, *q = NULL;
     nb_status st;

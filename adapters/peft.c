@@ -70,13 +70,14 @@ static json_t *token_indices(const nb_adapter *a) {
 static json_t *adapter_config(const nb_adapter *a) {
     json_t *targets = json_array();
     for (int i = 0; i < a->n_targets; i++) json_array_append_new(targets, json_string(a->targets[i]));
-    json_t *c = json_pack("{s:s, s:s, s:s, s:I, s:f, s:f, s:b, s:b, s:o, s:s, s:b, s:b, s:b, s:{}, s:{}}", "peft_type", "LORA",
-                          "task_type", "CAUSAL_LM", "base_model_name_or_path", a->model->base->dir, "r", (json_int_t)a->r,
-                          "lora_alpha", a->alpha, "lora_dropout", a->dropout, "use_rslora", (int)a->rslora, "use_dora", 0,
-                          "target_modules", targets, "bias", "none", "fan_in_fan_out", 0, "inference_mode", 1,
-                          "init_lora_weights", 1, "alpha_pattern", "rank_pattern");
+    json_t *c = json_pack("{s:s, s:s, s:s, s:I, s:f, s:f, s:b, s:b, s:o, s:s, s:b, s:b, s:b, s:{}, s:{}}", "peft_type",
+                          "LORA", "task_type", "CAUSAL_LM", "base_model_name_or_path", a->model->base->dir, "r",
+                          (json_int_t)a->r, "lora_alpha", a->alpha, "lora_dropout", a->dropout, "use_rslora",
+                          (int)a->rslora, "use_dora", 0, "target_modules", targets, "bias", "none", "fan_in_fan_out", 0,
+                          "inference_mode", 1, "init_lora_weights", 1, "alpha_pattern", "rank_pattern");
     if (a->alpha == floor(a->alpha)) json_object_set_new(c, "lora_alpha", json_integer((json_int_t)a->alpha));
-    static const char *const nulls[] = {"auto_mapping", "layers_pattern", "layers_to_transform", "modules_to_save", "revision"};
+    static const char *const nulls[] = {"auto_mapping", "layers_pattern", "layers_to_transform", "modules_to_save",
+                                        "revision"};
     for (int i = 0; i < NB_LEN(nulls); i++) json_object_set_new(c, nulls[i], json_null());
     if (a->rows.n) json_object_set_new(c, "trainable_token_indices", token_indices(a));
     return c;
@@ -104,10 +105,14 @@ static nb_status put_params(const nb_adapter *a, const char *path) {
 
 static nb_status put_card(const nb_adapter *a, const char *path, const json_t *manifest) {
     nb_text t = {0};
-    nb_text_printf(&t, "---\nbase_model: %s\nlibrary_name: peft\ntags:\n- lora\n- nibble\n---\n\n# LoRA adapter\n\n", a->model->base->dir);
-    nb_text_printf(&t, "Trained by nibble %s on `%s`.\n\n| | |\n|---|---|\n| rank | %lld |\n| alpha | %g%s |\n| dropout | %g |\n"
-                   "| modules | %d |\n| parameters | %lld |\n", NB_VERSION, a->model->base->dir, (long long)a->r, a->alpha,
-                   a->rslora ? " (rsLoRA)" : "", a->dropout, a->n_attached, (long long)nb_adapter_size(a));
+    nb_text_printf(&t, "---\nbase_model: %s\nlibrary_name: peft\ntags:\n- lora\n- nibble\n---\n\n# LoRA adapter\n\n",
+                   a->model->base->dir);
+    nb_text_printf(
+        &t,
+        "Trained by nibble %s on `%s`.\n\n| | |\n|---|---|\n| rank | %lld |\n| alpha | %g%s |\n| dropout | %g |\n"
+        "| modules | %d |\n| parameters | %lld |\n",
+        NB_VERSION, a->model->base->dir, (long long)a->r, a->alpha, a->rslora ? " (rsLoRA)" : "", a->dropout,
+        a->n_attached, (long long)nb_adapter_size(a));
     nb_text_printf(&t, "| base in 4 bits | %s |\n", a->model->base->quantized ? "NF4" : "no");
     if (a->rows.n) nb_text_printf(&t, "| added tokens | %lld |\n", (long long)a->rows.n);
     const json_t *result = json_object_get(manifest, "held_out");
@@ -115,8 +120,11 @@ static nb_status put_card(const nb_adapter *a, const char *path, const json_t *m
     json_t *value;
     json_object_foreach((json_t *)(uintptr_t)result, key, value)
         nb_text_printf(&t, "| held-out %s | %.6g |\n", key, json_number_value(value));
-    nb_text_printf(&t, "\nLoad it with PEFT (`PeftModel.from_pretrained(base, \"DIR\")`) or with `nibble generate --base BASE --adapter DIR`.\n"
-                   "`nibble_manifest.json` records the base's sha256, the data's, and the configuration.\n");
+    nb_text_printf(
+        &t,
+        "\nLoad it with PEFT (`PeftModel.from_pretrained(base, \"DIR\")`) or with "
+        "`nibble generate --base BASE --adapter DIR`.\n"
+        "`nibble_manifest.json` records the base's sha256, the data's, and the configuration.\n");
     nb_status st = nb_file_write(path, t.s, t.n);
     nb_text_free(&t);
     return st;
@@ -165,12 +173,15 @@ static bool is_off(const json_t *v) {
 static nb_status read_config(nb_adapter *a, const json_t *c, const char *path) {
     const char *type = "", *bias = "none";
     NB_TRY(nb_json_str(c, "peft_type", &type, path));
-    if (strcmp(type, "LORA") != 0) return nb_fail(NB_EUNSUPPORTED, "%s: peft_type \"%s\": only LORA adapters are read", path, type);
+    if (strcmp(type, "LORA") != 0)
+        return nb_fail(NB_EUNSUPPORTED, "%s: peft_type \"%s\": only LORA adapters are read", path, type);
     NB_TRY(nb_json_str(c, "bias", &bias, path));
-    if (strcmp(bias, "none") != 0) return nb_fail(NB_EUNSUPPORTED, "%s: bias \"%s\": trained biases are not supported", path, bias);
+    if (strcmp(bias, "none") != 0)
+        return nb_fail(NB_EUNSUPPORTED, "%s: bias \"%s\": trained biases are not supported", path, bias);
     for (int i = 0; i < NB_LEN(unsupported); i++)
         if (!is_off(json_object_get(c, unsupported[i])))
-            return nb_fail(NB_EUNSUPPORTED, "%s: \"%s\" is set, which changes the adapter and is not supported", path, unsupported[i]);
+            return nb_fail(NB_EUNSUPPORTED, "%s: \"%s\" is set, which changes the adapter and is not supported", path,
+                           unsupported[i]);
     a->r = 8;
     a->alpha = 8;
     NB_TRY(nb_json_int(c, "r", &a->r, path));
@@ -227,9 +238,12 @@ static void load_linear(nb_linear *lin, int64_t layer, void *arg) {
     }
     int64_t r = A->n_dims == 2 ? A->d[0] : 0;
     if (A->n_dims != 2 || B->n_dims != 2 || r != l->a->r || A->d[1] != w->cols || B->d[0] != w->rows || B->d[1] != r) {
-        l->st = nb_fail(NB_EINPUT, "%s: %s: A [%lld,%lld] and B [%lld,%lld] do not fit the base's [%lld,%lld] with r = %lld: this is "
-                        "an adapter for another base model", l->path, module, (long long)A->d[0], (long long)A->d[1], (long long)B->d[0],
-                        (long long)B->d[1], (long long)w->rows, (long long)w->cols, (long long)l->a->r);
+        l->st =
+            nb_fail(NB_EINPUT,
+                    "%s: %s: A [%lld,%lld] and B [%lld,%lld] do not fit the base's [%lld,%lld] with r = %lld: this is "
+                    "an adapter for another base model",
+                    l->path, module, (long long)A->d[0], (long long)A->d[1], (long long)B->d[0], (long long)B->d[1],
+                    (long long)w->rows, (long long)w->cols, (long long)l->a->r);
         return;
     }
     nb_adapter_attach_lora(l->a, lin, r, nb_lora_scale(l->a->alpha, r, l->a->rslora));
@@ -239,7 +253,8 @@ static void load_linear(nb_linear *lin, int64_t layer, void *arg) {
 
 static nb_status load_rows(loader *l, const json_t *config) {
     const nb_spec *spec = l->a->model->spec;
-    const nb_st_tensor *embed = rows_tensor(l->s, nb_spec_embed_name(spec)), *head = rows_tensor(l->s, nb_spec_head_name(spec));
+    const nb_st_tensor *embed = rows_tensor(l->s, nb_spec_embed_name(spec)),
+                       *head = rows_tensor(l->s, nb_spec_head_name(spec));
     const json_t *ids = json_object_get(config, "trainable_token_indices");
     if (is_off(ids)) return NB_OK;
     if (json_is_object(ids)) ids = json_object_get(ids, "embed_tokens");
@@ -247,13 +262,15 @@ static nb_status load_rows(loader *l, const json_t *config) {
     bool shapes = embed && embed->n_dims == 2 && embed->d[0] == (int64_t)n && embed->d[1] == spec->hidden;
     if (!spec->tied) shapes &= head && head->n_dims == 2 && head->d[0] == (int64_t)n && head->d[1] == spec->hidden;
     if (!n || !shapes)
-        return nb_fail(NB_EINPUT, "%s: the rows of trainable_token_indices are missing or do not fit this base", l->path);
+        return nb_fail(NB_EINPUT, "%s: the rows of trainable_token_indices are missing or do not fit this base",
+                       l->path);
     int32_t *id = nb_calloc(n, sizeof *id);
     nb_status st = NB_OK;
     for (size_t i = 0; i < n && st == NB_OK; i++) {
         id[i] = (int32_t)json_integer_value(json_array_get(ids, i));
         if (id[i] < 0 || id[i] >= spec->vocab || (i && id[i] <= id[i - 1]))
-            st = nb_fail(NB_EINPUT, "%s: trainable_token_indices must be ascending and below %lld", l->path, (long long)spec->vocab);
+            st = nb_fail(NB_EINPUT, "%s: trainable_token_indices must be ascending and below %lld", l->path,
+                         (long long)spec->vocab);
     }
     if (st == NB_OK) {
         nb_adapter_attach_rows(l->a, id, (int64_t)n);
@@ -274,7 +291,8 @@ static nb_status fill(loader *l, bool trainable) {
         nb_st_read_f32(l->from[i], host, 0, n);
         nb_status st = NB_OK;
         for (int64_t j = 0; j < n && st == NB_OK; j++)
-            if (!isfinite(host[j])) st = nb_fail(NB_ENUMERIC, "%s: %s holds NaN or infinity", l->path, l->from[i]->name);
+            if (!isfinite(host[j]))
+                st = nb_fail(NB_ENUMERIC, "%s: %s holds NaN or infinity", l->path, l->from[i]->name);
         if (st == NB_OK) st = a->dev->be->put(a->dev, a->params[i].data, host, (size_t)n * sizeof *host);
         free(host);
         NB_TRY(st);
@@ -287,8 +305,11 @@ static nb_status nothing_left(const loader *l) {
         bool used = false;
         for (int j = 0; j < l->n_used; j++) used |= l->from[j] == &l->s->tensors[i];
         if (!used)
-            return nb_fail(NB_EINPUT, "%s: tensor %s has no place in this base model: the adapter is for another base, or of a kind "
-                           "nibble does not read", l->path, l->s->tensors[i].name);
+            return nb_fail(
+                NB_EINPUT,
+                "%s: tensor %s has no place in this base model: the adapter is for another base, or of a kind "
+                "nibble does not read",
+                l->path, l->s->tensors[i].name);
     }
     return NB_OK;
 }
@@ -302,10 +323,12 @@ static nb_status same_base(const nb_adapter *a, const char *dir) {
     const nb_base *b = a->model->base;
     if (!trained || !strcmp(trained, b->sha256)) return NB_OK;
     if (pre != b->prequantized) {
-        nb_warn("%s was trained on a base with sha256 %.12s..., this one (%.12s...) is stored differently", dir, trained, b->sha256);
+        nb_warn("%s was trained on a base with sha256 %.12s..., this one (%.12s...) is stored differently", dir,
+                trained, b->sha256);
         return NB_OK;
     }
-    return nb_fail(NB_EINPUT, "%s: trained on a base with sha256 %.12s..., but %s has %.12s...: give the base it was trained on",
+    return nb_fail(NB_EINPUT,
+                   "%s: trained on a base with sha256 %.12s..., but %s has %.12s...: give the base it was trained on",
                    dir, trained, b->dir, b->sha256);
 }
 
@@ -321,8 +344,10 @@ static nb_status refuse_pickle(const char *dir) {
     char *bin = nb_path_join(dir, "adapter_model.bin"), *st_path = nb_path_join(dir, "adapter_model.safetensors");
     bool only_bin = nb_file_exists(bin) && !nb_file_exists(st_path);
     free(bin), free(st_path);
-    return only_bin ? nb_fail(NB_EUNSUPPORTED, "%s: holds adapter_model.bin, a pickle that could run code: save it again as safetensors "
-                              "(model.save_pretrained(DIR, safe_serialization=True))", dir)
+    return only_bin ? nb_fail(NB_EUNSUPPORTED,
+                              "%s: holds adapter_model.bin, a pickle that could run code: save it again as safetensors "
+                              "(model.save_pretrained(DIR, safe_serialization=True))",
+                              dir)
                     : NB_OK;
 }
 
@@ -335,7 +360,9 @@ nb_status nb_adapter_load(nb_adapter **out, nb_model *m, const char *dir, bool t
     loader l = {.a = a, .s = &s, .path = dir, .from = nb_calloc((size_t)max_params, sizeof *l.from)};
     nb_status st;
     if (!nb_is_dir(dir)) {
-        st = nb_fail(NB_EINPUT, "%s: no such adapter folder (it should hold adapter_config.json and adapter_model.safetensors)", dir);
+        st = nb_fail(NB_EINPUT,
+                     "%s: no such adapter folder (it should hold adapter_config.json and adapter_model.safetensors)",
+                     dir);
         goto done;
     }
     NB_GO(st, nb_json_load(config_path, &config), done);

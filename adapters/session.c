@@ -67,13 +67,15 @@ static nb_status open_parts(nb_session *s, const nb_session_options *o, const ma
     NB_TRY(nb_dev_open(&s->dev, "cpu", dtype));
     nb_status st = base_of(o, f, &base, &config);
     if (st == NB_OK && !base) st = nb_fail(NB_EINPUT, "no base model given (--base DIR) and the adapter names none");
-    nb_base_options bo = {.load_in_4bit = o->load_in_4bit < 0 ? f->load_in_4bit : o->load_in_4bit, .double_quant = f->double_quant,
-                          .quantized_cache = o->quantized_cache, .keep_quantized = o->load_in_4bit < 0};
+    nb_base_options bo = {.load_in_4bit = o->load_in_4bit < 0 ? f->load_in_4bit : o->load_in_4bit,
+                          .double_quant = f->double_quant, .quantized_cache = o->quantized_cache,
+                          .keep_quantized = o->load_in_4bit < 0};
     if (st == NB_OK) st = nb_base_load(&s->base, base, &bo);
     json_decref(config);
     NB_TRY(st);
     if (o->adapter && !f->present && o->load_in_4bit < 0)
-        nb_warn("%s has no nibble_manifest.json: the base is used as it is stored (--load-in-4bit for a QLoRA adapter)", o->adapter);
+        nb_warn("%s has no nibble_manifest.json: the base is used as it is stored (--load-in-4bit for a QLoRA adapter)",
+                o->adapter);
     NB_TRY(open_tokenizer(s, o, f));
     NB_TRY(nb_model_open(&s->model, s->base, s->dev, o->positions ? o->positions : s->base->spec.context));
     return o->adapter ? nb_adapter_load(&s->adapter, s->model, o->adapter, false) : NB_OK;

@@ -39,7 +39,9 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static void rmsnorm_fwd(data *d) { nb_cpu_rmsnorm_fwd(&d->dev, d->x[0], d->x[1], d->x[2], d->w, d->m->T, d->m->C, 1e-5f, 0); }
+static void rmsnorm_fwd(data *d) {
+    nb_cpu_rmsnorm_fwd(&d->dev, d->x[0], d->x[1], d->x[2], d->w, d->m->T, d->m->C, 1e-5f, 0);
+}
 static void rmsnorm_bwd(data *d) {
     nb_cpu_rmsnorm_bwd(&d->dev, d->x[0], 1, NULL, 0, d->x[2], d->x[3], d->w, d->x[1], d->m->T, d->m->C, 0);
 }
@@ -50,22 +52,25 @@ static void rope(data *d) {
     nb_cpu_rope(&d->dev, d->x[0], d->x[0], d->x[1], d->x[2], d->pos, d->m->T, d->m->H, d->m->D, d->m->D, false, 0);
 }
 static void attention_fwd(data *d) {
-    nb_cpu_attention_fwd(&d->dev, d->x[4], d->x[5], d->x[0], d->x[1], d->x[2], d->segs, d->n_segs, d->m->H, d->m->KV, d->m->D,
-                         0.125f, 0, 0);
+    nb_cpu_attention_fwd(&d->dev, d->x[4], d->x[5], d->x[0], d->x[1], d->x[2], d->segs, d->n_segs, d->m->H, d->m->KV,
+                         d->m->D, 0.125f, 0, 0);
 }
 static void attention_bwd(data *d) {
-    nb_cpu_attention_bwd(&d->dev, d->x[3], 0, d->x[6], 0, d->x[7], 0, d->x[0], d->x[0], d->x[1], d->x[2], d->x[4], d->x[5],
-                         d->segs, d->n_segs, d->m->H, d->m->KV, d->m->D, 0.125f, 0, 0);
+    nb_cpu_attention_bwd(&d->dev, d->x[3], 0, d->x[6], 0, d->x[7], 0, d->x[0], d->x[0], d->x[1], d->x[2], d->x[4],
+                         d->x[5], d->segs, d->n_segs, d->m->H, d->m->KV, d->m->D, 0.125f, 0, 0);
 }
 static void decode(data *d) {
     nb_seg s = {0, 1, 0, (int32_t)d->m->T};
-    nb_cpu_attention_fwd(&d->dev, d->x[4], NULL, d->x[0], d->x[1], d->x[2], &s, 1, d->m->H, d->m->KV, d->m->D, 0.125f, 0, 0);
+    nb_cpu_attention_fwd(&d->dev, d->x[4], NULL, d->x[0], d->x[1], d->x[2], &s, 1, d->m->H, d->m->KV, d->m->D, 0.125f,
+                         0, 0);
 }
 static void glu_fwd(data *d) { nb_cpu_glu_fwd(&d->dev, d->x[0], d->x[1], d->x[2], d->m->T * d->m->F, NB_ACT_SILU); }
 static void glu_bwd(data *d) {
     nb_cpu_glu_bwd(&d->dev, d->x[3], 0, d->x[4], 0, d->x[0], d->x[1], d->x[2], d->m->T * d->m->F, NB_ACT_SILU);
 }
-static void gelu_fwd(data *d) { nb_cpu_glu_fwd(&d->dev, d->x[0], d->x[1], d->x[2], d->m->T * d->m->F, NB_ACT_GELU_TANH); }
+static void gelu_fwd(data *d) {
+    nb_cpu_glu_fwd(&d->dev, d->x[0], d->x[1], d->x[2], d->m->T * d->m->F, NB_ACT_GELU_TANH);
+}
 static void add(data *d) { nb_cpu_add(&d->dev, d->x[0], d->x[1], d->x[2], d->m->T * d->m->C, 0); }
 static void bias_fwd(data *d) { nb_cpu_bias_fwd(&d->dev, d->x[0], d->w, d->m->T, d->m->C); }
 static void bias_bwd(data *d) { nb_cpu_bias_bwd(&d->dev, d->x[0], d->x[1], d->m->T, d->m->C, 0); }
@@ -98,13 +103,26 @@ typedef struct row {
 } row;
 
 static const row rows[] = {
-    {"rmsnorm_fwd", rmsnorm_fwd, 8, 'C', 0}, {"rmsnorm_bwd dx", rmsnorm_bwd, 16, 'C', 0}, {"rmsnorm_bwd dw", rmsnorm_dw, 8, 'C', 0},
-    {"rope", rope, 8, 'H', 0}, {"attention_fwd", attention_fwd, 0, 'A', 2}, {"attention_bwd", attention_bwd, 0, 'A', 5},
-    {"attention_fwd qn=1", decode, 0, 'D', 0}, {"glu_fwd silu", glu_fwd, 12, 'F', 0}, {"glu_fwd gelu", gelu_fwd, 12, 'F', 0},
-    {"glu_bwd silu", glu_bwd, 20, 'F', 0}, {"add", add, 12, 'C', 0}, {"bias_fwd", bias_fwd, 8, 'C', 0},
-    {"bias_bwd", bias_bwd, 4, 'C', 0}, {"gather_rows", gather, 8, 'C', 0}, {"scale_rows", scale_rows, 8, 'C', 0},
-    {"embedding_bwd", embedding_bwd, 12, 'C', 0}, {"xent with gradient", xent, 12, 'V', 0}, {"dropout", dropout, 8, 'C', 0},
-    {"adamw", adamw, 28, 'C', 0}, {"sum_squares", sum_squares, 4, 'C', 0},
+    {"rmsnorm_fwd", rmsnorm_fwd, 8, 'C', 0},
+    {"rmsnorm_bwd dx", rmsnorm_bwd, 16, 'C', 0},
+    {"rmsnorm_bwd dw", rmsnorm_dw, 8, 'C', 0},
+    {"rope", rope, 8, 'H', 0},
+    {"attention_fwd", attention_fwd, 0, 'A', 2},
+    {"attention_bwd", attention_bwd, 0, 'A', 5},
+    {"attention_fwd qn=1", decode, 0, 'D', 0},
+    {"glu_fwd silu", glu_fwd, 12, 'F', 0},
+    {"glu_fwd gelu", gelu_fwd, 12, 'F', 0},
+    {"glu_bwd silu", glu_bwd, 20, 'F', 0},
+    {"add", add, 12, 'C', 0},
+    {"bias_fwd", bias_fwd, 8, 'C', 0},
+    {"bias_bwd", bias_bwd, 4, 'C', 0},
+    {"gather_rows", gather, 8, 'C', 0},
+    {"scale_rows", scale_rows, 8, 'C', 0},
+    {"embedding_bwd", embedding_bwd, 12, 'C', 0},
+    {"xent with gradient", xent, 12, 'V', 0},
+    {"dropout", dropout, 8, 'C', 0},
+    {"adamw", adamw, 28, 'C', 0},
+    {"sum_squares", sum_squares, 4, 'C', 0},
 };
 
 static void report(const row *r, data *d) {
@@ -151,8 +169,8 @@ static void bench_model(const model *m, const char *only) {
     }
     d.dev.ws_size = nb_cpu_attention_ws(&d.dev, m->T, m->T, m->H, m->KV, m->D);
     if (nb_big_alloc(&d.dev.ws, d.dev.ws_size, "scratch") != NB_OK) exit(1);
-    printf("\n%s: T=%lld C=%lld H=%lld/%lld D=%lld F=%lld V=%lld\n", m->name, (long long)m->T, (long long)m->C, (long long)m->H,
-           (long long)m->KV, (long long)m->D, (long long)m->F, (long long)m->V);
+    printf("\n%s: T=%lld C=%lld H=%lld/%lld D=%lld F=%lld V=%lld\n", m->name, (long long)m->T, (long long)m->C,
+           (long long)m->H, (long long)m->KV, (long long)m->D, (long long)m->F, (long long)m->V);
     for (int i = 0; i < NB_LEN(rows); i++)
         if (!only || strstr(rows[i].name, only)) report(rows + i, &d);
     nb_big_free(d.dev.ws, d.dev.ws_size);

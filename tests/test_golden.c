@@ -223,8 +223,8 @@ static void schedules_equal_transformers(void **state) {
         assert_int_equal(sscanf(key, "%63[^/]/%lld/%lld", kind, &warmup, &total), 3);
         if (!strcmp(kind, "constant") && warmup)
             continue; /* transformers ignores the warm-up there; here it has a name of its own */
-        int shape = !strncmp(kind, "cosine", 6) ? NB_LR_COSINE : !strcmp(kind, "linear") ? NB_LR_LINEAR : NB_LR_CONSTANT;
-        nb_schedule s = {shape, 1, 0, warmup, total};
+        int lr = !strncmp(kind, "cosine", 6) ? NB_LR_COSINE : !strcmp(kind, "linear") ? NB_LR_LINEAR : NB_LR_CONSTANT;
+        nb_schedule s = {lr, 1, 0, warmup, total};
         for (size_t i = 0; i < json_array_size(factors); i++)
             assert_close(nb_schedule_rate(&s, (int64_t)i), json_number_value(json_array_get(factors, i)), 1e-6);
     }

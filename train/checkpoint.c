@@ -21,10 +21,11 @@ static void buffers(const nb_run *r, float *out[3]) {
 
 /* Keys that may differ between the parts of one run: they do not change what is computed. */
 static const char *const free_keys[] = {
-    "logging_steps", "metrics_file", "eval_strategy", "eval_steps", "evals_per_epoch", "save_strategy", "save_steps", "saves_per_epoch",
-    "save_total_limit", "load_best_model_at_end", "metric_for_best_model", "early_stopping_patience", "resume_from_checkpoint",
-    "auto_resume_from_checkpoints", "threads", "device", "memory_limit", "quantized_cache", "dataset_prepared_path", "output_dir",
-    "loss_watchdog_threshold", "loss_watchdog_patience", "eval_batch_size", "eval_sample_packing", "base_model",
+    "logging_steps", "metrics_file", "eval_strategy", "eval_steps", "evals_per_epoch", "save_strategy",
+    "save_steps", "saves_per_epoch", "save_total_limit", "load_best_model_at_end", "metric_for_best_model",
+    "early_stopping_patience", "resume_from_checkpoint", "auto_resume_from_checkpoints", "threads", "device",
+    "memory_limit", "quantized_cache", "dataset_prepared_path", "output_dir", "loss_watchdog_threshold",
+    "loss_watchdog_patience", "eval_batch_size", "eval_sample_packing", "base_model",
 };
 
 static bool is_free(const char *line, size_t n) {
@@ -87,9 +88,10 @@ static nb_status put_state(const nb_run *r, const char *path) {
 static nb_status put_trainer_state(const nb_run *r, const nb_train_state *s, const char *state_path, const char *path) {
     nb_hex sha;
     NB_TRY(nb_sha256_file(state_path, sha));
-    json_t *j = json_pack("{s:i, s:s, s:I, s:I, s:I, s:I, s:I, s:s, s:o}", "format", 1, "nibble_version", NB_VERSION, "step",
-                          (json_int_t)s->step, "tokens", (json_int_t)s->tokens, "best_step", (json_int_t)s->best_step, "bad_evals",
-                          (json_int_t)s->bad_evals, "watchdog", (json_int_t)s->watchdog, "state_sha256", sha, "identity", identity(r));
+    json_t *j = json_pack("{s:i, s:s, s:I, s:I, s:I, s:I, s:I, s:s, s:o}", "format", 1, "nibble_version", NB_VERSION,
+                          "step", (json_int_t)s->step, "tokens", (json_int_t)s->tokens, "best_step",
+                          (json_int_t)s->best_step, "bad_evals", (json_int_t)s->bad_evals, "watchdog",
+                          (json_int_t)s->watchdog, "state_sha256", sha, "identity", identity(r));
     if (s->best_step) json_object_set_new(j, "best", json_real(s->best));
     json_object_set_new(j, "eval_pending", json_boolean(s->eval_pending));
     json_object_set_new(j, "total_steps", json_integer(r->total_steps));
@@ -100,7 +102,8 @@ static nb_status put_trainer_state(const nb_run *r, const nb_train_state *s, con
 }
 
 nb_status nb_checkpoint_save(const nb_run *r, const nb_train_state *s) {
-    char *dir = nb_asprintf("%s/checkpoint-%lld", r->config->output_dir, (long long)s->step), *tmp = nb_asprintf("%s.tmp", dir);
+    char *dir = nb_asprintf("%s/checkpoint-%lld", r->config->output_dir, (long long)s->step),
+         *tmp = nb_asprintf("%s.tmp", dir);
     char *state = nb_path_join(tmp, "state.safetensors"), *info = nb_path_join(tmp, "trainer_state.json");
     char *adapter = nb_path_join(tmp, "adapter");
     nb_status st;
@@ -167,7 +170,8 @@ static nb_status is_whole(const char *dir) {
     NB_GO(st, nb_json_load(info, &j), done);
     NB_GO(st, nb_json_str(j, "state_sha256", &want, info), done);
     NB_GO(st, nb_sha256_file(state, sha), done);
-    if (!want || strcmp(sha, want) != 0) st = nb_fail(NB_EINPUT, "%s: not the file trainer_state.json describes (damaged?)", state);
+    if (!want || strcmp(sha, want) != 0)
+        st = nb_fail(NB_EINPUT, "%s: not the file trainer_state.json describes (damaged?)", state);
 done:
     json_decref(j);
     free(state), free(info);
@@ -188,7 +192,8 @@ nb_status nb_checkpoint_find(const char *output_dir, char **dir) {
     }
     free(steps);
     if (!n || *dir) return NB_OK;
-    return nb_fail(NB_EINPUT, "%s: none of its %d checkpoints is whole: use --overwrite to start anew, or another output_dir",
+    return nb_fail(NB_EINPUT,
+                   "%s: none of its %d checkpoints is whole: use --overwrite to start anew, or another output_dir",
                    output_dir, n);
 }
 
@@ -248,13 +253,17 @@ static nb_status same_run(const nb_run *r, const json_t *theirs, const char *dir
         const char *mine = json_string_value(v), *old = json_string_value(json_object_get(theirs, key));
         if (!old) old = "";
         if (!strcmp(mine, old)) continue;
-        if (strcmp(key, "config") != 0) n++, nb_text_printf(&diff, "\n  %s: %.16s... there, %.16s... now", key, old, mine);
+        if (strcmp(key, "config") != 0)
+            n++, nb_text_printf(&diff, "\n  %s: %.16s... there, %.16s... now", key, old, mine);
         else n += lines_only_in(&diff, old, mine, "there:") + lines_only_in(&diff, mine, old, "now:  ");
     }
     json_decref(ours);
-    nb_status st = n ? nb_fail(NB_EINPUT, "%s belongs to another run; what differs:%s\nUse another output_dir, or --overwrite to start anew "
-                               "(the old checkpoints are deleted)", dir, diff.s)
-                     : NB_OK;
+    nb_status st =
+        n ? nb_fail(NB_EINPUT,
+                    "%s belongs to another run; what differs:%s\nUse another output_dir, or --overwrite to start anew "
+                    "(the old checkpoints are deleted)",
+                    dir, diff.s)
+          : NB_OK;
     nb_text_free(&diff);
     return st;
 }
@@ -290,7 +299,8 @@ nb_status nb_checkpoint_load(nb_run *r, nb_train_state *s, const char *dir) {
     NB_GO(st, nb_json_int(j, "bad_evals", &s->bad_evals, info), done);
     NB_GO(st, nb_json_int(j, "watchdog", &s->watchdog, info), done);
     NB_GO(st, nb_json_bool(j, "eval_pending", &s->eval_pending, info), done);
-    if (s->step < 0 || s->step > r->total_steps) st = nb_fail(NB_EINPUT, "%s: step %lld of %lld", info, (long long)s->step, (long long)r->total_steps);
+    if (s->step < 0 || s->step > r->total_steps)
+        st = nb_fail(NB_EINPUT, "%s: step %lld of %lld", info, (long long)s->step, (long long)r->total_steps);
     if (st == NB_OK) st = get_state(r, state);
     if (st == NB_OK && json_is_object(json_object_get(j, "eval"))) s->eval = json_incref(json_object_get(j, "eval"));
 done:

@@ -13,8 +13,11 @@ static nb_status choose(const nb_run *r, nb_evaluation *e) {
     e->chosen_name = want && *want && strcmp(want, "eval_loss") != 0 ? want : "loss";
     const json_t *v = json_object_get(e->metrics, e->chosen_name);
     if (!v)
-        return nb_fail(NB_EINPUT, "metric_for_best_model: \"%s\" is not among the metrics (NAME/loss, NAME/exact_match, ... of the held-out "
-                       "sets)", e->chosen_name);
+        return nb_fail(
+            NB_EINPUT,
+            "metric_for_best_model: \"%s\" is not among the metrics (NAME/loss, NAME/exact_match, ... of the held-out "
+            "sets)",
+            e->chosen_name);
     const char *metric = strrchr(e->chosen_name, '/');
     metric = metric ? metric + 1 : e->chosen_name;
     e->higher_is_better = strcmp(metric, "loss") && strcmp(metric, "perplexity") && strcmp(metric, "bits_per_byte");
@@ -60,8 +63,11 @@ nb_status nb_evaluate_held_out(nb_run *r, nb_evaluation *e) {
         nb_heldout_args a = {.evaluator = &r->evaluator, .set = &r->held_out[i]};
         st = nb_heldout_eval(&h, &a);
         if (st == NB_ENUMERIC)
-            st = nb_fail(NB_ENUMERIC, "%s: the held-out loss is not finite: lower learning_rate or set max_grad_norm; the last checkpoint "
-                         "is good", r->held_out[i].name);
+            st = nb_fail(
+                NB_ENUMERIC,
+                "%s: the held-out loss is not finite: lower learning_rate or set max_grad_norm; the last checkpoint "
+                "is good",
+                r->held_out[i].name);
         if (st == NB_OK) describe(e, &text, &h);
         all += h.loss;
         nb_heldout_result_free(&h);

@@ -37,9 +37,11 @@ static nb_status not_finite(const loop *l, const nb_batch *b, int n, double loss
     for (int i = 0; i < n; i++)
         for (int64_t t = 0; t < b[i].n && docs.n < 200; t++)
             if (b[i].sample[t] != last) nb_text_printf(&docs, "%s%u", docs.n ? ", " : "", last = b[i].sample[t]);
-    nb_status st = nb_fail(NB_ENUMERIC, "step %lld: loss %g, gradient norm %g: nothing was updated. Samples of the step: %s. Lower "
-                           "learning_rate, set max_grad_norm, or look at these rows with `nibble data`; the last checkpoint is good",
-                           (long long)l->s.step + 1, loss, norm, docs.s ? docs.s : "none");
+    nb_status st = nb_fail(
+        NB_ENUMERIC,
+        "step %lld: loss %g, gradient norm %g: nothing was updated. Samples of the step: %s. Lower "
+        "learning_rate, set max_grad_norm, or look at these rows with `nibble data`; the last checkpoint is good",
+        (long long)l->s.step + 1, loss, norm, docs.s ? docs.s : "none");
     nb_text_free(&docs);
     return st;
 }
@@ -74,24 +76,27 @@ static nb_status one_step(loop *l, double *loss, double *norm, double *rate) {
 static nb_status log_step(loop *l, double loss, double norm, double rate) {
     const nb_config *c = l->c;
     double epoch = nb_loader_epoch_of(l->run.loader, l->s.step);
-    NB_TRY(nb_metrics_write(l->metrics, c, json_pack("{s:I, s:f, s:f, s:f, s:f, s:I, s:f, s:I}", "step", (json_int_t)l->s.step, "epoch",
-                                                     epoch, "loss", loss, "learning_rate", rate, "grad_norm", norm, "tokens",
-                                                     (json_int_t)l->s.tokens, "tokens_per_second", l->tps, "peak_memory",
-                                                     (json_int_t)nb_peak_memory())));
+    NB_TRY(nb_metrics_write(l->metrics, c,
+                            json_pack("{s:I, s:f, s:f, s:f, s:f, s:I, s:f, s:I}", "step", (json_int_t)l->s.step,
+                                      "epoch", epoch, "loss", loss, "learning_rate", rate, "grad_norm", norm, "tokens",
+                                      (json_int_t)l->s.tokens, "tokens_per_second", l->tps, "peak_memory",
+                                      (json_int_t)nb_peak_memory())));
     char note[128], left[16];
     snprintf(note, sizeof note, "loss %.4f, lr %.2e, |g| %.3f, %.0f tok/s", loss, rate, norm, l->tps);
     if (nb_stderr_is_tty()) {
         nb_progress_set(&l->bar, (double)l->s.step, note);
     } else if (l->s.step % c->logging_steps == 0 || l->s.step == l->run.total_steps) {
         double done = (double)(l->s.step - l->first_step), todo = (double)(l->run.total_steps - l->s.step);
-        nb_info("step %lld/%lld  epoch %.2f  %s  %s left", (long long)l->s.step, (long long)l->run.total_steps, epoch, note,
-                nb_duration((nb_now() - l->started) / done * todo, left));
+        nb_info("step %lld/%lld  epoch %.2f  %s  %s left", (long long)l->s.step, (long long)l->run.total_steps, epoch,
+                note, nb_duration((nb_now() - l->started) / done * todo, left));
     }
     if (c->loss_watchdog_threshold > 0) {
         l->s.watchdog = loss > c->loss_watchdog_threshold ? l->s.watchdog + 1 : 0;
         if (l->s.watchdog >= c->loss_watchdog_patience)
-            return nb_fail(NB_ENUMERIC, "step %lld: the loss was above loss_watchdog_threshold %g for %lld steps: stopped; the last "
-                           "checkpoint is good", (long long)l->s.step, c->loss_watchdog_threshold, (long long)l->s.watchdog);
+            return nb_fail(NB_ENUMERIC,
+                           "step %lld: the loss was above loss_watchdog_threshold %g for %lld steps: stopped; the last "
+                           "checkpoint is good",
+                           (long long)l->s.step, c->loss_watchdog_threshold, (long long)l->s.watchdog);
     }
     return NB_OK;
 }
@@ -104,7 +109,8 @@ static bool due(const loop *l, int when, int64_t steps, int64_t per_epoch, int64
     if (s == l->run.total_steps) return true;
     if (when == NB_WHEN_STEPS) return steps > 0 && s % steps == 0;
     double k = (double)(per_epoch > 0 ? per_epoch : 1);
-    return floor(nb_loader_epoch_of(l->run.loader, s) * k + 1e-9) > floor(nb_loader_epoch_of(l->run.loader, s - 1) * k + 1e-9);
+    return floor(nb_loader_epoch_of(l->run.loader, s) * k + 1e-9) >
+           floor(nb_loader_epoch_of(l->run.loader, s - 1) * k + 1e-9);
 }
 
 static void forget_eval(loop *l) {
@@ -136,8 +142,8 @@ static nb_status evaluate(loop *l) {
     }
     l->s.bad_evals++;
     if (out_of_patience(l)) {
-        nb_info("stopping early: %s has not improved for %lld evaluations (best %.4f at step %lld)", e.chosen_name, (long long)l->s.bad_evals,
-                l->s.best, (long long)l->s.best_step);
+        nb_info("stopping early: %s has not improved for %lld evaluations (best %.4f at step %lld)", e.chosen_name,
+                (long long)l->s.bad_evals, l->s.best, (long long)l->s.best_step);
         l->stop = true;
     }
     return NB_OK;
@@ -150,8 +156,10 @@ static nb_status save(loop *l) {
 
 static nb_status leave_on_signal(loop *l) {
     NB_TRY(save(l));
-    return nb_fail(NB_EINTERRUPTED, "stopped by %s after step %lld of %lld; saved %s/checkpoint-%lld. Go on with the same command "
-                   "(it resumes by itself)", nb_interrupted() == SIGTERM ? "SIGTERM" : "SIGINT", (long long)l->s.step,
+    return nb_fail(NB_EINTERRUPTED,
+                   "stopped by %s after step %lld of %lld; saved %s/checkpoint-%lld. Go on with the same command "
+                   "(it resumes by itself)",
+                   nb_interrupted() == SIGTERM ? "SIGTERM" : "SIGINT", (long long)l->s.step,
                    (long long)l->run.total_steps, l->c->output_dir, (long long)l->s.step);
 }
 
@@ -161,7 +169,8 @@ static nb_status leave_on_signal(loop *l) {
 static nb_status evaluate_and_save(loop *l) {
     const nb_config *c = l->c;
     int64_t s = l->s.step;
-    if (l->run.data.n_held_out && (l->s.eval_pending || due(l, c->eval_strategy, c->eval_steps, c->evals_per_epoch, s))) {
+    if (l->run.data.n_held_out &&
+        (l->s.eval_pending || due(l, c->eval_strategy, c->eval_steps, c->evals_per_epoch, s))) {
         l->s.eval_pending = true;
         nb_status st = evaluate(l);
         if (st == NB_EINTERRUPTED) return leave_on_signal(l);
@@ -188,20 +197,26 @@ static void greet(const loop *l) {
     const nb_run *r = &l->run;
     const nb_spec *s = &r->base->spec;
     char buf[16], act[16];
-    nb_info("base      %s: %s, %.1f M parameters, %s, computing in %s (%s)", r->base->dir, s->family, (double)nb_spec_parameters(s) / 1e6,
-            r->base->quantized ? "NF4" : nb_format_name(r->base->layer[0].lin[0].w.format), nb_dtype_name(r->dev->compute), r->dev->gemm);
+    nb_info("base      %s: %s, %.1f M parameters, %s, computing in %s (%s)", r->base->dir, s->family,
+            (double)nb_spec_parameters(s) / 1e6,
+            r->base->quantized ? "NF4" : nb_format_name(r->base->layer[0].lin[0].w.format),
+            nb_dtype_name(r->dev->compute), r->dev->gemm);
     if (r->adapter->full) nb_info("training  all weights");
-    else nb_info("training  LoRA r=%lld alpha=%g%s on %d modules: %.2f M parameters (%.2f %%)", (long long)r->adapter->r, r->adapter->alpha,
-                 r->adapter->rslora ? " (rsLoRA)" : "", r->adapter->n_attached, (double)nb_adapter_size(r->adapter) / 1e6,
-                 100.0 * (double)nb_adapter_size(r->adapter) / (double)nb_spec_parameters(s));
-    nb_info("data      %lld rows; %lld steps of %lld x %lld sequences of up to %lld tokens, %.0f %% full", (long long)r->data.n_samples,
-            (long long)r->total_steps, (long long)l->c->gradient_accumulation_steps, (long long)l->c->micro_batch_size,
-            (long long)r->sequence_len, 100 * nb_loader_fill(r->loader));
+    else
+        nb_info("training  LoRA r=%lld alpha=%g%s on %d modules: %.2f M parameters (%.2f %%)", (long long)r->adapter->r,
+                r->adapter->alpha, r->adapter->rslora ? " (rsLoRA)" : "", r->adapter->n_attached,
+                (double)nb_adapter_size(r->adapter) / 1e6,
+                100.0 * (double)nb_adapter_size(r->adapter) / (double)nb_spec_parameters(s));
+    nb_info("data      %lld rows; %lld steps of %lld x %lld sequences of up to %lld tokens, %.0f %% full",
+            (long long)r->data.n_samples, (long long)r->total_steps, (long long)l->c->gradient_accumulation_steps,
+            (long long)l->c->micro_batch_size, (long long)r->sequence_len, 100 * nb_loader_fill(r->loader));
     nb_memory_plan m = nb_run_memory(r);
-    nb_info("memory    %s planned, %s of it activations", nb_bytes((double)m.total, buf), nb_bytes((double)r->arena.bytes, act));
+    nb_info("memory    %s planned, %s of it activations", nb_bytes((double)m.total, buf),
+            nb_bytes((double)r->arena.bytes, act));
 }
 
-/* The final weights go to adapter/ (model/ with adapter: full): the last ones, or the best with load_best_model_at_end. */
+/* The final weights go to adapter/ (model/ with adapter: full): the last ones, or the best with
+ * load_best_model_at_end. */
 static nb_status finish(loop *l) {
     nb_run *r = &l->run;
     const char *name = r->adapter->full ? "model" : "adapter";
@@ -209,11 +224,14 @@ static nb_status finish(loop *l) {
     nb_status st = NB_OK;
     if (l->c->load_best_model_at_end && l->s.best_step && l->s.best_step != l->s.step && nb_is_dir(best)) {
         st = nb_output_copy_model(l->c, "best", name);
-        nb_info("the best step was %lld: %s/%s is a copy of %s", (long long)l->s.best_step, l->c->output_dir, name, best);
+        nb_info("the best step was %lld: %s/%s is a copy of %s", (long long)l->s.best_step, l->c->output_dir, name,
+                best);
     } else {
         st = nb_output_save_model(r, name, l->s.step, l->s.eval);
     }
-    if (st == NB_OK) nb_info("done      %lld steps in %s; %s/%s", (long long)l->s.step, nb_duration(nb_now() - l->started, took), l->c->output_dir, name);
+    if (st == NB_OK)
+        nb_info("done      %lld steps in %s; %s/%s", (long long)l->s.step, nb_duration(nb_now() - l->started, took),
+                l->c->output_dir, name);
     free(best);
     return st;
 }

@@ -24,7 +24,8 @@ void nb_optimizer_begin(nb_optimizer *o) {
 nb_status nb_optimizer_norm(nb_optimizer *o, double *norm) {
     nb_adapter *a = o->adapter;
     for (int i = 0; i < a->n_params; i++)
-        if (!a->params[i].grad_written) NB_TRY(a->dev->k->fill(a->dev, a->params[i].grad, 0, nb_tensor_size(&a->params[i])));
+        if (!a->params[i].grad_written)
+            NB_TRY(a->dev->k->fill(a->dev, a->params[i].grad, 0, nb_tensor_size(&a->params[i])));
     double sum;
     NB_TRY(a->dev->k->sum_squares(a->dev, &sum, a->grad, a->n));
     *norm = sqrt(sum);
@@ -41,8 +42,9 @@ nb_status nb_optimizer_update(nb_optimizer *o, int64_t step, double rate, double
         int j = i + 1;
         while (j < a->n_params && (a->params[j].n_dims > 1) == decays) j++;
         int64_t at = a->params[i].data - a->data, end = j < a->n_params ? a->params[j].data - a->data : a->n;
-        NB_TRY(a->dev->k->adamw(a->dev, a->data + at, o->m + at, o->v + at, a->grad + at, end - at, (float)rate, (float)o->beta1,
-                                (float)o->beta2, (float)o->epsilon, decays ? (float)o->weight_decay : 0, step, (float)clip));
+        NB_TRY(a->dev->k->adamw(a->dev, a->data + at, o->m + at, o->v + at, a->grad + at, end - at, (float)rate,
+                                (float)o->beta1, (float)o->beta2, (float)o->epsilon,
+                                decays ? (float)o->weight_decay : 0, step, (float)clip));
         i = j;
     }
     return NB_OK;

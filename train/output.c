@@ -68,7 +68,8 @@ static nb_status can_write(const char *dir) {
     nb_status st = NB_OK;
     if (!nb_is_dir(path)) st = nb_fail(NB_EIO, "output_dir %s: %s is not a folder", dir, path);
     else if (access(path, W_OK | X_OK) < 0)
-        st = nb_fail(NB_EIO, "output_dir %s: %s cannot be written to (%s): choose another output_dir", dir, path, strerror(errno));
+        st = nb_fail(NB_EIO, "output_dir %s: %s cannot be written to (%s): choose another output_dir", dir, path,
+                     strerror(errno));
     free(path);
     return st;
 }
@@ -84,7 +85,8 @@ static nb_status resume_dir(const nb_config *c, const char *dir, char **resume_f
         bool holds_others = newest != NULL;
         free(newest);
         if (holds_others)
-            return nb_fail(NB_EINPUT, "%s holds checkpoints of its own, and %s is not one of them: use another output_dir",
+            return nb_fail(NB_EINPUT,
+                           "%s holds checkpoints of its own, and %s is not one of them: use another output_dir",
                            c->output_dir, dir);
     }
     *resume_from = nb_strdup(dir);
@@ -97,19 +99,25 @@ nb_status nb_output_prepare(const nb_config *c, const char *resume, bool overwri
     if (overwrite && resume && strcmp(resume, "none") != 0)
         return nb_fail(NB_EINPUT, "--overwrite starts anew and --resume %s goes on: keep one of the two", resume);
     if (overwrite) return NB_OK;
-    if (!resume) resume = c->auto_resume_from_checkpoints && c->resume_from_checkpoint ? c->resume_from_checkpoint : "none";
+    if (!resume)
+        resume = c->auto_resume_from_checkpoints && c->resume_from_checkpoint ? c->resume_from_checkpoint : "none";
     bool fresh = !strcmp(resume, "none");
     if (!fresh && strcmp(resume, "auto") != 0) return resume_dir(c, resume, resume_from);
     NB_TRY(nb_checkpoint_find(c->output_dir, resume_from));
     if (*resume_from && fresh) {
-        nb_status st = nb_fail(NB_EINPUT, "%s holds checkpoints (%s) and resuming is off: use --overwrite to start anew, --resume auto to "
-                               "go on, or another output_dir", c->output_dir, nb_path_base(*resume_from));
+        nb_status st =
+            nb_fail(NB_EINPUT,
+                    "%s holds checkpoints (%s) and resuming is off: use --overwrite to start anew, --resume auto to "
+                    "go on, or another output_dir",
+                    c->output_dir, nb_path_base(*resume_from));
         free(*resume_from);
         *resume_from = NULL;
         return st;
     }
     if (!*resume_from && (holds(c, "adapter") || holds(c, "model")))
-        return nb_fail(NB_EINPUT, "%s holds the result of an earlier run: use --overwrite to start anew, or another output_dir", c->output_dir);
+        return nb_fail(NB_EINPUT,
+                       "%s holds the result of an earlier run: use --overwrite to start anew, or another output_dir",
+                       c->output_dir);
     return NB_OK;
 }
 
@@ -139,8 +147,8 @@ nb_status nb_output_space(const nb_run *r) {
     NB_TRY(nb_free_space(r->config->output_dir, &room));
     if (room >= need) return NB_OK;
     char have[16], want[16];
-    return nb_fail(NB_EIO, "%s: %s free, checkpoints need about %s: free some space or choose another output_dir", r->config->output_dir,
-                   nb_bytes((double)room, have), nb_bytes((double)need, want));
+    return nb_fail(NB_EIO, "%s: %s free, checkpoints need about %s: free some space or choose another output_dir",
+                   r->config->output_dir, nb_bytes((double)room, have), nb_bytes((double)need, want));
 }
 
 /* ---- metrics ---- */
@@ -163,7 +171,8 @@ static nb_status cut_back(const char *path, const nb_train_state *s) {
     size_t size;
     nb_text kept = {0};
     NB_TRY(nb_file_read(path, &text, &size));
-    for (char *line = text, *end; line < text + size && (end = memchr(line, '\n', (size_t)(text + size - line))); line = end + 1)
+    for (char *line = text, *end; line < text + size && (end = memchr(line, '\n', (size_t)(text + size - line)));
+         line = end + 1)
         if (is_known(line, (size_t)(end - line), s)) nb_text_add(&kept, line, (size_t)(end - line) + 1);
     nb_status st = nb_file_write(path, kept.s ? kept.s : "", kept.n);
     nb_text_free(&kept);
@@ -206,7 +215,8 @@ nb_status nb_output_save_model(const nb_run *r, const char *name, int64_t step, 
 }
 
 nb_status nb_output_copy_model(const nb_config *c, const char *from, const char *to) {
-    char *src = nb_path_join(c->output_dir, from), *dst = nb_path_join(c->output_dir, to), *tmp = nb_asprintf("%s.tmp", dst);
+    char *src = nb_path_join(c->output_dir, from), *dst = nb_path_join(c->output_dir, to),
+         *tmp = nb_asprintf("%s.tmp", dst);
     char **names = NULL;
     int n = 0;
     nb_status st;

@@ -27,9 +27,10 @@ static nb_status add_token(nb_run *r, const char *role, const char *token) {
     if (known) return NB_OK;
     int32_t id = nb_tokenizer_token_id(r->tokenizer, token);
     if (id >= r->base->spec.vocab)
-        return nb_fail(NB_EUNSUPPORTED, "%s: token \"%s\" would need row %d of the embedding, which has %lld and none to spare: "
-                       "use a token the tokenizer already has", r->config->file ? r->config->file : "config", token, id,
-                       (long long)r->base->spec.vocab);
+        return nb_fail(NB_EUNSUPPORTED,
+                       "%s: token \"%s\" would need row %d of the embedding, which has %lld and none to spare: "
+                       "use a token the tokenizer already has",
+                       r->config->file ? r->config->file : "config", token, id, (long long)r->base->spec.vocab);
     r->added_tokens = nb_realloc(r->added_tokens, (size_t)r->n_added_tokens + 1, sizeof *r->added_tokens);
     r->added_tokens[r->n_added_tokens++] = id;
     return NB_OK;
@@ -45,8 +46,11 @@ static nb_status open_tokenizer(nb_run *r) {
     for (int i = 0; i < c->tokens.n; i++) NB_TRY(add_token(r, NULL, c->tokens.v[i]));
     if (r->n_added_tokens) qsort(r->added_tokens, (size_t)r->n_added_tokens, sizeof *r->added_tokens, by_id);
     if (nb_tokenizer_vocab_size(r->tokenizer) > r->base->spec.vocab)
-        return nb_fail(NB_EINPUT, "%s: the tokenizer has %d tokens, the model's embedding only %lld rows: they do not belong together",
-                       c->tokenizer ? c->tokenizer : r->base->dir, nb_tokenizer_vocab_size(r->tokenizer), (long long)r->base->spec.vocab);
+        return nb_fail(
+            NB_EINPUT,
+            "%s: the tokenizer has %d tokens, the model's embedding only %lld rows: they do not belong together",
+            c->tokenizer ? c->tokenizer : r->base->dir, nb_tokenizer_vocab_size(r->tokenizer),
+            (long long)r->base->spec.vocab);
     return NB_OK;
 }
 
@@ -55,17 +59,20 @@ nb_status nb_run_open_model(nb_run *r, nb_config *c) {
     nb_threads_set((int)c->threads);
     NB_TRY(nb_dev_open(&r->dev, "cpu", compute_dtype(c)));
     double start = nb_now();
-    nb_base_options o = {.load_in_4bit = c->load_in_4bit, .double_quant = c->bnb_4bit_use_double_quant, .quantized_cache = c->quantized_cache,
-                         .reinit = c->reinit_weights, .seed = (uint64_t)c->seed, .keep_f32 = c->reinit_weights && c->adapter == NB_ADAPTER_FULL};
+    nb_base_options o = {.load_in_4bit = c->load_in_4bit, .double_quant = c->bnb_4bit_use_double_quant,
+                         .quantized_cache = c->quantized_cache, .reinit = c->reinit_weights, .seed = (uint64_t)c->seed,
+                         .keep_f32 = c->reinit_weights && c->adapter == NB_ADAPTER_FULL};
     NB_TRY(nb_base_load(&r->base, c->base_model, &o));
     r->t_base = nb_now() - start;
     if (c->base_model_sha256 && strcmp(c->base_model_sha256, r->base->sha256) != 0)
-        return nb_fail(NB_EINPUT, "%s: sha256 is %s, base_model_sha256 wants %s", c->base_model, r->base->sha256, c->base_model_sha256);
+        return nb_fail(NB_EINPUT, "%s: sha256 is %s, base_model_sha256 wants %s", c->base_model, r->base->sha256,
+                       c->base_model_sha256);
     NB_TRY(open_tokenizer(r));
     int64_t context = r->base->spec.context;
     r->sequence_len = c->sequence_len ? c->sequence_len : context < 2048 ? context : 2048;
     if (r->sequence_len > context)
-        nb_warn("sequence_len %lld is beyond the %lld positions the model was trained with", (long long)r->sequence_len, (long long)context);
+        nb_warn("sequence_len %lld is beyond the %lld positions the model was trained with", (long long)r->sequence_len,
+                (long long)context);
     return nb_model_open(&r->model, r->base, r->dev, r->sequence_len > context ? r->sequence_len : context);
 }
 
@@ -73,19 +80,26 @@ nb_status nb_run_open_adapter(nb_run *r) {
     nb_config *c = r->config;
     if (c->adapter == NB_ADAPTER_FULL) {
         if (r->n_added_tokens == 0 || c->reinit_weights) NB_TRY(nb_adapter_new_full(&r->adapter, r->model));
-        else return nb_fail(NB_EUNSUPPORTED, "adapter: full trains every embedding row; give added tokens to the base first");
+        else
+            return nb_fail(NB_EUNSUPPORTED,
+                           "adapter: full trains every embedding row; give added tokens to the base first");
     } else if (c->lora_model_dir) {
         NB_TRY(nb_adapter_load(&r->adapter, r->model, c->lora_model_dir, true));
         r->adapter->dropout = c->lora_dropout;
         nb_adapter_enable(r->adapter, true);
     } else {
-        bool all = c->lora_target_linear || (c->lora_target_modules.n == 1 && !strcmp(c->lora_target_modules.v[0], "all-linear"));
-        nb_lora_options o = {.r = c->lora_r, .alpha = c->lora_alpha, .dropout = c->lora_dropout, .rslora = c->peft_use_rslora,
+        bool all = c->lora_target_linear ||
+                   (c->lora_target_modules.n == 1 && !strcmp(c->lora_target_modules.v[0], "all-linear"));
+        nb_lora_options o = {.r = c->lora_r, .alpha = c->lora_alpha, .dropout = c->lora_dropout,
+                             .rslora = c->peft_use_rslora,
                              .layers = c->peft_layers_to_transform.n ? c->peft_layers_to_transform.v : NULL,
-                             .n_layers = c->peft_layers_to_transform.n, .token_ids = r->added_tokens,
-                             .n_token_ids = r->n_added_tokens, .seed = (uint64_t)c->seed};
+                             .n_layers = c->peft_layers_to_transform.n,
+                             .token_ids = r->added_tokens,
+                             .n_token_ids = r->n_added_tokens,
+                             .seed = (uint64_t)c->seed};
         if (!all && c->lora_target_modules.scalar) o.pattern = c->lora_target_modules.v[0];
-        else if (!all) o.targets = (const char *const *)c->lora_target_modules.v, o.n_targets = c->lora_target_modules.n;
+        else if (!all)
+            o.targets = (const char *const *)c->lora_target_modules.v, o.n_targets = c->lora_target_modules.n;
         NB_TRY(nb_adapter_new(&r->adapter, r->model, &o));
     }
     NB_TRY(nb_optimizer_open(&r->optimizer, r->adapter));
@@ -100,8 +114,9 @@ nb_status nb_run_open_data(nb_run *r) {
     double start = nb_now();
     NB_TRY(nb_data_open(&r->data, c, r->tokenizer, r->sequence_len));
     nb_loader_options o = {.sequence_len = r->sequence_len, .micro_batch_size = c->micro_batch_size,
-                           .accumulation = c->gradient_accumulation_steps, .packing = c->sample_packing, .shuffle = true,
-                           .epochs = c->num_epochs, .max_steps = c->max_steps, .seed = (uint64_t)c->seed};
+                           .accumulation = c->gradient_accumulation_steps, .packing = c->sample_packing,
+                           .shuffle = true, .epochs = c->num_epochs, .max_steps = c->max_steps,
+                           .seed = (uint64_t)c->seed};
     NB_TRY(nb_loader_open(&r->loader, &r->data, &o));
     r->total_steps = nb_loader_steps(r->loader);
     r->t_data = nb_now() - start;
@@ -117,9 +132,11 @@ static nb_status does_it_fit(const nb_run *r) {
     size_t limit = r->config->memory_limit ? r->config->memory_limit : nb_cpu_get()->memory;
     if (m.total <= limit) return NB_OK;
     char need[16], have[16];
-    return nb_fail(NB_ENOMEM, "this run needs %s, %s: %s. Use gradient_checkpointing: true, a smaller micro_batch_size or "
-                   "sequence_len (`nibble plan` shows what fits)", nb_bytes((double)m.total, need),
-                   r->config->memory_limit ? "memory_limit allows" : "the machine has", nb_bytes((double)limit, have));
+    return nb_fail(NB_ENOMEM,
+                   "this run needs %s, %s: %s. Use gradient_checkpointing: true, a smaller micro_batch_size or "
+                   "sequence_len (`nibble plan` shows what fits)",
+                   nb_bytes((double)m.total, need), r->config->memory_limit ? "memory_limit allows" : "the machine has",
+                   nb_bytes((double)limit, have));
 }
 
 /* The generator of an evaluation stops where a chat would: at the tokenizer's end tokens, the template's end of turn,
@@ -132,10 +149,12 @@ static nb_status open_evaluator(nb_run *r) {
     int32_t *stop = nb_stop_ids(r->tokenizer, r->chat, &n);
     stop = nb_realloc(stop, (size_t)(n + c->eot_tokens.n) + 1, sizeof *stop);
     for (int i = 0; i < c->eot_tokens.n; i++)
-        if (nb_tokenizer_token_id(r->tokenizer, c->eot_tokens.v[i]) >= 0) stop[n++] = nb_tokenizer_token_id(r->tokenizer, c->eot_tokens.v[i]);
+        if (nb_tokenizer_token_id(r->tokenizer, c->eot_tokens.v[i]) >= 0)
+            stop[n++] = nb_tokenizer_token_id(r->tokenizer, c->eot_tokens.v[i]);
     nb_evaluator_options o = {.batch_tokens = r->sequence_len * c->eval_batch_size, .stop_ids = stop, .n_stop_ids = n};
     nb_status st = nb_heldout_sets_open(&r->held_out, &r->data, c);
-    if (st == NB_OK) st = nb_evaluator_open(&r->evaluator, r->model, &r->arena, r->tokenizer, r->held_out, r->data.n_held_out, &o);
+    if (st == NB_OK)
+        st = nb_evaluator_open(&r->evaluator, r->model, &r->arena, r->tokenizer, r->held_out, r->data.n_held_out, &o);
     free(stop);
     return st;
 }
@@ -147,9 +166,11 @@ nb_status nb_run_open_runners(nb_run *r) {
     NB_TRY(nb_run_plan_tokens(r, tokens, c->gradient_checkpointing, &activations));
     if (c->memory_limit && activations > c->memory_limit) {
         char need[16], have[16];
-        return nb_fail(NB_ENOMEM, "activations of %lld tokens need %s, memory_limit allows %s: use gradient_checkpointing: true or "
-                       "fewer tokens (`nibble plan` shows what fits)", (long long)tokens, nb_bytes((double)activations, need),
-                       nb_bytes((double)c->memory_limit, have));
+        return nb_fail(
+            NB_ENOMEM,
+            "activations of %lld tokens need %s, memory_limit allows %s: use gradient_checkpointing: true or "
+            "fewer tokens (`nibble plan` shows what fits)",
+            (long long)tokens, nb_bytes((double)activations, need), nb_bytes((double)c->memory_limit, have));
     }
     NB_TRY(nb_runner_open_loss(&r->train, r->model, &r->arena, tokens, true, policy_of(c)));
     r->train->tape->seed = (uint64_t)c->seed;
@@ -206,13 +227,23 @@ nb_memory_plan nb_run_memory(const nb_run *r) {
 }
 
 void nb_memory_plan_text(const nb_memory_plan *m, nb_text *out) {
-    const struct { const char *name; size_t bytes; } rows[] = {
-        {"frozen base", m->base}, {"trained weights", m->adapter}, {"their gradients", m->gradients}, {"optimizer state", m->optimizer},
-        {"activations, training", m->activations_train}, {"evaluation", m->evaluation},
-        {"kernel scratch", m->scratch}, {"position tables", m->tables}, {"in all", m->total},
+    const struct {
+        const char *name;
+        size_t bytes;
+    } rows[] = {
+        {"frozen base", m->base},
+        {"trained weights", m->adapter},
+        {"their gradients", m->gradients},
+        {"optimizer state", m->optimizer},
+        {"activations, training", m->activations_train},
+        {"evaluation", m->evaluation},
+        {"kernel scratch", m->scratch},
+        {"position tables", m->tables},
+        {"in all", m->total},
     };
     char buf[16];
-    for (int i = 0; i < NB_LEN(rows); i++) nb_text_printf(out, "  %-26s %12s\n", rows[i].name, nb_bytes((double)rows[i].bytes, buf));
+    for (int i = 0; i < NB_LEN(rows); i++)
+        nb_text_printf(out, "  %-26s %12s\n", rows[i].name, nb_bytes((double)rows[i].bytes, buf));
 }
 
 /* ---- manifest ---- */
