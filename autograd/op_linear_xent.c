@@ -30,8 +30,15 @@ static nb_status shape(nb_tape *t, nb_node *n) {
     return NB_OK;
 }
 
+/* Scratch for the columns of replaced rows. Taken once, not in every round: how many rounds there are depends on the
+ * batch, and the buffers of a run must be those of the plan, one for one. */
+static nb_status column_scratch(nb_tape *t, const nb_node *n, int64_t step, float **out) {
+    *out = NULL;
+    return n->in[2] ? nb_scratch(t, out, step * NB_ATTR(n, nb_linear_xent_attr)->n_rows) : NB_OK;
+}
+
 /* logits[m,V] of rows first..first+m, with replaced columns put in; xg[m,C] receives the rows of x. */
-static nb_status make_logits(nb_tape *t, nb_node *n, float *logits, float *xg, int64_t first, int64_t m) {
+static nb_status make_logits(nb_tape *t, nb_node *n, float *logits, float *xg, float *columns, int64_t first, int64_t m) {
     const nb_linear_xent_attr *a = NB_ATTR(n, nb_linear_xent_attr);
     const nb_kernels *k = t->dev->k;
     const nb_tensor *w = n->in[1], *rows = n->in[2];
@@ -40,24 +47,18 @@ static nb_status make_logits(nb_tape *t, nb_node *n, float *logits, float *xg, i
     if (w) NB_TRY(k->gemm(t->dev, logits, V, xg, C, false, w->data, C, true, m, V, C, 1, 0));
     else NB_TRY(k->weight_fwd(t->dev, logits, xg, a->w, m, 0));
     if (!rows) return NB_OK;
-    float *columns;
-    NB_TRY(nb_scratch(t, &columns, m * a->n_rows));
     NB_TRY(k->gemm(t->dev, columns, a->n_rows, xg, C, false, rows->data, C, true, m, a->n_rows, C, 1, 0));
     return k->put_columns(t->dev, logits, columns, a->row_ids, m, V, a->n_rows);
 }
 
 /* dx[m,C] = dlogits W (replaced columns through their own rows), and gradients of W and rows where trained. */
-static nb_status through_head(nb_tape *t, nb_node *n, float *dx, float *dlogits, const float *xg, int64_t m,
+static nb_status through_head(nb_tape *t, nb_node *n, float *dx, float *dlogits, const float *xg, float *columns, int64_t m,
                               float beta_w, float beta_rows) {
     const nb_linear_xent_attr *a = NB_ATTR(n, nb_linear_xent_attr);
     const nb_kernels *k = t->dev->k;
     const nb_tensor *w = n->in[1], *rows = n->in[2];
     int64_t C = n->in[0]->d[1], V = vocab_of(n);
-    float *columns = NULL;
-    if (rows) {
-        NB_TRY(nb_scratch(t, &columns, m * a->n_rows));
-        NB_TRY(k->take_columns(t->dev, columns, dlogits, a->row_ids, m, V, a->n_rows));
-    }
+    if (rows) NB_TRY(k->take_columns(t->dev, columns, dlogits, a->row_ids, m, V, a->n_rows));
     if (w) NB_TRY(k->gemm(t->dev, dx, C, dlogits, V, false, w->data, C, false, m, C, V, 1, 0));
     else NB_TRY(k->weight_bwd(t->dev, dx, dlogits, a->w, m, 0));
     if (head_trained(n)) NB_TRY(k->gemm(t->dev, w->grad, C, dlogits, V, true, xg, C, false, V, C, m, 1, beta_w));
@@ -70,15 +71,16 @@ static nb_status through_head(nb_tape *t, nb_node *n, float *dx, float *dlogits,
 static nb_status forward(nb_tape *t, nb_node *n) {
     const nb_linear_xent_attr *a = NB_ATTR(n, nb_linear_xent_attr);
     int64_t C = n->in[0]->d[1], V = vocab_of(n), step = chunk_rows(V, a->n);
-    float *logits, *xg, *dx = n->n_saved ? n->saved[0]->data : NULL;
+    float *logits, *xg, *columns, *dx = n->n_saved ? n->saved[0]->data : NULL;
     NB_TRY(nb_scratch(t, &logits, step * V));
     NB_TRY(nb_scratch(t, &xg, step * C));
+    NB_TRY(column_scratch(t, n, step, &columns));
     for (int64_t i = 0; i < a->n; i += step) {
         int64_t m = a->n - i < step ? a->n - i : step;
-        NB_TRY(make_logits(t, n, logits, xg, i, m));
-        NB_TRY(t->dev->k->xent(t->dev, n->out[0]->data + i, NULL, a->argmax ? a->argmax + i : NULL, logits,
-                               a->targets + i, m, V, dx != NULL, a->softcap));
-        if (dx) NB_TRY(through_head(t, n, dx + i * C, logits, xg, m, 0, 0));
+        NB_TRY(make_logits(t, n, logits, xg, columns, i, m));
+        NB_TRY(t->dev->k->xent(t->dev, n->out[0]->data + i, NULL, a->argmax ? a->argmax + i : NULL, logits, a->targets + i, m, V,
+                               dx != NULL, a->softcap));
+        if (dx) NB_TRY(through_head(t, n, dx + i * C, logits, xg, columns, m, 0, 0));
     }
     return NB_OK;
 }
@@ -91,17 +93,18 @@ static nb_status backward(nb_tape *t, nb_node *n) {
     const float *dloss = n->out[0]->grad;
     if (x->needs_grad && n->beta[0] == 0) NB_TRY(k->fill(t->dev, x->grad, 0, nb_tensor_size(x)));
     if (n->n_saved) return k->scatter_rows(t->dev, x->grad, n->saved[0]->data, a->rows, dloss, a->n, C, 1);
-    float *logits, *xg, *dx, *loss;
+    float *logits, *xg, *columns, *dx, *loss;
     NB_TRY(nb_scratch(t, &logits, step * V));
     NB_TRY(nb_scratch(t, &xg, step * C));
     NB_TRY(nb_scratch(t, &dx, step * C));
     NB_TRY(nb_scratch(t, &loss, step));
+    NB_TRY(column_scratch(t, n, step, &columns));
     for (int64_t i = 0; i < a->n; i += step) {
         int64_t m = a->n - i < step ? a->n - i : step;
-        NB_TRY(make_logits(t, n, logits, xg, i, m));
+        NB_TRY(make_logits(t, n, logits, xg, columns, i, m));
         NB_TRY(k->xent(t->dev, loss, NULL, NULL, logits, a->targets + i, m, V, true, a->softcap));
         NB_TRY(k->scale_rows(t->dev, logits, logits, dloss + i, m, V, 0));
-        NB_TRY(through_head(t, n, dx, logits, xg, m, i ? 1 : n->beta[1], i ? 1 : n->beta[2]));
+        NB_TRY(through_head(t, n, dx, logits, xg, columns, m, i ? 1 : n->beta[1], i ? 1 : n->beta[2]));
         if (x->needs_grad) NB_TRY(k->scatter_rows(t->dev, x->grad, dx, a->rows + i, NULL, m, C, 1));
     }
     return NB_OK;
