@@ -5,6 +5,7 @@
 #include <jansson.h>
 #include <stdbool.h>
 
+#include "data/tokenizer.h"
 #include "model/transformer.h"
 
 typedef struct nb_lora_options {
@@ -60,10 +61,16 @@ int64_t nb_adapter_size(const nb_adapter *a); /* trained parameters */
 void nb_adapter_enable(nb_adapter *a, bool on);
 
 /* DIR gets adapter_model.safetensors (f32, names sorted), adapter_config.json, README.md (model card) and
- * nibble_manifest.json; written beside and renamed, so DIR is whole or absent. manifest is borrowed. */
-nb_status nb_adapter_save(const nb_adapter *a, const char *dir, const json_t *manifest);
-/* adapter: full: a Hugging Face folder in the base's dtype (config.json and tokenizer files copied). */
-nb_status nb_adapter_save_full(const nb_adapter *a, const char *dir, nb_dtype dtype);
+ * nibble_manifest.json, and the tokenizer's files where one is given (it is not the base's own); written beside and
+ * renamed, so DIR is whole or absent. manifest is borrowed. */
+nb_status nb_adapter_save(const nb_adapter *a, const char *dir, const json_t *manifest, const nb_tokenizer *own);
+/* adapter: full: a Hugging Face folder in the base's dtype (config.json and tokenizer files copied; `own` as above). */
+nb_status nb_adapter_save_full(const nb_adapter *a, const char *dir, nb_dtype dtype, const nb_tokenizer *own);
+/* How many rows the adapter's added tokens need beyond a vocabulary of `vocab`: what nb_base_extend is to add before the
+ * model is opened. 0 for most. */
+nb_status nb_adapter_rows_beyond(const char *dir, int64_t vocab, int64_t *n);
+/* Does the adapter's folder hold a tokenizer (tokens were added, or it was trained with another than the base's)? */
+bool nb_adapter_has_tokenizer(const char *dir);
 /* nibble_manifest.json of an adapter folder; NULL (and NB_OK) when there is none. */
 nb_status nb_adapter_manifest(const char *dir, json_t **manifest);
 

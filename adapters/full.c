@@ -126,7 +126,7 @@ static nb_status put_param(const nb_adapter *a, nb_st_writer *w, const nb_tensor
     return st;
 }
 
-nb_status nb_adapter_save_full(const nb_adapter *a, const char *dir, nb_dtype dtype) {
+nb_status nb_adapter_save_full(const nb_adapter *a, const char *dir, nb_dtype dtype, const nb_tokenizer *own) {
     char *tmp = nb_asprintf("%s.tmp", dir), *path = nb_path_join(tmp, "model.safetensors");
     json_t *meta = json_pack("{s:s}", "format", "pt");
     nb_st_writer *w = NULL;
@@ -134,6 +134,7 @@ nb_status nb_adapter_save_full(const nb_adapter *a, const char *dir, nb_dtype dt
     NB_GO(st, nb_remove_tree(tmp), done);
     NB_GO(st, nb_mkdirs(tmp), done);
     NB_GO(st, nb_copy_model_files(a->model->base->dir, tmp), done);
+    if (own) NB_GO(st, nb_put_vocabulary(a->model->spec, own, tmp), done);
     NB_GO(st, nb_st_write_begin(&w, path, meta), done);
     for (int i = 0; i < a->n_params && st == NB_OK; i++)
         st = nb_st_write_declare(w, a->params[i].name, dtype, a->params[i].n_dims, a->params[i].d);

@@ -72,40 +72,45 @@ static nb_status merge_linear(merger *m, const nb_st_tensor *t, const struct nb_
     return st;
 }
 
-/* Embedding or untied head with the adapter's token rows put in. */
-static const nb_tensor *replaced_rows(const merger *m, const char *tensor) {
+/* Embedding or untied head with the adapter's token rows put in; *source has those of a vocabulary that grew. */
+static const nb_tensor *replaced_rows(const merger *m, const char *tensor, const nb_weight **source) {
     const nb_spec *spec = m->s->model->spec;
     const nb_token_rows *rows = &m->s->adapter->rows;
-    char *embed = nb_asprintf("%s.weight", nb_spec_embed_name(spec)),
-         *head = nb_asprintf("%s.weight", nb_spec_head_name(spec));
-    const nb_tensor *t = !rows->n                 ? NULL
-                         : !strcmp(tensor, embed) ? rows->embed
-                         : !strcmp(tensor, head)  ? rows->head
-                                                  : NULL;
+    char *embed = nb_asprintf("%s.weight", nb_spec_embed_name(spec)), *head = nb_asprintf("%s.weight", nb_spec_head_name(spec));
+    const nb_tensor *t = !rows->n ? NULL : !strcmp(tensor, embed) ? rows->embed : !strcmp(tensor, head) ? rows->head : NULL;
+    *source = !strcmp(tensor, head) ? &m->s->base->head.w : &m->s->base->embed;
     free(embed), free(head);
     return t;
+}
+
+/* Rows a matrix of the base has in the merged folder: an embedding may have more. */
+static int64_t merged_rows(const merger *m, const nb_st_tensor *t) {
+    const nb_weight *source;
+    return t->n_dims == 2 && replaced_rows(m, t->name, &source) ? source->rows : t->d[0];
 }
 
 static nb_status put_tensor(merger *m, nb_st_writer *w, const nb_st_tensor *t) {
     const struct nb_attached *at = adapted(m->s->adapter, t->name);
     const nb_base_linear *four = m->roundtrip ? quantized(m->s->base, t->name) : NULL;
-    const nb_tensor *rows = replaced_rows(m, t->name);
+    const nb_weight *source;
+    const nb_tensor *rows = replaced_rows(m, t->name, &source);
     if (!at && !four && !rows) return nb_st_write_data(w, t->name, t->data, t->bytes);
     if (t->dtype != NB_F32 && t->dtype != NB_BF16 && t->dtype != NB_F16)
         return nb_fail(NB_EUNSUPPORTED, "%s is stored as %s: only float weights can be merged into", t->name,
                        nb_dtype_name(t->dtype));
     void *out;
-    NB_TRY(nb_big_alloc(&out, t->bytes, t->name));
+    size_t bytes = rows ? (size_t)nb_weight_bytes(source) : t->bytes;
+    NB_TRY(nb_big_alloc(&out, bytes, t->name));
     nb_status st = NB_OK;
     if (at || four) {
         st = merge_linear(m, t, at, four ? &four->w : NULL, out);
     } else {
-        memcpy(out, t->data, t->bytes);
+        memcpy(out, source->data, bytes);
         for (int64_t i = 0; i < m->s->adapter->rows.n; i++)
             store(out, t->dtype, m->s->adapter->rows.ids[i] * rows->d[1], rows->data + i * rows->d[1], rows->d[1]);
     }
-    if (st == NB_OK) st = nb_st_write_data(w, t->name, out, t->bytes);
-    nb_big_free(out, t->bytes);
+    if (st == NB_OK) st = nb_st_write_data(w, t->name, out, bytes);
+    nb_big_free(out, bytes);
     return st;
 }
 
@@ -119,10 +124,14 @@ static nb_status write_shard(merger *m, const nb_st *base, int shard, const char
     json_decref(meta);
     free(path);
     if (st != NB_OK) return st;
-    for (int i = 0; i < base->n_tensors && st == NB_OK; i++)
-        if (base->tensors[i].shard == shard)
-            st = nb_st_write_declare(w, base->tensors[i].name, base->tensors[i].dtype, base->tensors[i].n_dims,
-                                     base->tensors[i].d);
+    for (int i = 0; i < base->n_tensors && st == NB_OK; i++) {
+        const nb_st_tensor *t = &base->tensors[i];
+        if (t->shard != shard) continue;
+        int64_t d[8];
+        memcpy(d, t->d, sizeof d);
+        d[0] = merged_rows(m, t);
+        st = nb_st_write_declare(w, t->name, t->dtype, t->n_dims, d);
+    }
     for (int i = 0; i < base->n_tensors && st == NB_OK; i++) {
         if (base->tensors[i].shard != shard) continue;
         st = put_tensor(m, w, &base->tensors[i]);
@@ -157,6 +166,32 @@ static nb_status check_out(const char *out, uint64_t need) {
     return NB_OK;
 }
 
+/* The index names the shards as they were; the size it tells is the merged folder's. */
+static nb_status write_index(const merger *m, const nb_st *base, const char *from, const char *to) {
+    json_t *root;
+    json_int_t total = 0;
+    NB_TRY(nb_json_load(from, &root));
+    for (int i = 0; i < base->n_tensors; i++) {
+        const nb_st_tensor *t = &base->tensors[i];
+        total += t->n_dims && t->d[0] ? (json_int_t)t->bytes / t->d[0] * merged_rows(m, t) : (json_int_t)t->bytes;
+    }
+    json_t *meta = json_object_get(root, "metadata");
+    if (json_is_object(meta)) json_object_set_new(meta, "total_size", json_integer(total));
+    nb_status st = nb_json_save(to, root);
+    json_decref(root);
+    return st;
+}
+
+/* A template that the configuration named and the tokenizer does not bring. */
+static nb_status write_template(const nb_session *s, const char *dir) {
+    const char *jinja = s->chat && !nb_tokenizer_chat_template(s->tokenizer) ? nb_chat_template_jinja(s->chat) : NULL;
+    if (!jinja) return NB_OK;
+    char *path = nb_path_join(dir, "chat_template.jinja");
+    nb_status st = nb_file_write(path, jinja, strlen(jinja));
+    free(path);
+    return st;
+}
+
 static nb_status write_folder(merger *m, const nb_st *base, const char *dir) {
     const char *from = m->s->base->dir;
     char *index = nb_path_join(from, "model.safetensors.index.json"),
@@ -164,8 +199,9 @@ static nb_status write_folder(merger *m, const nb_st *base, const char *dir) {
     nb_status st;
     NB_GO(st, nb_mkdirs(dir), done);
     NB_GO(st, nb_copy_model_files(from, dir), done);
-    if (m->s->adapter->rows.n) NB_GO(st, nb_tokenizer_save(m->s->tokenizer, dir), done);
-    if (nb_file_exists(index)) NB_GO(st, nb_file_copy(index, index_out), done);
+    if (m->s->own_tokenizer) NB_GO(st, nb_put_vocabulary(&m->s->base->spec, m->s->tokenizer, dir), done);
+    NB_GO(st, write_template(m->s, dir), done);
+    if (nb_file_exists(index)) NB_GO(st, write_index(m, base, index, index_out), done);
     for (int f = 0; f < base->n_files && st == NB_OK; f++) st = write_shard(m, base, f, dir);
 done:
     free(index), free(index_out);
@@ -177,10 +213,12 @@ static nb_status merge_float(nb_session *s, const char *out, bool roundtrip) {
     merger m = {.s = s, .roundtrip = roundtrip};
     char *tmp = nb_asprintf("%s.tmp", out);
     uint64_t bytes = 0;
-    int64_t widest = s->base->spec.vocab > 65536 ? s->base->spec.vocab : 65536;
-    NB_TRY(nb_st_open_dir(&base, s->base->dir, "model"));
+    nb_status st = nb_st_open_dir(&base, s->base->dir, "model");
+    if (st != NB_OK) {
+        free(tmp);
+        return st;
+    }
     for (int i = 0; i < base.n_tensors; i++) bytes += base.tensors[i].bytes;
-    nb_status st;
     NB_GO(st, check_out(out, bytes + (1 << 20)), done);
     NB_GO(st, nb_dev_open(&m.dev, "cpu", NB_F32), done);
     NB_GO(st, nb_dev_reserve(m.dev, m.dev->be->gemm_ws(m.dev, 256, widest, s->adapter->r)), done);

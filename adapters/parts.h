@@ -17,6 +17,9 @@ double nb_lora_scale(double alpha, int64_t r, bool rslora); /* alpha/r, or alpha
 
 /* Copies a model folder's small files (config.json, generation_config.json, tokenizer files, chat template). */
 nb_status nb_copy_model_files(const char *from, const char *to);
+/* config.json of dir gets the base's vocab_size; with a tokenizer that is not the base's own, its files too, and the
+ * folder's configurations its bos, eos and pad. */
+nb_status nb_put_vocabulary(const nb_spec *s, const nb_tokenizer *t, const char *dir);
 /* Moves the finished folder `tmp` to `dir`, replacing what was there; durable. */
 nb_status nb_replace_dir(const char *tmp, const char *dir);
 

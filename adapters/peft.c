@@ -114,7 +114,7 @@ static nb_status put_card(const nb_adapter *a, const char *path, const json_t *m
         NB_VERSION, a->model->base->dir, (long long)a->r, a->alpha, a->rslora ? " (rsLoRA)" : "", a->dropout,
         a->n_attached, (long long)nb_adapter_size(a));
     nb_text_printf(&t, "| base in 4 bits | %s |\n", a->model->base->quantized ? "NF4" : "no");
-    if (a->rows.n) nb_text_printf(&t, "| added tokens | %lld |\n", (long long)a->rows.n);
+    if (a->rows.n) nb_text_printf(&t, "| added tokens | %lld |\n| vocabulary | %lld |\n", (long long)a->rows.n, (long long)a->model->spec->vocab);
     const json_t *result = json_object_get(manifest, "held_out");
     const char *key;
     json_t *value;
@@ -136,7 +136,7 @@ int64_t nb_adapter_size(const nb_adapter *a) {
     return n;
 }
 
-nb_status nb_adapter_save(const nb_adapter *a, const char *dir, const json_t *manifest) {
+nb_status nb_adapter_save(const nb_adapter *a, const char *dir, const json_t *manifest, const nb_tokenizer *own) {
     char *tmp = nb_asprintf("%s.tmp", dir), *weights = nb_path_join(tmp, "adapter_model.safetensors");
     char *config = nb_path_join(tmp, "adapter_config.json"), *card = nb_path_join(tmp, "README.md");
     char *record = nb_path_join(tmp, "nibble_manifest.json");
@@ -148,6 +148,7 @@ nb_status nb_adapter_save(const nb_adapter *a, const char *dir, const json_t *ma
     NB_GO(st, nb_json_save(config, c), done);
     NB_GO(st, put_card(a, card, manifest), done);
     if (manifest) NB_GO(st, nb_json_save(record, manifest), done);
+    if (own) NB_GO(st, nb_tokenizer_save(own, tmp), done);
     st = nb_replace_dir(tmp, dir);
 done:
     if (st != NB_OK) nb_remove_tree(tmp);
@@ -251,13 +252,42 @@ static void load_linear(nb_linear *lin, int64_t layer, void *arg) {
     take(l, B);
 }
 
+static const json_t *row_ids(const json_t *config) {
+    const json_t *ids = json_object_get(config, "trainable_token_indices");
+    return json_is_object(ids) ? json_object_get(ids, "embed_tokens") : ids;
+}
+
+nb_status nb_adapter_rows_beyond(const char *dir, int64_t vocab, int64_t *n) {
+    enum { MOST = 65536 };
+    char *path = nb_path_join(dir, "adapter_config.json");
+    json_t *config = NULL;
+    *n = 0;
+    nb_status st = nb_file_exists(path) ? nb_json_load(path, &config) : NB_OK;
+    const json_t *ids = row_ids(config);
+    for (size_t i = 0; i < json_array_size(ids); i++) {
+        int64_t id = json_integer_value(json_array_get(ids, i));
+        if (id >= vocab + *n) *n = id + 1 - vocab;
+    }
+    if (st == NB_OK && *n > MOST)
+        st = nb_fail(NB_EINPUT, "%s: trainable_token_indices go %lld beyond the base's %lld tokens: this is an adapter for another base model",
+                     path, (long long)*n, (long long)vocab);
+    json_decref(config);
+    free(path);
+    return st;
+}
+
+bool nb_adapter_has_tokenizer(const char *dir) {
+    char *path = nb_path_join(dir, "tokenizer_config.json");
+    bool yes = nb_file_exists(path);
+    free(path);
+    return yes;
+}
+
 static nb_status load_rows(loader *l, const json_t *config) {
     const nb_spec *spec = l->a->model->spec;
-    const nb_st_tensor *embed = rows_tensor(l->s, nb_spec_embed_name(spec)),
-                       *head = rows_tensor(l->s, nb_spec_head_name(spec));
-    const json_t *ids = json_object_get(config, "trainable_token_indices");
+    const nb_st_tensor *embed = rows_tensor(l->s, nb_spec_embed_name(spec)), *head = rows_tensor(l->s, nb_spec_head_name(spec));
+    const json_t *ids = row_ids(config);
     if (is_off(ids)) return NB_OK;
-    if (json_is_object(ids)) ids = json_object_get(ids, "embed_tokens");
     size_t n = json_array_size(ids);
     bool shapes = embed && embed->n_dims == 2 && embed->d[0] == (int64_t)n && embed->d[1] == spec->hidden;
     if (!spec->tied) shapes &= head && head->n_dims == 2 && head->d[0] == (int64_t)n && head->d[1] == spec->hidden;
@@ -267,10 +297,10 @@ static nb_status load_rows(loader *l, const json_t *config) {
     int32_t *id = nb_calloc(n, sizeof *id);
     nb_status st = NB_OK;
     for (size_t i = 0; i < n && st == NB_OK; i++) {
-        id[i] = (int32_t)json_integer_value(json_array_get(ids, i));
-        if (id[i] < 0 || id[i] >= spec->vocab || (i && id[i] <= id[i - 1]))
-            st = nb_fail(NB_EINPUT, "%s: trainable_token_indices must be ascending and below %lld", l->path,
-                         (long long)spec->vocab);
+        json_int_t v = json_integer_value(json_array_get(ids, i));
+        id[i] = (int32_t)v;
+        if (!json_is_integer(json_array_get(ids, i)) || v < 0 || v >= spec->vocab || (i && v <= id[i - 1]))
+            st = nb_fail(NB_EINPUT, "%s: trainable_token_indices must be ascending and below %lld", l->path, (long long)spec->vocab);
     }
     if (st == NB_OK) {
         nb_adapter_attach_rows(l->a, id, (int64_t)n);

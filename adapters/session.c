@@ -50,10 +50,8 @@ static nb_status base_of(const nb_session_options *o, const manifest_facts *f, c
 
 static nb_status open_tokenizer(nb_session *s, const nb_session_options *o, const manifest_facts *f) {
     const char *from = o->tokenizer ? o->tokenizer : s->base->dir;
-    char *own = o->adapter ? nb_path_join(o->adapter, "tokenizer_config.json") : NULL;
-    if (!o->tokenizer && own && nb_file_exists(own)) from = o->adapter; /* tokens were added in training */
-    free(own);
-    NB_TRY(nb_tokenizer_load(&s->tokenizer, from));
+    s->own_tokenizer = !o->tokenizer && o->adapter && nb_adapter_has_tokenizer(o->adapter);
+    NB_TRY(nb_tokenizer_load(&s->tokenizer, s->own_tokenizer ? o->adapter : from));
     const char *name = f->chat_template ? f->chat_template : "tokenizer_default";
     if (nb_chat_template_find(&s->chat, name, s->tokenizer) != NB_OK) s->chat = NULL; /* only chat needs one */
     return NB_OK;
@@ -77,6 +75,9 @@ static nb_status open_parts(nb_session *s, const nb_session_options *o, const ma
         nb_warn("%s has no nibble_manifest.json: the base is used as it is stored (--load-in-4bit for a QLoRA adapter)",
                 o->adapter);
     NB_TRY(open_tokenizer(s, o, f));
+    int64_t more = 0;
+    if (o->adapter) NB_TRY(nb_adapter_rows_beyond(o->adapter, s->base->spec.vocab, &more));
+    NB_TRY(nb_base_extend(s->base, more));
     NB_TRY(nb_model_open(&s->model, s->base, s->dev, o->positions ? o->positions : s->base->spec.context));
     return o->adapter ? nb_adapter_load(&s->adapter, s->model, o->adapter, false) : NB_OK;
 }

@@ -22,6 +22,7 @@ typedef struct nb_session {
     nb_dev *dev;
     nb_base *base;
     nb_tokenizer *tokenizer;
+    bool own_tokenizer;   /* ... is the adapter's, not the base's */
     nb_model *model;
     nb_adapter *adapter;  /* NULL: none */
     nb_arena arena;

@@ -9,6 +9,7 @@
 #include "core/log.h"
 #include "core/mem.h"
 #include "core/nearest.h"
+#include "data/added.h"
 #include "data/dataset.h"
 #include "model/spec.h"
 #include "model/weights.h"
@@ -195,14 +196,7 @@ static nb_status open_tokenizer(const nb_config *c, nb_tokenizer **t, int64_t *s
     nb_status st = nb_spec_load(&spec, dir);
     if (st == NB_OK) st = nb_tokenizer_load(t, c->tokenizer ? c->tokenizer : dir);
     free(dir);
-    NB_TRY(st);
-    const char *const roles[][2] = {{"bos_token", c->special_tokens_bos_token},
-                                    {"eos_token", c->special_tokens_eos_token},
-                                    {"pad_token", c->special_tokens_pad_token},
-                                    {"unk_token", c->special_tokens_unk_token}};
-    for (int i = 0; i < NB_LEN(roles) && st == NB_OK; i++)
-        if (roles[i][1]) st = nb_tokenizer_set_special(*t, roles[i][0], roles[i][1]);
-    for (int i = 0; i < c->tokens.n && st == NB_OK; i++) st = nb_tokenizer_add(*t, c->tokens.v[i], false, NULL);
+    if (st == NB_OK) st = nb_tokens_add(*t, c, NULL, NULL);
     *sequence_len = c->sequence_len ? c->sequence_len : spec.context < 2048 ? spec.context : 2048;
     return st;
 }

@@ -11,6 +11,7 @@
 #include "core/interrupt.h"
 #include "core/json.h"
 #include "core/log.h"
+#include "data/added.h"
 #include "eval/report.h"
 #include "train/run.h"
 
@@ -112,8 +113,7 @@ static nb_status open_config(subject *s, const eval_args *a, char **adapter) {
     else if (!a->base_only) NB_TRY(find_result(&s->config, adapter));
     NB_TRY(nb_run_open_model(&s->run, &s->config));
     s->model = s->run.model, s->arena = &s->run.arena, s->tokenizer = s->run.tokenizer;
-    static const char *const names[] = {"tokenizer_default", "chatml", "llama3", "mistral", "zephyr", "alpaca"};
-    if (nb_chat_template_find(&s->chat, names[s->config.chat_template], s->tokenizer) != NB_OK) s->chat = NULL;
+    if (nb_chat_template_find(&s->chat, nb_config_chat_name(&s->config), s->tokenizer) != NB_OK) s->chat = NULL;
     NB_TRY(open_held_out(s));
     if (!*adapter) return NB_OK;
     if (!holds(*adapter, "adapter_config.json") && holds(*adapter, "config.json")) return open_full(s, *adapter);

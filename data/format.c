@@ -7,6 +7,7 @@
 #include "core/batch.h"
 #include "core/json.h"
 #include "core/nearest.h"
+#include "data/added.h"
 #include "data/format_types.h"
 
 /* ---- a row as text ---- */
@@ -277,11 +278,7 @@ nb_status nb_encode_tokenized(const nb_row_in *in, nb_encoded *out) {
 /* ---- opening ---- */
 
 static nb_status open_chat(nb_format *f) {
-    static const char *const names[] = {
-        [NB_CHAT_TOKENIZER_DEFAULT] = "tokenizer_default", [NB_CHAT_CHATML] = "chatml", [NB_CHAT_LLAMA3] = "llama3",
-        [NB_CHAT_MISTRAL] = "mistral", [NB_CHAT_ZEPHYR] = "zephyr", [NB_CHAT_ALPACA] = "alpaca",
-    };
-    NB_TRY(nb_chat_template_find(&f->chat, names[f->c->chat_template], f->t));
+    NB_TRY(nb_chat_template_find(&f->chat, nb_config_chat_name(f->c), f->t));
     const char *end = nb_chat_end_of_turn(f->chat, f->t);
     if (!end || nb_tokenizer_token_id(f->t, end) < 0)
         return nb_fail(NB_EINPUT,

@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/interrupt.h"
 #include "core/log.h"
 #include "core/mem.h"
 
@@ -168,6 +169,7 @@ static nb_status run(state *s, nb_encoded *slots) {
         for (int64_t i = begin; i < end && st == NB_OK; i++) add_row(s, i, &slots[i - begin]);
         begin = end;
         nb_progress_set(&bar, (double)begin, NULL);
+        if (st == NB_OK && nb_interrupted()) st = nb_fail(NB_EINTERRUPTED, "stopped while tokenizing %s", s->p->name);
     }
     nb_progress_end(&bar);
     if (st == NB_OK && s->n_long && s->p->strategy == NB_EXCESS_RAISE) st = too_long(s);

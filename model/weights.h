@@ -46,6 +46,9 @@ typedef struct nb_base_options {
  * load as they are (load_in_4bit false then is an error). */
 nb_status nb_base_load(nb_base **out, const char *dir_or_name, const nb_base_options *o);
 void nb_base_free(nb_base *b);
+/* n more rows of embedding and untied head, for tokens it has no row for: a copy of both, the new rows the mean of the
+ * old ones (as transformers' resize_token_embeddings started them). Before a model is opened on the base. */
+nb_status nb_base_extend(nb_base *b, int64_t n);
 /* Bytes of all weights as they are held; or as they would be with the linear layers in NF4, double quantization. */
 int64_t nb_base_bytes(const nb_base *b, bool in_4bit);
 

@@ -88,7 +88,7 @@ for kind in "" untied; do
 done
 run special --set special_tokens.pad_token="<pad>" --set special_tokens.eos_token="<end>"
 says special_tokens 0 "[4096]" "$NIBBLE" tokenize --no-special --base "$tmp/special/adapter" "<end>"
-says no_row_to_spare 1 "none to spare" "$NIBBLE" train "$tmp/run.yaml" --set "tokens=[a1, b2, c3, d4, e5]"
+
 text=$plain
 
 # ---- 4-bit bases ----

@@ -112,9 +112,8 @@ nb_status nb_checkpoint_save(const nb_run *r, const nb_train_state *s) {
     NB_GO(st, put_state(r, state), done);
     if (!r->adapter->full) {
         json_t *m = nb_run_manifest(r, s->step, NULL);
-        st = nb_adapter_save(r->adapter, adapter, m);
+        st = nb_adapter_save(r->adapter, adapter, m, r->own_tokenizer ? r->tokenizer : NULL);
         json_decref(m);
-        if (st == NB_OK && r->n_added_tokens) st = nb_tokenizer_save(r->tokenizer, adapter);
         if (st != NB_OK) goto done;
     }
     NB_GO(st, put_trainer_state(r, s, state, info), done);
@@ -253,9 +252,10 @@ static nb_status same_run(const nb_run *r, const json_t *theirs, const char *dir
         const char *mine = json_string_value(v), *old = json_string_value(json_object_get(theirs, key));
         if (!old) old = "";
         if (!strcmp(mine, old)) continue;
-        if (strcmp(key, "config") != 0)
-            n++, nb_text_printf(&diff, "\n  %s: %.16s... there, %.16s... now", key, old, mine);
+        int before = n;
+        if (strcmp(key, "config") != 0) n++, nb_text_printf(&diff, "\n  %s: %.16s... there, %.16s... now", key, old, mine);
         else n += lines_only_in(&diff, old, mine, "there:") + lines_only_in(&diff, mine, old, "now:  ");
+        if (n == before) n++, nb_text_puts(&diff, "\n  the order or number of the configuration's lines");
     }
     json_decref(ours);
     nb_status st =

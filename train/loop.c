@@ -26,6 +26,7 @@ typedef struct loop {
     double started, tps;    /* seconds; tokens per second, smoothed */
     int64_t first_step;
     bool stop;              /* early stopping */
+    bool finished;          /* ... before we began: nothing is left to do */
 } loop;
 
 /* ---- one step ---- */
@@ -236,21 +237,31 @@ static nb_status finish(loop *l) {
     return st;
 }
 
+/* Before the first step there is nothing to save. */
+static nb_status not_interrupted(void) {
+    return nb_interrupted() ? nb_fail(NB_EINTERRUPTED, "stopped before the first step; nothing was written to output_dir") : NB_OK;
+}
+
 static nb_status start(loop *l, const nb_train_options *o, char **resume_from) {
     nb_run *r = &l->run;
     NB_TRY(nb_output_prepare(l->c, o->resume, o->overwrite, resume_from));
     NB_TRY(nb_run_open_model(r, l->c));
+    NB_TRY(not_interrupted());
     NB_TRY(nb_run_open_adapter(r));
+    NB_TRY(not_interrupted());
     NB_TRY(nb_run_open_data(r));
+    NB_TRY(not_interrupted());
     NB_TRY(nb_run_open_runners(r));
+    NB_TRY(not_interrupted());
     NB_TRY(nb_output_space(r));
     l->schedule = nb_schedule_of(l->c, r->total_steps);
     if (*resume_from) {
         NB_TRY(nb_checkpoint_load(r, &l->s, *resume_from));
+        l->stop = !l->s.eval_pending && out_of_patience(l);
+        l->finished = !l->s.eval_pending && (l->stop || l->s.step == r->total_steps) && nb_output_is_finished(l->c, r->adapter->full);
+        if (l->finished) return NB_OK;
         nb_info("resuming  %s (step %lld of %lld)", *resume_from, (long long)l->s.step, (long long)r->total_steps);
     }
-    if (nb_interrupted()) return nb_fail(NB_EINTERRUPTED, "stopped before the first step; %s is as it was", l->c->output_dir);
-    l->stop = !l->s.eval_pending && out_of_patience(l);
     NB_TRY(nb_output_begin(l->c, o->overwrite, l->s.step, &l->lock));
     return nb_metrics_open(&l->metrics, l->c, &l->s);
 }
@@ -260,7 +271,10 @@ nb_status nb_train(nb_config *c, const nb_train_options *o) {
     char *resume_from = NULL;
     nb_interrupt_install();
     nb_status st = start(&l, o, &resume_from);
-    if (st == NB_OK) {
+    if (st == NB_OK && l.finished) {
+        nb_info("complete  %s holds this run's result after %lld steps: nothing is left to do (--overwrite starts anew)", c->output_dir,
+                (long long)l.s.step);
+    } else if (st == NB_OK) {
         greet(&l);
         l.first_step = l.s.step;
         l.started = nb_now();
@@ -268,7 +282,7 @@ nb_status nb_train(nb_config *c, const nb_train_options *o) {
         st = steps(&l);
         nb_progress_end(&l.bar);
     }
-    if (st == NB_OK) st = finish(&l);
+    if (st == NB_OK && !l.finished) st = finish(&l);
     if (l.metrics) fclose(l.metrics);
     if (l.lock >= 0) close(l.lock);
     forget_eval(&l);

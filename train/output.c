@@ -121,6 +121,18 @@ nb_status nb_output_prepare(const nb_config *c, const char *resume, bool overwri
     return NB_OK;
 }
 
+bool nb_output_is_finished(const nb_config *c, bool full) {
+    nb_text now = {0};
+    char *path = nb_path_join(c->output_dir, "config.yaml"), *then = NULL;
+    size_t n = 0;
+    bool same = holds(c, full ? "model" : "adapter") && nb_config_resolve_text(c, &now) == NB_OK && nb_file_exists(path) &&
+                nb_file_read(path, &then, &n) == NB_OK && n == now.n && !memcmp(then, now.s, n);
+    free(then);
+    free(path);
+    nb_text_free(&now);
+    return same;
+}
+
 /* The folder itself is locked: nothing to clean up after a kill. File systems without locks go without. */
 static nb_status lock_folder(const char *dir, int *lock) {
     *lock = open(dir, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
@@ -200,15 +212,15 @@ nb_status nb_metrics_write(FILE *f, const nb_config *c, json_t *line) {
 
 nb_status nb_output_save_model(const nb_run *r, const char *name, int64_t step, const json_t *held_out) {
     char *dir = nb_path_join(r->config->output_dir, name);
+    const nb_tokenizer *own = r->own_tokenizer ? r->tokenizer : NULL;
     nb_status st;
     if (r->adapter->full) {
         nb_dtype dtype = r->base->spec.dtype;
-        st = nb_adapter_save_full(r->adapter, dir, dtype == NB_F32 || dtype == NB_F16 ? dtype : NB_BF16);
+        st = nb_adapter_save_full(r->adapter, dir, dtype == NB_F32 || dtype == NB_F16 ? dtype : NB_BF16, own);
     } else {
         json_t *m = nb_run_manifest(r, step, held_out);
-        st = nb_adapter_save(r->adapter, dir, m);
+        st = nb_adapter_save(r->adapter, dir, m, own);
         json_decref(m);
-        if (st == NB_OK && r->n_added_tokens) st = nb_tokenizer_save(r->tokenizer, dir);
     }
     free(dir);
     return st;

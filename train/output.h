@@ -9,8 +9,11 @@
 /* Decides how to begin: *resume_from is the checkpoint to load (NULL: from the beginning; caller frees). Refuses to
  * write over what another run left unless `overwrite`. Touches nothing: mistakes in base or data may yet turn up. */
 nb_status nb_output_prepare(const nb_config *c, const char *resume, bool overwrite, char **resume_from);
-/* All is well: makes output_dir, deletes what an earlier run left there (overwrite) or what is half written and checkpoints of
- * later steps than `step`, and writes config.yaml (resolved). *lock is a descriptor that keeps other runs out until it is closed. */
+/* Has this very configuration left its result there already? Another (which may differ in what is made of the same
+ * weights, load_best_model_at_end for one) has not. */
+bool nb_output_is_finished(const nb_config *c, bool full);
+/* All is well: makes output_dir, deletes what an earlier run left there (overwrite) or checkpoints of later steps than
+ * `step`, and writes config.yaml (resolved). *lock is a descriptor that keeps other runs out until it is closed. */
 nb_status nb_output_begin(const nb_config *c, bool overwrite, int64_t step, int *lock);
 /* Room for two checkpoints and the adapter? */
 nb_status nb_output_space(const nb_run *r);

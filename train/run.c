@@ -1,11 +1,13 @@
 #include "train/run.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "core/cpu.h"
 #include "core/log.h"
 #include "core/mem.h"
+#include "data/added.h"
 
 static nb_dtype compute_dtype(const nb_config *c) {
     if (c->load_in_4bit && c->bnb_4bit_compute_dtype == NB_COMPUTE_BF16) return NB_BF16;
@@ -14,44 +16,32 @@ static nb_dtype compute_dtype(const nb_config *c) {
     return c->bf16 ? NB_BF16 : NB_F32;
 }
 
-static int by_id(const void *x, const void *y) {
-    int32_t i = *(const int32_t *)x, j = *(const int32_t *)y;
-    return i < j ? -1 : i > j;
-}
-
-static nb_status add_token(nb_run *r, const char *role, const char *token) {
-    if (!token) return NB_OK;
-    bool known = nb_tokenizer_token_id(r->tokenizer, token) >= 0;
-    if (role) NB_TRY(nb_tokenizer_set_special(r->tokenizer, role, token));
-    else NB_TRY(nb_tokenizer_add(r->tokenizer, token, false, NULL));
-    if (known) return NB_OK;
-    int32_t id = nb_tokenizer_token_id(r->tokenizer, token);
-    if (id >= r->base->spec.vocab)
-        return nb_fail(NB_EUNSUPPORTED,
-                       "%s: token \"%s\" would need row %d of the embedding, which has %lld and none to spare: "
-                       "use a token the tokenizer already has",
-                       r->config->file ? r->config->file : "config", token, id, (long long)r->base->spec.vocab);
-    r->added_tokens = nb_realloc(r->added_tokens, (size_t)r->n_added_tokens + 1, sizeof *r->added_tokens);
-    r->added_tokens[r->n_added_tokens++] = id;
-    return NB_OK;
+/* Rows for the tokens of lora_model_dir's adapter and of the configuration: spare ones first, then new ones. */
+static nb_status make_room(nb_run *r, int known, const char *from) {
+    nb_config *c = r->config;
+    int64_t more = 0;
+    if (c->lora_model_dir) NB_TRY(nb_adapter_rows_beyond(c->lora_model_dir, r->base->spec.vocab, &more));
+    if (known > r->base->spec.vocab + more)
+        return nb_fail(NB_EINPUT, "%s: the tokenizer has %d tokens, the model's embedding only %lld rows: they do not belong together",
+                       from, known, (long long)r->base->spec.vocab);
+    int64_t beyond = nb_tokenizer_vocab_size(r->tokenizer) - r->base->spec.vocab;
+    if (beyond > more) more = beyond;
+    if (more > 0) nb_info("the vocabulary grows by %lld rows to %lld for added tokens", (long long)more, (long long)(r->base->spec.vocab + more));
+    return nb_base_extend(r->base, more);
 }
 
 static nb_status open_tokenizer(nb_run *r) {
     nb_config *c = r->config;
-    NB_TRY(nb_tokenizer_load(&r->tokenizer, c->tokenizer ? c->tokenizer : r->base->dir));
-    NB_TRY(add_token(r, "bos_token", c->special_tokens_bos_token));
-    NB_TRY(add_token(r, "eos_token", c->special_tokens_eos_token));
-    NB_TRY(add_token(r, "pad_token", c->special_tokens_pad_token));
-    NB_TRY(add_token(r, "unk_token", c->special_tokens_unk_token));
-    for (int i = 0; i < c->tokens.n; i++) NB_TRY(add_token(r, NULL, c->tokens.v[i]));
-    if (r->n_added_tokens) qsort(r->added_tokens, (size_t)r->n_added_tokens, sizeof *r->added_tokens, by_id);
-    if (nb_tokenizer_vocab_size(r->tokenizer) > r->base->spec.vocab)
-        return nb_fail(
-            NB_EINPUT,
-            "%s: the tokenizer has %d tokens, the model's embedding only %lld rows: they do not belong together",
-            c->tokenizer ? c->tokenizer : r->base->dir, nb_tokenizer_vocab_size(r->tokenizer),
-            (long long)r->base->spec.vocab);
-    return NB_OK;
+    const char *from = c->tokenizer ? c->tokenizer : r->base->dir;
+    bool adapters = !c->tokenizer && c->lora_model_dir && nb_adapter_has_tokenizer(c->lora_model_dir);
+    if (adapters) from = c->lora_model_dir;
+    NB_TRY(nb_tokenizer_load(&r->tokenizer, from));
+    int known = nb_tokenizer_vocab_size(r->tokenizer);
+    nb_hex as_loaded;
+    snprintf(as_loaded, sizeof as_loaded, "%s", nb_tokenizer_sha256(r->tokenizer));
+    NB_TRY(nb_tokens_add(r->tokenizer, c, &r->added_tokens, &r->n_added_tokens));
+    r->own_tokenizer = c->tokenizer || adapters || strcmp(as_loaded, nb_tokenizer_sha256(r->tokenizer)) != 0;
+    return make_room(r, known, from);
 }
 
 nb_status nb_run_open_model(nb_run *r, nb_config *c) {
@@ -76,15 +66,30 @@ nb_status nb_run_open_model(nb_run *r, nb_config *c) {
     return nb_model_open(&r->model, r->base, r->dev, r->sequence_len > context ? r->sequence_len : context);
 }
 
+/* An adapter that is trained on has the rows it came with: a token it does not know would stay untrained. */
+static nb_status adapter_has_rows(nb_run *r) {
+    const nb_token_rows *rows = &r->adapter->rows;
+    for (int i = 0; i < r->n_added_tokens; i++) {
+        bool has = false;
+        for (int64_t k = 0; k < rows->n; k++) has |= rows->ids[k] == r->added_tokens[i];
+        if (!has)
+            return nb_fail(NB_EUNSUPPORTED, "token \"%s\" is new, but lora_model_dir %s has no row for it: tokens are added where an adapter "
+                           "begins", nb_tokenizer_token(r->tokenizer, r->added_tokens[i]), r->config->lora_model_dir);
+    }
+    free(r->added_tokens);
+    r->n_added_tokens = (int)rows->n;
+    r->added_tokens = nb_calloc((size_t)rows->n + 1, sizeof *r->added_tokens);
+    if (rows->n) memcpy(r->added_tokens, rows->ids, (size_t)rows->n * sizeof *rows->ids);
+    return NB_OK;
+}
+
 nb_status nb_run_open_adapter(nb_run *r) {
     nb_config *c = r->config;
     if (c->adapter == NB_ADAPTER_FULL) {
-        if (r->n_added_tokens == 0 || c->reinit_weights) NB_TRY(nb_adapter_new_full(&r->adapter, r->model));
-        else
-            return nb_fail(NB_EUNSUPPORTED,
-                           "adapter: full trains every embedding row; give added tokens to the base first");
+        NB_TRY(nb_adapter_new_full(&r->adapter, r->model));
     } else if (c->lora_model_dir) {
         NB_TRY(nb_adapter_load(&r->adapter, r->model, c->lora_model_dir, true));
+        NB_TRY(adapter_has_rows(r));
         r->adapter->dropout = c->lora_dropout;
         nb_adapter_enable(r->adapter, true);
     } else {
@@ -143,8 +148,7 @@ static nb_status does_it_fit(const nb_run *r) {
  * and eot_tokens. */
 static nb_status open_evaluator(nb_run *r) {
     nb_config *c = r->config;
-    static const char *const names[] = {"tokenizer_default", "chatml", "llama3", "mistral", "zephyr", "alpaca"};
-    if (nb_chat_template_find(&r->chat, names[c->chat_template], r->tokenizer) != NB_OK) r->chat = NULL;
+    if (nb_chat_template_find(&r->chat, nb_config_chat_name(c), r->tokenizer) != NB_OK) r->chat = NULL;
     int n;
     int32_t *stop = nb_stop_ids(r->tokenizer, r->chat, &n);
     stop = nb_realloc(stop, (size_t)(n + c->eot_tokens.n) + 1, sizeof *stop);
@@ -256,7 +260,6 @@ static json_t *list_of_ids(const int32_t *ids, int n) {
 
 json_t *nb_run_manifest(const nb_run *r, int64_t step, const json_t *held_out) {
     const nb_config *c = r->config;
-    static const char *const templates[] = {"tokenizer_default", "chatml", "llama3", "mistral", "zephyr", "alpaca"};
     nb_text text = {0};
     nb_config_resolve_text(c, &text);
     json_t *m = json_object();
@@ -269,7 +272,7 @@ json_t *nb_run_manifest(const nb_run *r, int64_t step, const json_t *held_out) {
     json_object_set_new(m, "double_quant", json_boolean(r->base->double_quant));
     json_object_set_new(m, "compute_dtype", json_string(nb_dtype_name(r->dev->compute)));
     json_object_set_new(m, "tokenizer_sha256", json_string(nb_tokenizer_sha256(r->tokenizer)));
-    json_object_set_new(m, "chat_template", json_string(templates[c->chat_template]));
+    json_object_set_new(m, "chat_template", json_string(nb_config_chat_name(c)));
     json_object_set_new(m, "added_tokens", list_of_ids(r->added_tokens, r->n_added_tokens));
     json_object_set_new(m, "data_sha256", json_string(r->data.sha256));
     json_object_set_new(m, "step", json_integer(step));

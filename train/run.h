@@ -27,6 +27,7 @@ typedef struct nb_run {
     const nb_chat_template *chat; /* NULL: none known, none needed */
     nb_heldout_set *held_out;     /* [data.n_held_out] what is wanted of each held-out set */
     nb_evaluator evaluator;       /* model NULL: nothing is held out */
+    bool own_tokenizer;     /* not the base's: it is saved with what is trained */
     int64_t sequence_len;   /* resolved */
     int64_t total_steps;
     int32_t *added_tokens;  /* ids trained as rows */

@@ -1,0 +1,45 @@
+/* What a model folder says about its vocabulary once tokens were added or roles changed. */
+#include <stdlib.h>
+
+#include "adapters/parts.h"
+#include "core/file.h"
+#include "core/json.h"
+
+static void put_id(json_t *root, const char *key, int32_t id) {
+    if (id >= 0) json_object_set_new(root, key, json_integer(id));
+}
+
+static void put_eos(json_t *root, const nb_tokenizer *t) {
+    int n;
+    const int32_t *ids = nb_tokenizer_eos_ids(t, &n);
+    if (n == 1) put_id(root, "eos_token_id", ids[0]);
+    if (n < 2) return;
+    json_t *list = json_array();
+    for (int i = 0; i < n; i++) json_array_append_new(list, json_integer(ids[i]));
+    json_object_set_new(root, "eos_token_id", list);
+}
+
+static nb_status rewrite(const char *dir, const char *name, const nb_spec *s, const nb_tokenizer *t) {
+    char *path = nb_path_join(dir, name);
+    json_t *root = NULL;
+    nb_status st = NB_OK;
+    if (!nb_file_exists(path)) goto done;
+    NB_GO(st, nb_json_load(path, &root), done);
+    if (s) json_object_set_new(root, "vocab_size", json_integer(s->vocab));
+    if (t) {
+        put_id(root, "bos_token_id", nb_tokenizer_bos(t));
+        put_id(root, "pad_token_id", nb_tokenizer_pad(t));
+        put_eos(root, t);
+    }
+    st = nb_json_save(path, root);
+done:
+    json_decref(root);
+    free(path);
+    return st;
+}
+
+nb_status nb_put_vocabulary(const nb_spec *s, const nb_tokenizer *t, const char *dir) {
+    if (t) NB_TRY(nb_tokenizer_save(t, dir));
+    NB_TRY(rewrite(dir, "config.json", s, t));
+    return t ? rewrite(dir, "generation_config.json", NULL, t) : NB_OK;
+}
