@@ -66,8 +66,8 @@ void nb_adapter_enable(nb_adapter *a, bool on);
 nb_status nb_adapter_save(const nb_adapter *a, const char *dir, const json_t *manifest, const nb_tokenizer *own);
 /* adapter: full: a Hugging Face folder in the base's dtype (config.json and tokenizer files copied; `own` as above). */
 nb_status nb_adapter_save_full(const nb_adapter *a, const char *dir, nb_dtype dtype, const nb_tokenizer *own);
-/* How many rows the adapter's added tokens need beyond a vocabulary of `vocab`: what nb_base_extend is to add before the
- * model is opened. 0 for most. */
+/* How many rows the adapter's added tokens need beyond a vocabulary of `vocab`: what nb_base_extend is to add before
+ * the model is opened. 0 for most. */
 nb_status nb_adapter_rows_beyond(const char *dir, int64_t vocab, int64_t *n);
 /* Does the adapter's folder hold a tokenizer (tokens were added, or it was trained with another than the base's)? */
 bool nb_adapter_has_tokenizer(const char *dir);

@@ -114,7 +114,9 @@ static nb_status put_card(const nb_adapter *a, const char *path, const json_t *m
         NB_VERSION, a->model->base->dir, (long long)a->r, a->alpha, a->rslora ? " (rsLoRA)" : "", a->dropout,
         a->n_attached, (long long)nb_adapter_size(a));
     nb_text_printf(&t, "| base in 4 bits | %s |\n", a->model->base->quantized ? "NF4" : "no");
-    if (a->rows.n) nb_text_printf(&t, "| added tokens | %lld |\n| vocabulary | %lld |\n", (long long)a->rows.n, (long long)a->model->spec->vocab);
+    if (a->rows.n)
+        nb_text_printf(&t, "| added tokens | %lld |\n| vocabulary | %lld |\n", (long long)a->rows.n,
+                       (long long)a->model->spec->vocab);
     const json_t *result = json_object_get(manifest, "held_out");
     const char *key;
     json_t *value;
@@ -269,8 +271,8 @@ nb_status nb_adapter_rows_beyond(const char *dir, int64_t vocab, int64_t *n) {
         if (id >= vocab + *n) *n = id + 1 - vocab;
     }
     if (st == NB_OK && *n > MOST)
-        st = nb_fail(NB_EINPUT, "%s: trainable_token_indices go %lld beyond the base's %lld tokens: this is an adapter for another base model",
-                     path, (long long)*n, (long long)vocab);
+        st = nb_fail(NB_EINPUT, "%s: trainable_token_indices go %lld beyond the base's %lld tokens: this is an adapter "
+                     "for another base model", path, (long long)*n, (long long)vocab);
     json_decref(config);
     free(path);
     return st;

@@ -38,7 +38,8 @@ static nb_status column_scratch(nb_tape *t, const nb_node *n, int64_t step, floa
 }
 
 /* logits[m,V] of rows first..first+m, with replaced columns put in; xg[m,C] receives the rows of x. */
-static nb_status make_logits(nb_tape *t, nb_node *n, float *logits, float *xg, float *columns, int64_t first, int64_t m) {
+static nb_status make_logits(nb_tape *t, nb_node *n, float *logits, float *xg, float *columns, int64_t first,
+                             int64_t m) {
     const nb_linear_xent_attr *a = NB_ATTR(n, nb_linear_xent_attr);
     const nb_kernels *k = t->dev->k;
     const nb_tensor *w = n->in[1], *rows = n->in[2];
@@ -52,8 +53,8 @@ static nb_status make_logits(nb_tape *t, nb_node *n, float *logits, float *xg, f
 }
 
 /* dx[m,C] = dlogits W (replaced columns through their own rows), and gradients of W and rows where trained. */
-static nb_status through_head(nb_tape *t, nb_node *n, float *dx, float *dlogits, const float *xg, float *columns, int64_t m,
-                              float beta_w, float beta_rows) {
+static nb_status through_head(nb_tape *t, nb_node *n, float *dx, float *dlogits, const float *xg, float *columns,
+                              int64_t m, float beta_w, float beta_rows) {
     const nb_linear_xent_attr *a = NB_ATTR(n, nb_linear_xent_attr);
     const nb_kernels *k = t->dev->k;
     const nb_tensor *w = n->in[1], *rows = n->in[2];
@@ -78,8 +79,8 @@ static nb_status forward(nb_tape *t, nb_node *n) {
     for (int64_t i = 0; i < a->n; i += step) {
         int64_t m = a->n - i < step ? a->n - i : step;
         NB_TRY(make_logits(t, n, logits, xg, columns, i, m));
-        NB_TRY(t->dev->k->xent(t->dev, n->out[0]->data + i, NULL, a->argmax ? a->argmax + i : NULL, logits, a->targets + i, m, V,
-                               dx != NULL, a->softcap));
+        NB_TRY(t->dev->k->xent(t->dev, n->out[0]->data + i, NULL, a->argmax ? a->argmax + i : NULL, logits,
+                               a->targets + i, m, V, dx != NULL, a->softcap));
         if (dx) NB_TRY(through_head(t, n, dx + i * C, logits, xg, columns, m, 0, 0));
     }
     return NB_OK;

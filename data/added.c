@@ -35,14 +35,17 @@ static bool is_control(const nb_config *c, const char *token, const char *writte
 }
 
 nb_status nb_tokens_add(nb_tokenizer *t, const nb_config *c, int32_t **ids, int *n) {
-    const char *const roles[][2] = {{"bos_token", c->special_tokens_bos_token}, {"eos_token", c->special_tokens_eos_token},
-                                    {"pad_token", c->special_tokens_pad_token}, {"unk_token", c->special_tokens_unk_token}};
+    const char *const roles[][2] = {{"bos_token", c->special_tokens_bos_token},
+                                    {"eos_token", c->special_tokens_eos_token},
+                                    {"pad_token", c->special_tokens_pad_token},
+                                    {"unk_token", c->special_tokens_unk_token}};
     int known = nb_tokenizer_vocab_size(t);
     nb_text written = {0};
     nb_status st = NB_OK;
     for (int i = 0; i < NB_LEN(roles) && st == NB_OK; i++)
         if (roles[i][1]) st = nb_tokenizer_set_special(t, roles[i][0], roles[i][1]);
-    if (st == NB_OK && c->tokens.n && markup(t, c, &written) != NB_OK) written.n = 0; /* whoever needs a template says so */
+    /* without a template there is no markup: whoever needs one says so */
+    if (st == NB_OK && c->tokens.n && markup(t, c, &written) != NB_OK) written.n = 0;
     for (int i = 0; i < c->tokens.n && st == NB_OK; i++)
         st = nb_tokenizer_add(t, c->tokens.v[i], is_control(c, c->tokens.v[i], written.n ? written.s : NULL), NULL);
     nb_text_free(&written);

@@ -39,8 +39,8 @@ nb_status nb_score_ids(nb_score *s, nb_model *m, nb_arena *arena, const int32_t 
     nb_runner_free(r);
     free(pos), free(targets), free(sample);
     if (st == NB_OK && !isfinite(s->loss))
-        st = nb_fail(NB_ENUMERIC, "the model's loss on this text is not finite: its weights or the adapter's are damaged, or bf16 is too narrow "
-                     "for them (--dtype f32)");
+        st = nb_fail(NB_ENUMERIC, "the model's loss on this text is not finite: its weights or the adapter's are "
+                     "damaged, or bf16 is too narrow for them (--dtype f32)");
     if (st != NB_OK) nb_score_free(s);
     return st;
 }

@@ -129,8 +129,8 @@ static nb_status check_ids(const nb_runner *r, const nb_batch *b) {
         int32_t id = b->ids[i];
         if (id >= 0 && id < V && b->targets && b->targets[i] != NB_IGNORE) id = b->targets[i];
         if (id < 0 || id >= V)
-            return nb_fail(NB_EINPUT, "token id %d is outside the model's vocabulary of %lld: the tokenizer or the data belong to another "
-                           "model", id, (long long)V);
+            return nb_fail(NB_EINPUT, "token id %d is outside the model's vocabulary of %lld: the tokenizer or the data belong "
+                           "to another model", id, (long long)V);
     }
     return NB_OK;
 }
@@ -139,7 +139,8 @@ nb_status nb_runner_loss(nb_runner *r, const nb_batch *b, float grad_scale, doub
     nb_graph g;
     *loss_sum = 0;
     if (b->n > r->max_tokens)
-        return nb_fail(NB_EINPUT, "a batch of %lld tokens where %lld were planned for", (long long)b->n, (long long)r->max_tokens);
+        return nb_fail(NB_EINPUT, "a batch of %lld tokens where %lld were planned for", (long long)b->n,
+                       (long long)r->max_tokens);
     NB_TRY(check_ids(r, b));
     nb_tape_follow(r->tape, &r->plan, r->arena->base);
     NB_TRY(nb_model_loss(r->model, r->tape, b, &r->rows, true, &g));
@@ -154,8 +155,8 @@ nb_status nb_runner_logits(nb_runner *r, const nb_batch *b, nb_kv_cache *cache, 
                            float *logits) {
     nb_graph g;
     if (b->n > r->max_tokens || n > r->max_logits)
-        return nb_fail(NB_EINPUT, "a batch of %lld tokens, %lld logits where %lld and %lld were planned for", (long long)b->n,
-                       (long long)n, (long long)r->max_tokens, (long long)r->max_logits);
+        return nb_fail(NB_EINPUT, "a batch of %lld tokens, %lld logits where %lld and %lld were planned for",
+                       (long long)b->n, (long long)n, (long long)r->max_tokens, (long long)r->max_logits);
     NB_TRY(check_ids(r, b));
     nb_tape_follow(r->tape, &r->plan, r->arena->base);
     NB_TRY(nb_model_logits(r->model, r->tape, b, cache, rows, n, &g));

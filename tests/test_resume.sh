@@ -122,7 +122,7 @@ same twice "$tmp/twice" "$tmp/evals"
 
 # The finished run again: nothing changes.
 before=$(cat "$tmp"/whole/adapter/* "$tmp"/whole/metrics.jsonl | sha256sum)
-says finished_again 0 "step 20 of 20" "$NIBBLE" train "$tmp/run.yaml" --set output_dir="$tmp/whole"
+says finished_again 0 "nothing is left to do" "$NIBBLE" train "$tmp/run.yaml" --set output_dir="$tmp/whole"
 is finished_unchanged "$before" "$(cat "$tmp"/whole/adapter/* "$tmp"/whole/metrics.jsonl | sha256sum)"
 
 # Another run's checkpoints are refused, with the difference, and left alone.

@@ -52,14 +52,16 @@ rm -rf "$tmp/part/adapter" "$tmp/part"/checkpoint-[2-9]*
 run part --set save_strategy=steps --set save_steps=1
 is resumed "$(sha "$tmp/whole/adapter/adapter_model.safetensors")" "$(sha "$tmp/part/adapter/adapter_model.safetensors")"
 before=$(find "$tmp/whole" -type f -printf '%P %T@ %i\n' | sort)
-says complete 0 "nothing is left to do" "$NIBBLE" train "$tmp/run.yaml" --set output_dir="$tmp/whole" --set save_strategy=steps --set save_steps=1
+says complete 0 "nothing is left to do" "$NIBBLE" train "$tmp/run.yaml" --set output_dir="$tmp/whole" \
+    --set save_strategy=steps --set save_steps=1
 is complete_untouched "$before" "$(find "$tmp/whole" -type f -printf '%P %T@ %i\n' | sort)"
 
 # ---- from an adapter that has them: its tokenizer and rows go on; it takes no others ----
 run warm --set lora_model_dir="$tmp/base/adapter" --set "tokens=[]" --set learning_rate=0 --set max_steps=1
 is warm_rows "$(sha "$tmp/base/adapter/adapter_model.safetensors")" "$(sha "$tmp/warm/adapter/adapter_model.safetensors")"
 is warm_ids "[4096, 4097]" "$(ids "$tmp/warm/adapter" "<box><house>")"
-says warm_new_token 1 "no row for it" "$NIBBLE" train "$tmp/run.yaml" --set output_dir="$tmp/no" --set lora_model_dir="$tmp/base/adapter" --set "tokens=[<other>]"
+says warm_new_token 1 "no row for it" "$NIBBLE" train "$tmp/run.yaml" --set output_dir="$tmp/no" \
+    --set lora_model_dir="$tmp/base/adapter" --set "tokens=[<other>]"
 
 # ---- all weights ----
 yes full run full --set adapter=full --set learning_rate=1e-3

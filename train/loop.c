@@ -239,7 +239,8 @@ static nb_status finish(loop *l) {
 
 /* Before the first step there is nothing to save. */
 static nb_status not_interrupted(void) {
-    return nb_interrupted() ? nb_fail(NB_EINTERRUPTED, "stopped before the first step; nothing was written to output_dir") : NB_OK;
+    if (!nb_interrupted()) return NB_OK;
+    return nb_fail(NB_EINTERRUPTED, "stopped before the first step; nothing was written to output_dir");
 }
 
 static nb_status start(loop *l, const nb_train_options *o, char **resume_from) {
@@ -258,7 +259,8 @@ static nb_status start(loop *l, const nb_train_options *o, char **resume_from) {
     if (*resume_from) {
         NB_TRY(nb_checkpoint_load(r, &l->s, *resume_from));
         l->stop = !l->s.eval_pending && out_of_patience(l);
-        l->finished = !l->s.eval_pending && (l->stop || l->s.step == r->total_steps) && nb_output_is_finished(l->c, r->adapter->full);
+        bool last = l->stop || l->s.step == r->total_steps;
+        l->finished = last && !l->s.eval_pending && nb_output_is_finished(l->c, r->adapter->full);
         if (l->finished) return NB_OK;
         nb_info("resuming  %s (step %lld of %lld)", *resume_from, (long long)l->s.step, (long long)r->total_steps);
     }

@@ -22,11 +22,13 @@ static nb_status make_room(nb_run *r, int known, const char *from) {
     int64_t more = 0;
     if (c->lora_model_dir) NB_TRY(nb_adapter_rows_beyond(c->lora_model_dir, r->base->spec.vocab, &more));
     if (known > r->base->spec.vocab + more)
-        return nb_fail(NB_EINPUT, "%s: the tokenizer has %d tokens, the model's embedding only %lld rows: they do not belong together",
-                       from, known, (long long)r->base->spec.vocab);
+        return nb_fail(NB_EINPUT, "%s: the tokenizer has %d tokens, the model's embedding only %lld rows: they do not "
+                       "belong together", from, known, (long long)r->base->spec.vocab);
     int64_t beyond = nb_tokenizer_vocab_size(r->tokenizer) - r->base->spec.vocab;
     if (beyond > more) more = beyond;
-    if (more > 0) nb_info("the vocabulary grows by %lld rows to %lld for added tokens", (long long)more, (long long)(r->base->spec.vocab + more));
+    if (more > 0)
+        nb_info("the vocabulary grows by %lld rows to %lld for added tokens", (long long)more,
+                (long long)(r->base->spec.vocab + more));
     return nb_base_extend(r->base, more);
 }
 
@@ -73,8 +75,8 @@ static nb_status adapter_has_rows(nb_run *r) {
         bool has = false;
         for (int64_t k = 0; k < rows->n; k++) has |= rows->ids[k] == r->added_tokens[i];
         if (!has)
-            return nb_fail(NB_EUNSUPPORTED, "token \"%s\" is new, but lora_model_dir %s has no row for it: tokens are added where an adapter "
-                           "begins", nb_tokenizer_token(r->tokenizer, r->added_tokens[i]), r->config->lora_model_dir);
+            return nb_fail(NB_EUNSUPPORTED, "token \"%s\" is new, but lora_model_dir %s has no row for it: tokens are "
+                           "added where an adapter begins", nb_tokenizer_token(r->tokenizer, r->added_tokens[i]), r->config->lora_model_dir);
     }
     free(r->added_tokens);
     r->n_added_tokens = (int)rows->n;
