@@ -76,8 +76,12 @@ static nb_status merge_linear(merger *m, const nb_st_tensor *t, const struct nb_
 static const nb_tensor *replaced_rows(const merger *m, const char *tensor, const nb_weight **source) {
     const nb_spec *spec = m->s->model->spec;
     const nb_token_rows *rows = &m->s->adapter->rows;
-    char *embed = nb_asprintf("%s.weight", nb_spec_embed_name(spec)), *head = nb_asprintf("%s.weight", nb_spec_head_name(spec));
-    const nb_tensor *t = !rows->n ? NULL : !strcmp(tensor, embed) ? rows->embed : !strcmp(tensor, head) ? rows->head : NULL;
+    char *embed = nb_asprintf("%s.weight", nb_spec_embed_name(spec)),
+         *head = nb_asprintf("%s.weight", nb_spec_head_name(spec));
+    const nb_tensor *t = !rows->n                 ? NULL
+                         : !strcmp(tensor, embed) ? rows->embed
+                         : !strcmp(tensor, head)  ? rows->head
+                                                  : NULL;
     *source = !strcmp(tensor, head) ? &m->s->base->head.w : &m->s->base->embed;
     free(embed), free(head);
     return t;
@@ -213,6 +217,7 @@ static nb_status merge_float(nb_session *s, const char *out, bool roundtrip) {
     merger m = {.s = s, .roundtrip = roundtrip};
     char *tmp = nb_asprintf("%s.tmp", out);
     uint64_t bytes = 0;
+    int64_t widest = s->base->spec.vocab > 65536 ? s->base->spec.vocab : 65536;
     nb_status st = nb_st_open_dir(&base, s->base->dir, "model");
     if (st != NB_OK) {
         free(tmp);

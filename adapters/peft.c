@@ -287,7 +287,8 @@ bool nb_adapter_has_tokenizer(const char *dir) {
 
 static nb_status load_rows(loader *l, const json_t *config) {
     const nb_spec *spec = l->a->model->spec;
-    const nb_st_tensor *embed = rows_tensor(l->s, nb_spec_embed_name(spec)), *head = rows_tensor(l->s, nb_spec_head_name(spec));
+    const nb_st_tensor *embed = rows_tensor(l->s, nb_spec_embed_name(spec)),
+                       *head = rows_tensor(l->s, nb_spec_head_name(spec));
     const json_t *ids = row_ids(config);
     if (is_off(ids)) return NB_OK;
     size_t n = json_array_size(ids);
@@ -302,7 +303,8 @@ static nb_status load_rows(loader *l, const json_t *config) {
         json_int_t v = json_integer_value(json_array_get(ids, i));
         id[i] = (int32_t)v;
         if (!json_is_integer(json_array_get(ids, i)) || v < 0 || v >= spec->vocab || (i && v <= id[i - 1]))
-            st = nb_fail(NB_EINPUT, "%s: trainable_token_indices must be ascending and below %lld", l->path, (long long)spec->vocab);
+            st = nb_fail(NB_EINPUT, "%s: trainable_token_indices must be ascending and below %lld", l->path,
+                         (long long)spec->vocab);
     }
     if (st == NB_OK) {
         nb_adapter_attach_rows(l->a, id, (int64_t)n);

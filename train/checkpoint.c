@@ -253,7 +253,8 @@ static nb_status same_run(const nb_run *r, const json_t *theirs, const char *dir
         if (!old) old = "";
         if (!strcmp(mine, old)) continue;
         int before = n;
-        if (strcmp(key, "config") != 0) n++, nb_text_printf(&diff, "\n  %s: %.16s... there, %.16s... now", key, old, mine);
+        if (strcmp(key, "config") != 0)
+            n++, nb_text_printf(&diff, "\n  %s: %.16s... there, %.16s... now", key, old, mine);
         else n += lines_only_in(&diff, old, mine, "there:") + lines_only_in(&diff, mine, old, "now:  ");
         if (n == before) n++, nb_text_puts(&diff, "\n  the order or number of the configuration's lines");
     }

@@ -238,22 +238,22 @@ static nb_status finish(loop *l) {
 }
 
 /* Before the first step there is nothing to save. */
-static nb_status not_interrupted(void) {
+static nb_status not_interrupted(const loop *l) {
     if (!nb_interrupted()) return NB_OK;
-    return nb_fail(NB_EINTERRUPTED, "stopped before the first step; nothing was written to output_dir");
+    return nb_fail(NB_EINTERRUPTED, "stopped before the first step; %s is as it was", l->c->output_dir);
 }
 
 static nb_status start(loop *l, const nb_train_options *o, char **resume_from) {
     nb_run *r = &l->run;
     NB_TRY(nb_output_prepare(l->c, o->resume, o->overwrite, resume_from));
     NB_TRY(nb_run_open_model(r, l->c));
-    NB_TRY(not_interrupted());
+    NB_TRY(not_interrupted(l));
     NB_TRY(nb_run_open_adapter(r));
-    NB_TRY(not_interrupted());
+    NB_TRY(not_interrupted(l));
     NB_TRY(nb_run_open_data(r));
-    NB_TRY(not_interrupted());
+    NB_TRY(not_interrupted(l));
     NB_TRY(nb_run_open_runners(r));
-    NB_TRY(not_interrupted());
+    NB_TRY(not_interrupted(l));
     NB_TRY(nb_output_space(r));
     l->schedule = nb_schedule_of(l->c, r->total_steps);
     if (*resume_from) {
@@ -274,8 +274,8 @@ nb_status nb_train(nb_config *c, const nb_train_options *o) {
     nb_interrupt_install();
     nb_status st = start(&l, o, &resume_from);
     if (st == NB_OK && l.finished) {
-        nb_info("complete  %s holds this run's result after %lld steps: nothing is left to do (--overwrite starts anew)", c->output_dir,
-                (long long)l.s.step);
+        nb_info("complete  %s holds this run's result after %lld steps: nothing is left to do (--overwrite starts anew)",
+                c->output_dir, (long long)l.s.step);
     } else if (st == NB_OK) {
         greet(&l);
         l.first_step = l.s.step;

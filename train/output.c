@@ -125,8 +125,8 @@ bool nb_output_is_finished(const nb_config *c, bool full) {
     nb_text now = {0};
     char *path = nb_path_join(c->output_dir, "config.yaml"), *then = NULL;
     size_t n = 0;
-    bool same = holds(c, full ? "model" : "adapter") && nb_config_resolve_text(c, &now) == NB_OK && nb_file_exists(path) &&
-                nb_file_read(path, &then, &n) == NB_OK && n == now.n && !memcmp(then, now.s, n);
+    bool same = holds(c, full ? "model" : "adapter") && nb_config_resolve_text(c, &now) == NB_OK &&
+                nb_file_exists(path) && nb_file_read(path, &then, &n) == NB_OK && n == now.n && !memcmp(then, now.s, n);
     free(then);
     free(path);
     nb_text_free(&now);

@@ -76,7 +76,8 @@ static nb_status adapter_has_rows(nb_run *r) {
         for (int64_t k = 0; k < rows->n; k++) has |= rows->ids[k] == r->added_tokens[i];
         if (!has)
             return nb_fail(NB_EUNSUPPORTED, "token \"%s\" is new, but lora_model_dir %s has no row for it: tokens are "
-                           "added where an adapter begins", nb_tokenizer_token(r->tokenizer, r->added_tokens[i]), r->config->lora_model_dir);
+                           "added where an adapter begins", nb_tokenizer_token(r->tokenizer, r->added_tokens[i]),
+                           r->config->lora_model_dir);
     }
     free(r->added_tokens);
     r->n_added_tokens = (int)rows->n;
