@@ -57,14 +57,20 @@ static void one_sequence(fixture *f, const json_t *ids, int first_target) {
 
 static const char *const families[] = {"llama2", "llama3", "mistral"};
 
+static const char *tiny(const char *family, const char *file) {
+    char rel[128];
+    snprintf(rel, sizeof rel, "tiny/%s/%s", family, file);
+    return VECTORS(rel);
+}
+
 static void losses_equal_the_oracle(void **state) {
     (void)state;
     for (int i = 0; i < NB_LEN(families); i++) {
-        const char *dir = VECTORS(nb_asprintf("tiny/%s", families[i]));
+        const char *family = families[i];
         fixture f;
         json_t *want;
-        open_base(&f, dir);
-        assert_ok(nb_json_load(nb_path_join(dir, "expected.json"), &want));
+        open_base(&f, tiny(family, ""));
+        assert_ok(nb_json_load(tiny(family, "expected.json"), &want));
         one_sequence(&f, json_object_get(want, "ids"), 1);
         assert_ok(nb_runner_open_loss(&f.runner, f.model, &f.arena, 64, false, NULL));
         double sum;
@@ -82,11 +88,11 @@ static void losses_equal_the_oracle(void **state) {
 static void logits_equal_the_oracle(void **state) {
     (void)state;
     for (int i = 0; i < NB_LEN(families); i++) {
-        const char *dir = VECTORS(nb_asprintf("tiny/%s", families[i]));
+        const char *family = families[i];
         fixture f;
         json_t *want;
-        open_base(&f, dir);
-        assert_ok(nb_json_load(nb_path_join(dir, "expected.json"), &want));
+        open_base(&f, tiny(family, ""));
+        assert_ok(nb_json_load(tiny(family, "expected.json"), &want));
         one_sequence(&f, json_object_get(want, "ids"), 1);
         assert_ok(nb_runner_open_logits(&f.runner, f.model, &f.arena, 64, 2, NULL));
         int64_t V = f.base->spec.vocab;
@@ -122,15 +128,15 @@ static void check_gradients(const fixture *f, const nb_st *grads) {
 static void adapter_gradients_and_ten_steps(void **state) {
     (void)state;
     for (int i = 0; i < NB_LEN(families) * 2; i++) {
-        const char *dir = VECTORS(nb_asprintf("tiny/%s", families[i / 2]));
+        const char *family = families[i / 2];
         const nb_policy *policy = i % 2 ? &nb_policy_checkpoint : &nb_policy_keep_all;
         fixture f;
         json_t *want;
         nb_st grads;
-        open_base(&f, dir);
-        assert_ok(nb_json_load(nb_path_join(dir, "lora/expected.json"), &want));
-        assert_ok(nb_st_open_file(&grads, nb_path_join(dir, "lora/grads.safetensors")));
-        assert_ok(nb_adapter_load(&f.adapter, f.model, nb_path_join(dir, "lora"), true));
+        open_base(&f, tiny(family, ""));
+        assert_ok(nb_json_load(tiny(family, "lora/expected.json"), &want));
+        assert_ok(nb_st_open_file(&grads, tiny(family, "lora/grads.safetensors")));
+        assert_ok(nb_adapter_load(&f.adapter, f.model, tiny(family, "lora"), true));
         one_sequence(&f, json_object_get(want, "ids"), 7);
         assert_ok(nb_runner_open_loss(&f.runner, f.model, &f.arena, 64, true, policy));
         const json_t *adamw = json_object_get(want, "adamw");
