@@ -108,7 +108,9 @@ void nb_generator_free(nb_generator *g) {
     for (int i = 0; i < NB_LEN(all); i++) free(all[i]);
 }
 
-size_t nb_generator_bytes(const nb_generator *g) { return g->cache.bytes + nb_runner_bytes(g->runner); }
+size_t nb_generator_bytes(const nb_generator *g) {
+    return g->cache.bytes + (size_t)(g->n_slots * g->model->spec->vocab) * sizeof *g->logits;
+}
 int64_t nb_generator_slot_len(const nb_generator *g) { return g->slot_len; }
 
 void nb_generator_forget(nb_generator *g) {

@@ -63,7 +63,7 @@ typedef struct nb_generator nb_generator;
 nb_status nb_generator_open(nb_generator **out, nb_model *m, nb_arena *arena, const nb_tokenizer *t,
                             const nb_gen_options *o);
 void nb_generator_free(nb_generator *g); /* NULL is harmless */
-size_t nb_generator_bytes(const nb_generator *g); /* KV cache and activations */
+size_t nb_generator_bytes(const nb_generator *g); /* KV cache and logits; activations are in the arena */
 int64_t nb_generator_slot_len(const nb_generator *g);
 /* Forgets what the slots hold: after the weights changed (a training step). Only keep_prefix needs it. An adapter
  * switched on or off makes another graph: that takes a new generator, as it takes new runners. */

@@ -25,7 +25,7 @@ static const char *const free_keys[] = {
     "save_steps", "saves_per_epoch", "save_total_limit", "load_best_model_at_end", "metric_for_best_model",
     "early_stopping_patience", "resume_from_checkpoint", "auto_resume_from_checkpoints", "threads", "device",
     "memory_limit", "quantized_cache", "dataset_prepared_path", "output_dir", "loss_watchdog_threshold",
-    "loss_watchdog_patience", "eval_batch_size", "eval_sample_packing", "base_model",
+    "loss_watchdog_patience", "eval_batch_size", "base_model",
 };
 
 static bool is_free(const char *line, size_t n) {

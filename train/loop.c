@@ -233,6 +233,11 @@ static nb_status finish(loop *l) {
     if (st == NB_OK)
         nb_info("done      %lld steps in %s; %s/%s", (long long)l->s.step, nb_duration(nb_now() - l->started, took),
                 l->c->output_dir, name);
+    if (st == NB_OK) {
+        char peak[16], planned[16];
+        nb_info("memory    %s at the peak; %s were planned, without the program, its libraries and the data",
+                nb_bytes((double)nb_peak_memory(), peak), nb_bytes((double)nb_run_memory(r).total, planned));
+    }
     free(best);
     return st;
 }

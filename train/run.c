@@ -208,28 +208,17 @@ void nb_run_close(nb_run *r) {
 
 /* ---- memory ---- */
 
-static size_t base_bytes(const nb_base *b) {
-    int64_t n = nb_weight_bytes(&b->embed) + (b->spec.tied ? 0 : nb_weight_bytes(&b->head.w)) + b->spec.hidden * 4;
-    for (int64_t l = 0; l < b->spec.layers; l++) {
-        n += NB_NORMS * b->spec.hidden * 4;
-        for (int s = 0; s < NB_SLOTS; s++)
-            if (b->layer[l].lin[s].w.rows) n += nb_weight_bytes(&b->layer[l].lin[s].w);
-    }
-    return (size_t)n;
-}
-
 nb_memory_plan nb_run_memory(const nb_run *r) {
     nb_memory_plan m = {0};
     size_t one = r->adapter ? (size_t)r->adapter->n * sizeof(float) : 0;
-    m.base = base_bytes(r->base);
+    m.base = (size_t)nb_base_bytes(r->base, false);
     m.adapter = m.gradients = one;
     m.optimizer = 2 * one;
-    m.activations_train = r->train ? nb_runner_bytes(r->train) : 0;
-    if (r->evaluator.model) m.evaluation = nb_runner_bytes(r->evaluator.loss);
-    if (r->evaluator.generator) m.evaluation += nb_generator_bytes(r->evaluator.generator);
+    m.activations = r->arena.bytes;
+    if (r->evaluator.generator) m.generation = nb_generator_bytes(r->evaluator.generator);
     m.scratch = r->dev->ws_size;
     m.tables = (size_t)(r->model->positions * r->base->spec.rope.rot) * sizeof(float);
-    m.total = m.base + m.adapter + m.gradients + m.optimizer + m.scratch + m.tables + r->arena.bytes;
+    m.total = m.base + m.adapter + m.gradients + m.optimizer + m.activations + m.generation + m.scratch + m.tables;
     return m;
 }
 
@@ -242,8 +231,8 @@ void nb_memory_plan_text(const nb_memory_plan *m, nb_text *out) {
         {"trained weights", m->adapter},
         {"their gradients", m->gradients},
         {"optimizer state", m->optimizer},
-        {"activations, training", m->activations_train},
-        {"evaluation", m->evaluation},
+        {"activations", m->activations},
+        {"answers' keys and values", m->generation},
         {"kernel scratch", m->scratch},
         {"position tables", m->tables},
         {"in all", m->total},

@@ -45,9 +45,10 @@ nb_status nb_run_open_data(nb_run *r);
 nb_status nb_run_open_runners(nb_run *r);
 void nb_run_close(nb_run *r);
 
-/* Bytes by class, known before step 1. */
+/* Bytes by class, known before step 1. activations: one block that training, evaluation and generation use in turn;
+ * generation: what answering needs besides. The program, its libraries and the data come on top. */
 typedef struct nb_memory_plan {
-    size_t base, adapter, gradients, optimizer, activations_train, evaluation, scratch, tables, total;
+    size_t base, adapter, gradients, optimizer, activations, generation, scratch, tables, total;
 } nb_memory_plan;
 nb_memory_plan nb_run_memory(const nb_run *r);
 /* "base 3.1 MiB, adapter ..., total ..." on several lines. */
