@@ -13,12 +13,11 @@ static const char notes[] =
     "resolve  prints the configuration with every key explicit\n"
     "keys     prints the reference of all keys";
 
-static nb_status run(int argc, char **argv, bool *done) {
-    nb_opt_list sets = {0};
+static nb_status run(int argc, char **argv, nb_opt_list *sets, bool *done) {
     bool markdown = false;
     const char *pos[2] = {NULL, NULL};
     const nb_opt opts[] = {
-        {"set", NB_OPT_LIST, &sets, "KEY=VALUE", "override a key of the file; may be repeated"},
+        {"set", NB_OPT_LIST, sets, "KEY=VALUE", "override a key of the file; may be repeated"},
         {"markdown", NB_OPT_FLAG, &markdown, NULL, "keys: as Markdown, the text of docs/config.md"},
     };
     static const char *const verbs[] = {"check", "resolve", "keys"};
@@ -32,7 +31,7 @@ static nb_status run(int argc, char **argv, bool *done) {
         nb_config_keys_text(&out, markdown);
     } else if (!strcmp(pos[0], "check") || !strcmp(pos[0], "resolve")) {
         if (n < 2) return nb_fail(NB_EINPUT, "%s needs the YAML file: nibble config %s CONFIG", pos[0], pos[0]);
-        NB_TRY(nb_config_load(&c, pos[1], sets.v, sets.n));
+        NB_TRY(nb_config_load(&c, pos[1], sets->v, sets->n));
         if (!strcmp(pos[0], "check")) nb_text_printf(&out, "%s: no mistakes\n", pos[1]);
         else NB_TRY(nb_config_resolve_text(&c, &out));
         nb_config_free(&c);
@@ -43,11 +42,13 @@ static nb_status run(int argc, char **argv, bool *done) {
     }
     fputs(out.s, stdout);
     nb_text_free(&out);
-    free(sets.v);
     return NB_OK;
 }
 
 int nb_cmd_config(int argc, char **argv) {
+    nb_opt_list sets = {0};
     bool done;
-    return nb_exit_status("config", run(argc, argv, &done));
+    nb_status st = run(argc, argv, &sets, &done);
+    free(sets.v);
+    return nb_exit_status("config", st);
 }

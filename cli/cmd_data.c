@@ -240,14 +240,13 @@ static nb_status show(const nb_config *c, const nb_tokenizer *t, int64_t sequenc
     return st;
 }
 
-static nb_status run(int argc, char **argv) {
-    nb_opt_list sets = {0};
+static nb_status run(int argc, char **argv, nb_opt_list *sets) {
     int64_t row = 0, threads = 0;
     const char *name = NULL, *path = NULL;
     const nb_opt opts[] = {
         {"row", NB_OPT_INT, &row, "N", "show this row (from 1) with what is trained on"},
         {"dataset", NB_OPT_STR, &name, "NAME", "the dataset --row counts in; default: the first"},
-        {"set", NB_OPT_LIST, &sets, "KEY=VALUE", "set a key of the configuration (repeatable)"},
+        {"set", NB_OPT_LIST, sets, "KEY=VALUE", "set a key of the configuration (repeatable)"},
         {"threads", NB_OPT_INT, &threads, "N", "threads to tokenize with; default: all"},
     };
     int n = 0;
@@ -260,15 +259,17 @@ static nb_status run(int argc, char **argv) {
     nb_config c;
     nb_tokenizer *t = NULL;
     int64_t sequence_len;
-    NB_TRY(nb_config_load(&c, path, sets.v, sets.n));
+    NB_TRY(nb_config_load(&c, path, sets->v, sets->n));
     nb_status st = open_tokenizer(&c, &t, &sequence_len);
     if (st == NB_OK) st = show(&c, t, sequence_len, row, name);
     nb_tokenizer_free(t);
     nb_config_free(&c);
-    free(sets.v);
     return st;
 }
 
 int nb_cmd_data(int argc, char **argv) {
-    return nb_exit_status("data", run(argc, argv));
+    nb_opt_list sets = {0};
+    nb_status st = run(argc, argv, &sets);
+    free(sets.v);
+    return nb_exit_status("data", st);
 }

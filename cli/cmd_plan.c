@@ -99,5 +99,6 @@ int nb_cmd_plan(int argc, char **argv) {
         st = plan(&c);
         nb_config_free(&c);
     }
+    free(sets.v);
     return nb_exit_status("plan", st);
 }

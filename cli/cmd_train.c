@@ -1,3 +1,5 @@
+#include <stdlib.h>
+
 #include "cli/cli.h"
 #include "configs/config.h"
 #include "core/status.h"
@@ -28,5 +30,6 @@ int nb_cmd_train(int argc, char **argv) {
         st = nb_train(&c, &o);
         nb_config_free(&c);
     }
+    free(sets.v);
     return nb_exit_status("train", st);
 }
