@@ -65,7 +65,10 @@ nb_status nb_run_open_model(nb_run *r, nb_config *c) {
     if (r->sequence_len > context)
         nb_warn("sequence_len %lld is beyond the %lld positions the model was trained with", (long long)r->sequence_len,
                 (long long)context);
-    return nb_model_open(&r->model, r->base, r->dev, r->sequence_len > context ? r->sequence_len : context);
+    /* Position tables for the training sequences, and room for longer held-out prompts and answers; not for all of a
+     * long context (128 Ki positions would be 64 MiB that nobody reads). */
+    int64_t positions = context < 8192 ? context : 8192;
+    return nb_model_open(&r->model, r->base, r->dev, r->sequence_len > positions ? r->sequence_len : positions);
 }
 
 /* An adapter that is trained on has the rows it came with: a token it does not know would stay untrained. */
