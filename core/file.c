@@ -77,12 +77,16 @@ nb_status nb_file_read(const char *path, char **data, size_t *size) {
     return NB_OK;
 }
 
+static const char *out_name(const nb_out *o) { return o->tmp ? o->tmp : o->path; }
+
 nb_status nb_out_open(nb_out *o, const char *path) {
+    struct stat sb;
+    bool in_place = stat(path, &sb) == 0 && !S_ISREG(sb.st_mode); /* /dev/stdout, a pipe: renaming would replace it */
     o->path = nb_strdup(path);
-    o->tmp = nb_asprintf("%s.tmp-%ld", path, (long)getpid());
-    o->f = fopen(o->tmp, "wbe");
+    o->tmp = in_place ? NULL : nb_asprintf("%s.tmp-%ld", path, (long)getpid());
+    o->f = fopen(out_name(o), "wbe");
     if (!o->f) {
-        nb_status st = io_error("create", o->tmp);
+        nb_status st = io_error("create", out_name(o));
         nb_out_abort(o);
         return st;
     }
@@ -90,16 +94,16 @@ nb_status nb_out_open(nb_out *o, const char *path) {
 }
 
 nb_status nb_out_write(nb_out *o, const void *data, size_t size) {
-    if (size && fwrite(data, 1, size, o->f) != size) return io_error("write", o->tmp);
+    if (size && fwrite(data, 1, size, o->f) != size) return io_error("write", out_name(o));
     return NB_OK;
 }
 
 nb_status nb_out_commit(nb_out *o) {
     nb_status st = NB_OK;
-    if (fflush(o->f) || ferror(o->f) || fsync(fileno(o->f))) st = io_error("write", o->tmp);
-    if (fclose(o->f) && st == NB_OK) st = io_error("close", o->tmp);
+    if (fflush(o->f) || ferror(o->f) || (o->tmp && fsync(fileno(o->f)))) st = io_error("write", out_name(o));
+    if (fclose(o->f) && st == NB_OK) st = io_error("close", out_name(o));
     o->f = NULL;
-    if (st == NB_OK && rename(o->tmp, o->path) < 0) st = io_error("rename into place", o->path);
+    if (st == NB_OK && o->tmp && rename(o->tmp, o->path) < 0) st = io_error("rename into place", o->path);
     if (st == NB_OK) {
         free(o->tmp);
         o->tmp = NULL;

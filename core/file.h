@@ -21,7 +21,7 @@ void nb_map_close(nb_map *m);
 /* Whole file into a malloc'd buffer with a NUL behind it (not counted in *size). Caller frees. */
 nb_status nb_file_read(const char *path, char **data, size_t *size);
 
-/* A file being written as PATH.tmp-PID. nb_out_commit flushes, syncs and renames it to PATH;
+/* A file being written as PATH.tmp-PID (a device or pipe: as itself). nb_out_commit flushes, syncs and renames it to PATH;
  * nb_out_abort removes it (harmless after a commit). Write with nb_out_write or to ->f. */
 typedef struct nb_out {
     FILE *f;

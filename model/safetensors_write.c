@@ -113,7 +113,7 @@ nb_status nb_st_write_data(nb_st_writer *w, const char *name, const void *data, 
     NB_ASSERT(s && !s->written && s->bytes == bytes);
     s->written = true;
     if (fseeko(w->out.f, (off_t)(w->data_at + s->at), SEEK_SET) < 0)
-        return nb_fail(NB_EIO, "%s: cannot seek", w->out.tmp);
+        return nb_fail(NB_EIO, "%s: cannot seek", w->out.path);
     return nb_out_write(&w->out, data, bytes);
 }
 

@@ -157,6 +157,13 @@ is full_recovered "$(sha "$tmp/kept/adapter/adapter_model.safetensors")" "$(sha 
 if [ -c /dev/full ]; then
     if score --base "$tmp/base" >/dev/full 2>/dev/null; then bad full_stdout "status 0"; else ok full_stdout; fi
 fi
+# A device or pipe is written to, never replaced by a file.
+mkfifo "$tmp/pipe"
+cat "$tmp/pipe" >"$tmp/read" &
+says pipe_written 0 "" "$NIBBLE" eval --base "$tmp/base" --data "$tmp/train.jsonl" --type prompt_completion --json "$tmp/pipe"
+wait $!
+is pipe_read "{" "$(head -c 1 "$tmp/read")"
+yes pipe_stays test -p "$tmp/pipe"
 # A cache that cannot be written costs time, not the run.
 : >"$tmp/not-a-folder"
 says cache_unwritable 0 "done" env NIBBLE_CACHE="$tmp/not-a-folder/cache" "$NIBBLE" train "$tmp/run.yaml" --set output_dir="$tmp/nocache" \
