@@ -6,6 +6,7 @@
 #include <stdbool.h>
 #include <stdint.h>
 
+#include "configs/config.h"
 #include "core/status.h"
 
 typedef struct nb_command {
@@ -39,5 +40,7 @@ nb_status nb_opt_parse(int argc, char **argv, const char *usage, const char *not
 int nb_exit_status(const char *name, nb_status st);
 /* "--threads N" common to many commands: call once after parsing (0 = all). */
 nb_status nb_cli_threads(int64_t threads);
+/* The configuration with --set, --threads (-1: not given) and --device (NULL: not given) put in; frees the list. */
+nb_status nb_cli_config(nb_config *c, const char *path, nb_opt_list *sets, int64_t threads, const char *device);
 
 #endif

@@ -85,16 +85,23 @@ static nb_status plan(nb_config *c) {
 
 int nb_cmd_plan(int argc, char **argv) {
     nb_opt_list sets = {0};
-    const nb_opt opts[] = {{"set", NB_OPT_LIST, &sets, "KEY=VALUE", "set a key of the configuration (repeatable)"}};
+    int64_t threads = -1;
+    const char *device = NULL;
+    const nb_opt opts[] = {
+        {"set", NB_OPT_LIST, &sets, "KEY=VALUE", "set a key of the configuration (repeatable)"},
+        {"threads", NB_OPT_INT, &threads, "N", "threads to use; 0: all cores"},
+        {"device", NB_OPT_STR, &device, "auto|cpu", "where to compute"},
+    };
     const char *path;
     int n;
     bool done = false;
     nb_config c;
-    nb_status st = nb_opt_parse(argc, argv, "nibble plan CONFIG [--set key=value]...", NULL, opts, NB_LEN(opts), &path,
-                                1, &n, &done);
+    nb_status st = nb_opt_parse(argc, argv, "nibble plan CONFIG [--set key=value]...",
+                                "Memory by class, the steps, and what fits, before anything is trained or written.\n",
+                                opts, NB_LEN(opts), &path, 1, &n, &done);
     if (st == NB_OK && done) return 0;
     if (st == NB_OK && n < 1) st = nb_fail(NB_EINPUT, "which configuration? usage: nibble plan CONFIG");
-    if (st == NB_OK) st = nb_config_load(&c, path, sets.v, sets.n);
+    if (st == NB_OK) st = nb_cli_config(&c, path, &sets, threads, device);
     if (st == NB_OK) {
         st = plan(&c);
         nb_config_free(&c);

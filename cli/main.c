@@ -1,11 +1,13 @@
 /* nibble COMMAND ...: finds the command in commands.def and runs it. */
 #include <signal.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "cli/cli.h"
 #include "core/cpu.h"
 #include "core/interrupt.h"
+#include "core/mem.h"
 #include "core/nearest.h"
 
 #define COMMAND(name, help) int nb_cmd_##name(int argc, char **argv);
@@ -78,4 +80,21 @@ nb_status nb_cli_threads(int64_t threads) {
         return nb_fail(NB_EINPUT, "--threads %lld: give a number from 0 (all cores) to 4096", (long long)threads);
     nb_threads_set((int)threads);
     return NB_OK;
+}
+
+static void add_set(nb_opt_list *sets, char *text) {
+    NB_GROW(sets->v, sets->n, sets->cap);
+    sets->v[sets->n++] = text;
+}
+
+nb_status nb_cli_config(nb_config *c, const char *path, nb_opt_list *sets, int64_t threads, const char *device) {
+    char *more[2] = {threads != -1 ? nb_asprintf("threads=%lld", (long long)threads) : NULL,
+                     device ? nb_asprintf("device=%s", device) : NULL};
+    for (int i = 0; i < 2; i++)
+        if (more[i]) add_set(sets, more[i]);
+    nb_status st = nb_config_load(c, path, sets->v, sets->n);
+    free(more[0]), free(more[1]);
+    free(sets->v);
+    *sets = (nb_opt_list){0};
+    return st;
 }
