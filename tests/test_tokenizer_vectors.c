@@ -196,10 +196,11 @@ static void transformersjs(void **state) {
 /* llama.cpp's vocabulary tests: texts separated by a line, ids one line each. */
 static void check_llamacpp(const char *rel, const char *folder) {
     static const char separator[] = "\n__ggml_vocab_test__\n";
-    char *name = nb_asprintf("llamacpp-vocab/%s.gguf.out", rel), *texts, *ids_text;
+    char name[128], *texts, *ids_text;
     size_t n;
     nb_tokenizer *t;
     int count = 0;
+    snprintf(name, sizeof name, "llamacpp-vocab/%s.gguf.out", rel);
     assert_ok(nb_file_read(VECTORS("llamacpp-vocab/ggml-vocab-llama-spm.gguf.inp"), &texts, &n));
     assert_ok(nb_file_read(VECTORS(name), &ids_text, &n));
     assert_ok(nb_tokenizer_load(&t, VECTORS(folder)));
@@ -225,7 +226,6 @@ static void check_llamacpp(const char *rel, const char *folder) {
     nb_tokenizer_free(t);
     free(texts);
     free(ids_text);
-    free(name);
 }
 
 static void llamacpp(void **state) {
