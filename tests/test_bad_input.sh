@@ -159,7 +159,7 @@ if [ -c /dev/full ]; then
 fi
 # A device or pipe is written to, never replaced by a file.
 mkfifo "$tmp/pipe"
-cat "$tmp/pipe" >"$tmp/read" &
+timeout 60 cat "$tmp/pipe" >"$tmp/read" &
 says pipe_written 0 "" "$NIBBLE" eval --base "$tmp/base" --data "$tmp/train.jsonl" --type prompt_completion --json "$tmp/pipe"
 wait $!
 is pipe_read "{" "$(head -c 1 "$tmp/read")"

@@ -69,7 +69,7 @@ is load_best_step "$best" "$(step_of best/adapter)"
 says_run early_stop 0 "stopping early" early eval $worse --set early_stopping_patience=2 --set load_best_model_at_end=true
 is early_stop_steps "$(seq -s ' ' $((best + 2)))" "$(steps early)"
 is early_stop_adapter "$(weights last/best)" "$(weights early/adapter)"
-says_run early_stop_again 0 "done" early eval $worse --set early_stopping_patience=2 --set load_best_model_at_end=true
+says_run early_stop_again 0 "nothing is left to do" early eval $worse --set early_stopping_patience=2 --set load_best_model_at_end=true
 is early_stop_stays "$(seq -s ' ' $((best + 2)))" "$(steps early)"
 says_run metric_unknown 1 '"test/f1" is not among the metrics' metric eval --set metric_for_best_model=test/f1
 says_run metric_best 0 "done" metric eval --overwrite --set metric_for_best_model=test/perplexity
