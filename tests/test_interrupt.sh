@@ -43,7 +43,8 @@ is cut_story "$(story "$tmp/whole")" "$(story "$tmp/cut")"
 
 # ---- while tokenizing: it leaves at once, and nothing is there ----
 awk 'BEGIN {for (i = 0; i < 400000; i++)
-    printf "{\"prompt\": \"Order %d: %d boxes of tea\", \"completion\": \" for house %d, number %d\"}\n", i, i % 7, i % 59, i * 17}' >"$tmp/large.jsonl"
+    printf "{\"prompt\": \"Order %d: %d boxes of tea\", \"completion\": \" for house %d, number %d\"}\n",
+    i, i % 7, i % 59, i * 17}' >"$tmp/large.jsonl"
 "$NIBBLE" train "$tmp/run.yaml" --set output_dir="$tmp/none" --set datasets.0.path="$tmp/large.jsonl" >"$tmp/none.log" 2>&1 &
 pid=$!
 sleep 0.5
