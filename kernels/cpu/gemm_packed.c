@@ -52,6 +52,18 @@ static range share(int64_t panels, int id, int parts) {
     return (range){panels * id / parts, panels * (id + 1) / parts};
 }
 
+/* x panels of these rows. An x that lies across k is packed a few of its rows at a time: a line of one serves several
+ * panels, and with rows pages apart it would not stay in the cache until the next panel wants it. */
+static void pack_panels(const nb_packed_isa *isa, const nb_product *p, uint32_t *x, int64_t m0, int64_t rows,
+                        int64_t k0, int64_t kc) {
+    const int64_t steps = ceil_div(kc, isa->group), part = p->tx ? NB_PACKED_ACROSS : kc;
+    for (int64_t k = 0; k < kc; k += part)
+        for (int64_t i = 0; i < rows; i += isa->mr) {
+            const int64_t mr = min64(isa->mr, rows - i);
+            isa->pack_x(x + i * steps + k / isa->group * mr, p, m0 + i, (int)mr, k0 + k, min64(part, kc - k));
+        }
+}
+
 /* c[rows m0.., columns of panels `cols`] = alpha x y + beta c for the block k0 of k. */
 static void run_block(const nb_packed_isa *isa, const nb_product *p, char *ws, int64_t m0, int64_t rows, range cols,
                       int64_t k0, int64_t kc) {
@@ -60,8 +72,7 @@ static void run_block(const nb_packed_isa *isa, const nb_product *p, char *ws, i
     uint32_t *y = (uint32_t *)(ws + l.spare), *x = (uint32_t *)(ws + l.spare + l.y);
     const int64_t steps = ceil_div(kc, isa->group);
     const float beta = k0 == 0 ? p->beta : 1;
-    for (int64_t i = 0; i < rows; i += isa->mr)
-        isa->pack_x(x + i * steps, p, m0 + i, (int)min64(isa->mr, rows - i), k0, kc);
+    pack_panels(isa, p, x, m0, rows, k0, kc);
     for (int64_t j = cols.lo; j < cols.hi; j++) {
         const int64_t n0 = j * isa->nr;
         const int n_cols = (int)min64(isa->nr, p->N - n0), vectors = n_cols > isa->vec ? 2 : 1;

@@ -17,6 +17,7 @@
 
 enum {
     NB_PACKED_STEPS = 512,
+    NB_PACKED_ACROSS = 32, /* of an x that lies across k: values of k packed at a time, whole steps */
     NB_PACKED_ROWS = 1032, /* rows of x a thread packs at a time: 2 MiB at most */
     NB_PACKED_THIN = 4,    /* rows up to which a thin product may be taken */
     NB_PACKED_SPARE = 32 * 128, /* floats of scratch a pack_y may decode into */
