@@ -126,8 +126,8 @@ static nb_spec spec_of(const shape *s) {
     nb_spec p = {.family = "llama", .architecture = "LlamaForCausalLM", .vocab = s->vocab, .hidden = s->hidden,
                  .mlp_hidden = s->mlp, .layers = s->layers, .heads = s->heads, .kv_heads = s->kv_heads,
                  .head_dim = s->head_dim, .context = TOKENS, .norm_eps = 1e-5f, .embed_scale = 1,
-                 .attn_scale = (float)(1 / sqrt((double)s->head_dim)), .act = NB_ACT_SILU, .tied = true, .dtype = NB_BF16,
-                 .bos = -1, .eos = -1, .init_std = 0.02f,
+                 .attn_scale = (float)(1 / sqrt((double)s->head_dim)), .act = NB_ACT_SILU, .tied = true,
+                 .dtype = NB_BF16, .bos = -1, .eos = -1, .init_std = 0.02f,
                  .rope = {.kind = NB_ROPE_DEFAULT, .theta = 10000, .rot = (int)s->head_dim}};
     must(nb_spec_check(&p, s->name));
     return p;
@@ -296,8 +296,8 @@ static void bench_shape(const shape *s, double seconds, const double peak[2]) {
         for (int i = 0; i < WAYS; i++)
             if (r[i].runner) step(&r[i], &b);
     }
-    printf("\n%s: C=%lld, %lld layers, vocabulary %lld\nLoRA r=%d on all linear layers, %.2f M trained; %d tokens, best of "
-           "%lld steps\n", s->name, (long long)s->hidden, (long long)s->layers, (long long)s->vocab, RANK,
+    printf("\n%s: C=%lld, %lld layers, vocabulary %lld\nLoRA r=%d on all linear layers, %.2f M trained; %d tokens, "
+           "best of %lld steps\n", s->name, (long long)s->hidden, (long long)s->layers, (long long)s->vocab, RANK,
            (double)nb_adapter_size(r[0].adapter) / 1e6, TOKENS, (long long)r[0].steps - 1);
     report_ways(r, s, peak);
     report_operations(&r[r[NF4_IN_BF16].steps ? NF4_IN_BF16 : NF4_IN_F32]);
@@ -312,6 +312,7 @@ int main(int argc, char **argv) {
     double seconds = argc > 1 ? atof(argv[1]) : 5;
     nb_threads_set(argc > 2 ? atoi(argv[2]) : 0);
     const char *only = argc > 3 ? argv[3] : "";
+    setvbuf(stdout, NULL, _IOLBF, 0);
     const double peak[2] = {nb_measured_peak(false), nb_measured_peak(true)};
     printf("%s, %d threads; multiply-adds in registers: f32 %.0f, bf16 %.0f GFLOP/s\n", nb_cpu_get()->name,
            nb_threads(), peak[0] * 1e-9, peak[1] * 1e-9);
