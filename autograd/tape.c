@@ -8,7 +8,7 @@
 #include "core/mem.h"
 
 const nb_policy nb_policy_keep_all = {"keep_all", {0}};
-const nb_policy nb_policy_checkpoint = {"checkpoint", {"embedding", "add", "attention"}};
+const nb_policy nb_policy_checkpoint = {"checkpoint", {"embedding", "add", "attention", "linear_xent"}};
 
 enum { RED = 64 }; /* floats of red zone on either side in DIRECT mode */
 static const uint32_t red_word = 0x7fa5a5a5u; /* a signalling NaN: reading it poisons results */

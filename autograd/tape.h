@@ -19,7 +19,8 @@ typedef struct nb_policy {
     const char *keep[4]; /* operations whose outputs and saved tensors stay; all NULL: every operation's */
 } nb_policy;
 extern const nb_policy nb_policy_keep_all;
-/* Recomputes norms, q/k/v, RoPE, gate/up and the MLP product; keeps the residual stream and attention's output. */
+/* Recomputes norms, q/k/v, RoPE, gate/up and the MLP product; keeps the residual stream, attention's
+ * output, and the loss, which backward reads first. */
 extern const nb_policy nb_policy_checkpoint;
 
 typedef struct nb_prof_row {
