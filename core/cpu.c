@@ -81,7 +81,7 @@ void nb_threads_set(int n) {
 
 void nb_threads_settle(char **argv) {
     if (getenv("GOMP_SPINCOUNT") || getenv("OMP_WAIT_POLICY")) return;
-    setenv("GOMP_SPINCOUNT", "2000", 1); /* microseconds of spinning, then sleep */
+    setenv("GOMP_SPINCOUNT", "2000", 1); /* turns of the waiting loop, then sleep */
     execv("/proc/self/exe", argv);       /* on failure: go on as we are */
 }
 
