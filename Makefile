@@ -3,8 +3,13 @@
 #   CC=clang   another compiler              SAN=1               address and undefined-behaviour sanitizers
 #   V=1        show whole commands           WERROR=1            warnings are errors
 #   PREFIX=/usr/local   where `make install` puts things (DESTDIR in front)
+#   CUDA=0     without the GPU backend          CUDA_ARCHS="90"     for these GPU architectures alone
+#   CUDA_HOME=/usr/local/cuda   the toolkit: found by itself there, in /opt/cuda, or by nvcc on PATH
 ifeq ($(origin CC),default)
 CC      := gcc
+endif
+ifeq ($(origin CXX),default)
+CXX     := $(subst clang,clang++,$(subst gcc,g++,$(CC)))
 endif
 PREFIX  ?= /usr/local
 VERSION := 0.1.0
@@ -24,6 +29,41 @@ ALL_CFLAGS := -std=c11 -D_GNU_SOURCE -DNB_VERSION='"$(VERSION)"' -I. -fopenmp -f
 	$(WARN) $(CFLAGS) $(if $(SAN),$(SANITIZE) -fno-omit-frame-pointer -O1)
 LIBS    := -ljansson -lpcre2-8 -lutf8proc -lcrypto -lyaml -lopenblas -lm $(SANITIZE) -fopenmp
 
+# The GPU backend, kernels/cuda, is built twice: by nvcc into nibble where there is a toolkit, and by the host's compilers
+# against an emulator ("emu") into the tests and nibble-emu, everywhere. The quick start builds for the cards at hand only.
+CUDA_CU   := $(sort $(wildcard kernels/cuda/*.cu))
+CUDA_C    := $(sort $(wildcard kernels/cuda/*.c))
+ifndef CUDA_HOME
+CUDA_HOME := $(firstword $(patsubst %/bin/nvcc,%,$(wildcard /usr/local/cuda/bin/nvcc /opt/cuda/bin/nvcc) \
+	$(realpath $(shell command -v nvcc))))
+endif
+NVCC      := $(if $(CUDA_HOME),$(wildcard $(CUDA_HOME)/bin/nvcc))
+ifneq ($(filter quickstart,$(MAKECMDGOALS)),)
+ifndef CUDA_ARCHS
+CUDA_ARCHS := $(shell nvidia-smi --query-gpu=compute_cap --format=csv$(comma)noheader 2>/dev/null | tr -d . | \
+	sort -un | awk '$$1 >= 80')
+CUDA      ?= $(if $(strip $(CUDA_ARCHS)),$(if $(NVCC),1,0),0)
+endif
+endif
+CUDA      ?= $(if $(NVCC),1,0)
+ifeq ($(CUDA),1)
+ifeq ($(strip $(CUDA_ARCHS)),)
+CUDA_ARCHS := $(filter $(patsubst sm_%,%,$(shell $(NVCC) --list-gpu-code)),80 90 100 120)
+endif
+# PTX of the lowest architecture serves cards between and after these.
+GENCODE   := $(foreach a,$(CUDA_ARCHS),-gencode arch=compute_$a$(comma)code=$(if $(filter 80,$a),[sm_80$(comma)compute_80],sm_$a))
+NVCC_FLAGS := -O3 -std=c++17 -I. -lineinfo $(GENCODE) -Xptxas -v $(if $(WERROR),-Werror all-warnings) \
+	-Xcompiler -Wall$(comma)-Wextra$(comma)-fno-exceptions$(comma)-fno-rtti$(comma)-fno-threadsafe-statics
+CUDA_OBJ  := $(CUDA_CU:%.cu=build/cuda/%.o) $(CUDA_C:%.c=$(BUILD)/%.o)
+CUDART    := $(firstword $(wildcard $(CUDA_HOME)/lib64/libcudart_static.a $(CUDA_HOME)/targets/*/lib/libcudart_static.a \
+	$(CUDA_HOME)/lib/*/libcudart_static.a) -lcudart_static)
+CUDA_LIBS := $(if $(strip $(CUDA_OBJ)),$(CUDART) -ldl -lrt -lpthread)
+endif
+# The emulator has no exceptions and no C++ library, so that $(CC) links it.
+EMU_FLAGS := -std=c++17 -O2 -g -I. -DNB_EMU -fno-exceptions -fno-rtti -fno-threadsafe-statics -ffp-contract=off -Wall -Wextra \
+	-Wshadow $(if $(WERROR),-Werror) $(if $(SAN),$(SANITIZE) -fno-omit-frame-pointer -O1)
+EMU_OBJ   := $(CUDA_CU:%.cu=$(BUILD)/emu/%.o) $(CUDA_C:%.c=$(BUILD)/emu/%.o) $(BUILD)/emu/kernels/cuda/emu.o
+
 OBJ       := $(SRC:%.c=$(BUILD)/%.o)
 CLI_OBJ   := $(CLI:%.c=$(BUILD)/%.o)
 TEST_BIN  := $(TESTS:%.c=$(BUILD)/%)
@@ -37,8 +77,11 @@ all: nibble  ## build ./nibble
 nibble: $(BUILD)/nibble
 	@ln -sf $< $@
 
-$(BUILD)/nibble: $(CLI_OBJ) $(BUILD)/libnibble.a
-	$(call run,link,$(CC) -o $@ $(CLI_OBJ) $(BUILD)/libnibble.a $(LIBS))
+$(BUILD)/nibble: $(CLI_OBJ) $(CUDA_OBJ) $(BUILD)/libnibble.a $(BUILD)/cuda.txt
+	$(call run,link,$(CC) -o $@ $(CLI_OBJ) $(CUDA_OBJ) $(BUILD)/libnibble.a $(CUDA_LIBS) $(LIBS))
+
+$(BUILD)/nibble-emu: $(CLI_OBJ) $(EMU_OBJ) $(BUILD)/libnibble.a
+	$(call run,link,$(CC) -o $@ $^ $(LIBS))
 
 $(BUILD)/libnibble.a: $(OBJ)
 	@rm -f $@
@@ -48,11 +91,40 @@ $(BUILD)/%.o: %.c | $(BUILD)/probed-build
 	@mkdir -p $(@D)
 	$(call run,compile,$(CC) $(ALL_CFLAGS) $(CFLAGS_$(subst /,_,$*)) -MMD -MP -c -o $@ $<)
 
+$(BUILD)/kernels/cuda/%.o: kernels/cuda/%.c | $(BUILD)/probed-build
+	@mkdir -p $(@D)
+	$(call run,compile,$(CC) $(ALL_CFLAGS) -isystem $(CUDA_HOME)/include -MMD -MP -c -o $@ $<)
+
+# What ptxas says (registers, spills) and nvcc warns of stays beside the object; warnings and errors are shown.
+build/cuda/%.o: %.cu build/cuda/flags.txt
+	@mkdir -p $(@D)
+	$(call run,nvcc,$(NVCC) $(NVCC_FLAGS) -MMD -MP -MF $(@:.o=.d) -c -o $@ $< >$(@:.o=.ptxas) 2>&1; \
+	    status=$$?; grep -vE '^ptxas info|^ +[0-9]+ bytes stack frame' $(@:.o=.ptxas); exit $$status)
+
+# These change only when what they hold does.
+build/cuda/flags.txt: now
+	@mkdir -p $(@D); echo '$(NVCC) $(NVCC_FLAGS)' | cmp -s - $@ || echo '$(NVCC) $(NVCC_FLAGS)' >$@
+$(BUILD)/cuda.txt: now
+	@mkdir -p $(@D); echo 'CUDA=$(CUDA)' | cmp -s - $@ || echo 'CUDA=$(CUDA)' >$@
+now:
+
+$(BUILD)/emu/%.o: %.cu | $(BUILD)/probed-test
+	@mkdir -p $(@D)
+	$(call run,emu,$(CXX) -x c++ $(EMU_FLAGS) -MMD -MP -c -o $@ $<)
+
+$(BUILD)/emu/%.o: %.cc | $(BUILD)/probed-test
+	@mkdir -p $(@D)
+	$(call run,emu,$(CXX) $(EMU_FLAGS) -MMD -MP -c -o $@ $<)
+
+$(BUILD)/emu/%.o: %.c | $(BUILD)/probed-test
+	@mkdir -p $(@D)
+	$(call run,emu,$(CC) $(ALL_CFLAGS) -DNB_EMU -MMD -MP -c -o $@ $<)
+
 $(BUILD)/tests/test_%.o: tests/test_%.c | $(BUILD)/probed-test
 	@mkdir -p $(@D)
 	$(call run,compile,$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<)
 
-$(BUILD)/tests/test_%: $(BUILD)/tests/test_%.o $(BUILD)/libnibble.a
+$(BUILD)/tests/test_%: $(BUILD)/tests/test_%.o $(EMU_OBJ) $(BUILD)/libnibble.a
 	$(call run,link,$(CC) -o $@ $^ -lcmocka $(LIBS))
 
 $(BUILD)/bench/bench_%: $(BUILD)/bench/bench_%.o $(BUILD)/libnibble.a
@@ -67,9 +139,9 @@ $(BUILD)/probed-%:
 test: tests-built  ## build and run all tests
 	tests/run.sh $(BUILD)
 
-tests-built: $(BUILD)/nibble $(TEST_BIN)
+tests-built: $(BUILD)/nibble $(BUILD)/nibble-emu $(TEST_BIN)
 
-objects: $(OBJ) $(CLI_OBJ) $(TEST_BIN:%=%.o) $(BENCH_BIN:%=%.o)
+objects: $(OBJ) $(CLI_OBJ) $(CUDA_OBJ) $(EMU_OBJ) $(TEST_BIN:%=%.o) $(BENCH_BIN:%=%.o)
 
 quickstart: nibble  ## fine-tune, evaluate and generate with the sample base and data
 	configs/quickstart.sh ./nibble
@@ -98,6 +170,6 @@ clean:  ## remove everything that was built
 help:  ## this list
 	@awk -F '## ' '/^[a-z]+:.*## / { split($$1, t, ":"); printf "  %-10s %s\n", t[1], $$2 }' Makefile
 
-.PHONY: all nibble quickstart test tests-built objects lint bench probe install uninstall clean help
+.PHONY: all nibble quickstart test tests-built objects lint bench probe install uninstall clean help now
 .SECONDARY:
--include $(OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(TEST_BIN:%=%.d) $(BENCH_BIN:%=%.d)
+-include $(OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(CUDA_OBJ:.o=.d) $(EMU_OBJ:.o=.d) $(TEST_BIN:%=%.d) $(BENCH_BIN:%=%.d)
