@@ -17,6 +17,7 @@ FLOORS  := core configs kernels kernels/cpu autograd model data adapters generat
 SRC     := $(foreach f,$(FLOORS),$(sort $(wildcard $(f)/*.c)))
 CLI     := $(sort $(wildcard cli/*.c))
 TESTS   := $(sort $(wildcard tests/test_*.c))
+ROWS    := $(sort $(wildcard tests/rows*.c))
 BENCHES := $(sort $(wildcard bench/bench_*.c))
 
 BUILD   := build/$(notdir $(CC))$(if $(SAN),-san)
@@ -67,6 +68,7 @@ EMU_OBJ   := $(CUDA_CU:%.cu=$(BUILD)/emu/%.o) $(CUDA_C:%.c=$(BUILD)/emu/%.o) $(B
 OBJ       := $(SRC:%.c=$(BUILD)/%.o)
 CLI_OBJ   := $(CLI:%.c=$(BUILD)/%.o)
 TEST_BIN  := $(TESTS:%.c=$(BUILD)/%)
+ROWS_OBJ  := $(ROWS:%.c=$(BUILD)/%.o)
 BENCH_BIN := $(BENCHES:%.c=$(BUILD)/%)
 
 # One short line a command; V=1 shows it whole.
@@ -125,7 +127,9 @@ $(BUILD)/tests/test_%.o: tests/test_%.c | $(BUILD)/probed-test
 	$(call run,compile,$(CC) $(ALL_CFLAGS) -MMD -MP -c -o $@ $<)
 
 $(BUILD)/tests/test_%: $(BUILD)/tests/test_%.o $(EMU_OBJ) $(BUILD)/libnibble.a
-	$(call run,link,$(CC) -o $@ $^ -lcmocka $(LIBS))
+	$(call run,link,$(CC) -o $@ $(filter %.o,$^) $(filter %.a,$^) -lcmocka $(LIBS))
+
+$(BUILD)/tests/test_rows: $(ROWS_OBJ)
 
 $(BUILD)/bench/bench_%: $(BUILD)/bench/bench_%.o $(BUILD)/libnibble.a
 	$(call run,link,$(CC) -o $@ $^ $(LIBS))
@@ -141,7 +145,7 @@ test: tests-built  ## build and run all tests
 
 tests-built: $(BUILD)/nibble $(BUILD)/nibble-emu $(TEST_BIN)
 
-objects: $(OBJ) $(CLI_OBJ) $(CUDA_OBJ) $(EMU_OBJ) $(TEST_BIN:%=%.o) $(BENCH_BIN:%=%.o)
+objects: $(OBJ) $(CLI_OBJ) $(CUDA_OBJ) $(EMU_OBJ) $(ROWS_OBJ) $(TEST_BIN:%=%.o) $(BENCH_BIN:%=%.o)
 
 quickstart: nibble  ## fine-tune, evaluate and generate with the sample base and data
 	configs/quickstart.sh ./nibble
@@ -172,4 +176,4 @@ help:  ## this list
 
 .PHONY: all nibble quickstart test tests-built objects lint bench probe install uninstall clean help now
 .SECONDARY:
--include $(OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(CUDA_OBJ:.o=.d) $(EMU_OBJ:.o=.d) $(TEST_BIN:%=%.d) $(BENCH_BIN:%=%.d)
+-include $(OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(CUDA_OBJ:.o=.d) $(EMU_OBJ:.o=.d) $(ROWS_OBJ:.o=.d) $(TEST_BIN:%=%.d) $(BENCH_BIN:%=%.d)
