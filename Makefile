@@ -14,7 +14,7 @@ endif
 PREFIX  ?= /usr/local
 VERSION := 0.1.0
 FLOORS  := core configs kernels kernels/cpu autograd model data adapters generate eval train
-SRC     := $(foreach f,$(FLOORS),$(sort $(wildcard $(f)/*.c)))
+SRC     := $(foreach f,$(FLOORS),$(sort $(wildcard $(f)/*.c))) kernels/cuda/library.c
 CLI     := $(sort $(wildcard cli/*.c))
 TESTS   := $(sort $(wildcard tests/test_*.c))
 ROWS    := $(sort $(wildcard tests/rows*.c))
@@ -33,7 +33,7 @@ LIBS    := -ljansson -lpcre2-8 -lutf8proc -lcrypto -lyaml -lopenblas -lm $(SANIT
 # The GPU backend, kernels/cuda, is built twice: by nvcc into nibble where there is a toolkit, and by the host's compilers
 # against an emulator ("emu") into the tests and nibble-emu, everywhere. The quick start builds for the cards at hand only.
 CUDA_CU   := $(sort $(wildcard kernels/cuda/*.cu))
-CUDA_C    := $(sort $(wildcard kernels/cuda/*.c))
+CUDA_C    := $(sort $(filter-out $(SRC),$(wildcard kernels/cuda/*.c)))
 ifndef CUDA_HOME
 CUDA_HOME := $(firstword $(patsubst %/bin/nvcc,%,$(wildcard /usr/local/cuda/bin/nvcc /opt/cuda/bin/nvcc) \
 	$(realpath $(shell command -v nvcc))))
@@ -95,7 +95,7 @@ $(BUILD)/%.o: %.c | $(BUILD)/probed-build
 
 $(BUILD)/kernels/cuda/%.o: kernels/cuda/%.c | $(BUILD)/probed-build
 	@mkdir -p $(@D)
-	$(call run,compile,$(CC) $(ALL_CFLAGS) -isystem $(CUDA_HOME)/include -MMD -MP -c -o $@ $<)
+	$(call run,compile,$(CC) $(ALL_CFLAGS) $(CUDA_HOME:%=-isystem %/include) -MMD -MP -c -o $@ $<)
 
 # What ptxas says (registers, spills) and nvcc warns of stays beside the object; warnings and errors are shown.
 build/cuda/%.o: %.cu build/cuda/flags.txt
