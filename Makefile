@@ -23,7 +23,7 @@ BENCHES := $(sort $(wildcard bench/bench_*.c))
 BUILD   := build/$(notdir $(CC))$(if $(SAN),-san)
 comma   := ,
 SANITIZE := $(if $(SAN),-fsanitize=address$(comma)undefined -fno-sanitize-recover=undefined)
-WARN    := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wundef -Wno-missing-field-initializers \
+WARN    := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wundef -Wpointer-arith -Wno-missing-field-initializers \
 	$(if $(findstring clang,$(CC)),,-Wno-format-truncation) $(if $(WERROR),-Werror)
 CFLAGS  ?= -O3 -g
 ALL_CFLAGS := -std=c11 -D_GNU_SOURCE -DNB_VERSION='"$(VERSION)"' -I. -fopenmp -ffp-contract=off -fno-math-errno \

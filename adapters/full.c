@@ -30,7 +30,7 @@ static nb_status fill_from_weight(nb_adapter *a, nb_tensor *p, const nb_weight *
     for (int64_t i = 0; i < w->rows && st == NB_OK; i += ROWS) {
         int64_t m = w->rows - i < ROWS ? w->rows - i : ROWS;
         nb_weight_decode(host, w->cols, w, i, m, 0, w->cols);
-        st = a->dev->be->put(a->dev, p->data + i * w->cols, host, (size_t)(m * w->cols) * sizeof *host);
+        st = a->dev->be->put(a->dev, (float *)p->data + i * w->cols, host, (size_t)(m * w->cols) * sizeof *host);
     }
     free(host);
     return st;

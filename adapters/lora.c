@@ -33,10 +33,19 @@ nb_adapter *nb_adapter_alloc(nb_model *m, int max_params) {
     return a;
 }
 
+static nb_status place_row_ids(nb_adapter *a) {
+    size_t bytes = (size_t)a->rows.n * sizeof *a->rows.ids;
+    a->rows.ids_on_device = a->rows.ids;
+    if (!a->rows.n || a->dev->be->host_memory) return NB_OK;
+    NB_TRY(a->dev->be->alloc(a->dev, (void **)&a->rows.ids_on_device, bytes, "the adapter's token ids"));
+    return a->dev->be->put(a->dev, a->rows.ids_on_device, a->rows.ids, bytes);
+}
+
 nb_status nb_adapter_place(nb_adapter *a, bool trainable) {
     size_t bytes = (size_t)a->n * sizeof(float);
     NB_TRY(a->dev->be->alloc(a->dev, (void **)&a->data, bytes, "the adapter"));
     if (trainable) NB_TRY(a->dev->be->alloc(a->dev, (void **)&a->grad, bytes, "the adapter's gradients"));
+    NB_TRY(place_row_ids(a));
     for (int i = 0; i < a->n_params; i++) {
         nb_tensor *p = &a->params[i];
         p->data = a->data + p->d[2];
@@ -208,7 +217,7 @@ static nb_status init_rows(nb_adapter *a) {
         float *mean = nb_malloc((size_t)C * sizeof *mean);
         mean_row(source[k], mean);
         for (int64_t i = 0; i < a->rows.n; i++)
-            NB_TRY(a->dev->be->put(a->dev, rows[k]->data + i * C, mean, (size_t)C * sizeof *mean));
+            NB_TRY(a->dev->be->put(a->dev, (float *)rows[k]->data + i * C, mean, (size_t)C * sizeof *mean));
         free(mean);
     }
     return NB_OK;
@@ -273,6 +282,8 @@ void nb_adapter_free(nb_adapter *a) {
     free(a->targets);
     free(a->params);
     free(a->attached);
+    if (a->rows.ids_on_device && a->rows.ids_on_device != a->rows.ids)
+        a->dev->be->free(a->dev, a->rows.ids_on_device, (size_t)a->rows.n * sizeof *a->rows.ids);
     free(a->rows.ids);
     json_decref(a->manifest);
     free(a);

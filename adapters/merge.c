@@ -62,8 +62,9 @@ static nb_status merge_linear(merger *m, const nb_st_tensor *t, const struct nb_
         if (nf4) nb_weight_decode(w, cols, nf4, i, n, 0, cols);
         else nb_st_read_f32(t, w, i * cols, n * cols);
         if (at)
-            st = m->dev->k->gemm(m->dev, w, cols, at->B->data + i * r, r, false, at->A->data, cols, false, n, cols, r,
-                                 at->scale, 1);
+            st = m->dev->k->gemm(m->dev, nb_mat_of(w, cols, NB_F32),
+                                 nb_mat_of((float *)at->B->data + i * r, r, NB_F32),
+                                 nb_mat_of(at->A->data, cols, NB_F32), n, cols, r, at->scale, 1);
         for (int64_t j = 0; j < n * cols && st == NB_OK; j++)
             if (!isfinite(w[j])) st = nb_fail(NB_ENUMERIC, "%s: the merged weight is not finite", t->name);
         store(out, t->dtype, i * cols, w, n * cols);
@@ -111,7 +112,7 @@ static nb_status put_tensor(merger *m, nb_st_writer *w, const nb_st_tensor *t) {
     } else {
         memcpy(out, source->data, bytes);
         for (int64_t i = 0; i < m->s->adapter->rows.n; i++)
-            store(out, t->dtype, m->s->adapter->rows.ids[i] * rows->d[1], rows->data + i * rows->d[1], rows->d[1]);
+            store(out, t->dtype, m->s->adapter->rows.ids[i] * rows->d[1], (float *)rows->data + i * rows->d[1], rows->d[1]);
     }
     if (st == NB_OK) st = nb_st_write_data(w, t->name, out, bytes);
     nb_big_free(out, bytes);

@@ -27,7 +27,7 @@ static nb_status choose_dtype(const char *name, nb_dtype *out) {
     static const struct { const char *name; nb_dtype dtype; } known[] = {
         {"f32", NB_F32}, {"float32", NB_F32}, {"fp32", NB_F32}, {"bf16", NB_BF16}, {"bfloat16", NB_BF16},
     };
-    *out = nb_cpu_has_bf16() ? NB_BF16 : NB_F32;
+    *out = nb_dev_has_bf16("cpu") ? NB_BF16 : NB_F32;
     if (!name) return NB_OK;
     for (int i = 0; i < NB_LEN(known); i++)
         if (!strcmp(name, known[i].name)) {

@@ -6,7 +6,7 @@ static nb_status shape(nb_tape *t, nb_node *n) {
     if (x1->n_dims != x2->n_dims || x1->d[0] != x2->d[0] || (x1->n_dims > 1 && x1->d[1] != x2->d[1]))
         return nb_fail(NB_ESHAPE, "[%lld,%lld] + [%lld,%lld]: shapes must be equal", (long long)x1->d[0],
                        (long long)x1->d[1], (long long)x2->d[0], (long long)x2->d[1]);
-    nb_node_out(t, n, "sum", x1->n_dims, x1->d[0], x1->d[1]);
+    nb_node_out(t, n, "sum", t->dev->elem, x1->n_dims, x1->d[0], x1->d[1]);
     return NB_OK;
 }
 

@@ -14,8 +14,8 @@ static nb_status shape(nb_tape *t, nb_node *n) {
         return nb_fail(NB_ESHAPE, "%lld heads do not divide into %lld groups", (long long)a->heads,
                        (long long)a->kv_heads);
     if (a->k_cache && n->needs_grad) return nb_fail(NB_EUNSUPPORTED, "no gradient through a KV cache");
-    nb_node_out(t, n, "attention", 2, T, q->d[1]);
-    if (n->needs_grad) nb_node_save(t, n, "lse", 2, T, a->heads);
+    nb_node_out(t, n, "attention", t->dev->elem, 2, T, q->d[1]);
+    if (n->needs_grad) nb_node_save(t, n, "lse", NB_F32, 2, T, a->heads);
     n->keep_in = 7;
     n->keep_out = 1;
     return NB_OK;
@@ -24,35 +24,35 @@ static nb_status shape(nb_tape *t, nb_node *n) {
 static nb_status forward(nb_tape *t, nb_node *n) {
     const nb_attention_attr *a = NB_ATTR(n, nb_attention_attr);
     const nb_kernels *k = t->dev->k;
-    const float *keys = n->in[1]->data, *values = n->in[2]->data;
+    const nb_elem *keys = n->in[1]->data, *values = n->in[2]->data;
+    int64_t Tq = n->in[0]->d[0], Tk = a->k_cache ? a->cache_rows : Tq;
     if (a->k_cache) {
-        int64_t kv = a->kv_heads * a->head_dim, T = n->in[0]->d[0];
-        NB_TRY(k->scatter_rows(t->dev, a->k_cache, keys, a->kv_rows, NULL, T, kv, 0));
-        NB_TRY(k->scatter_rows(t->dev, a->v_cache, values, a->kv_rows, NULL, T, kv, 0));
+        int64_t kv = a->kv_heads * a->head_dim;
+        NB_TRY(k->scatter_rows(t->dev, a->k_cache, keys, a->kv_rows, NULL, Tq, kv, 0));
+        NB_TRY(k->scatter_rows(t->dev, a->v_cache, values, a->kv_rows, NULL, Tq, kv, 0));
         keys = a->k_cache;
         values = a->v_cache;
     }
     return k->attention_fwd(t->dev, n->out[0]->data, n->n_saved ? n->saved[0]->data : NULL, n->in[0]->data, keys,
-                            values, a->segs, a->n_segs, a->heads, a->kv_heads, a->head_dim, a->scale, a->softcap,
-                            a->window);
+                            values, a->segs, a->n_segs, Tq, Tk, a->heads, a->kv_heads, a->head_dim, a->scale,
+                            a->softcap, a->window);
 }
 
 static nb_status backward(nb_tape *t, nb_node *n) {
     const nb_attention_attr *a = NB_ATTR(n, nb_attention_attr);
-    float *g[3];
+    nb_elem *g[3];
+    int64_t T = n->in[0]->d[0];
     for (int i = 0; i < 3; i++) g[i] = n->in[i]->needs_grad ? n->in[i]->grad : NULL;
     return t->dev->k->attention_bwd(t->dev, g[0], n->beta[0], g[1], n->beta[1], g[2], n->beta[2], n->out[0]->grad,
                                     n->in[0]->data, n->in[1]->data, n->in[2]->data, n->out[0]->data, n->saved[0]->data,
-                                    a->segs, a->n_segs, a->heads, a->kv_heads, a->head_dim, a->scale, a->softcap,
+                                    a->segs, a->n_segs, T, T, a->heads, a->kv_heads, a->head_dim, a->scale, a->softcap,
                                     a->window);
 }
 
 static nb_cost cost(const nb_node *n) {
     const nb_attention_attr *a = NB_ATTR(n, nb_attention_attr);
-    double pairs = 0;
-    for (int64_t i = 0; i < a->n_segs; i++) pairs += (double)a->segs[i].qn * (a->segs[i].kn - 0.5 * a->segs[i].qn);
     double width = (double)(a->heads * a->head_dim);
-    return (nb_cost){4 * pairs * width, 16.0 * (double)n->in[0]->d[0] * width};
+    return (nb_cost){4 * a->pairs * width, 16.0 * (double)n->in[0]->d[0] * width};
 }
 
 static const nb_seg one[] = {{0, 5, 0, 5}}, three[] = {{0, 4, 0, 4}, {4, 1, 4, 1}, {5, 9, 5, 9}},

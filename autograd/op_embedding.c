@@ -10,7 +10,7 @@ static nb_status shape(nb_tape *t, nb_node *n) {
                        (long long)rows->d[1], (long long)a->n_rows, (long long)C);
     if (rows && w && w->needs_grad)
         return nb_fail(NB_EUNSUPPORTED, "rows replace rows of a frozen embedding; this one is trained whole");
-    nb_node_out(t, n, "embedding", 2, a->n, C);
+    nb_node_out(t, n, "embedding", t->dev->elem, 2, a->n, C);
     return NB_OK;
 }
 

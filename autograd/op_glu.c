@@ -6,7 +6,7 @@ static nb_status shape(nb_tape *t, nb_node *n) {
     if (g->n_dims != 2 || u->n_dims != 2 || g->d[0] != u->d[0] || g->d[1] != u->d[1])
         return nb_fail(NB_ESHAPE, "gate [%lld,%lld], up [%lld,%lld]: shapes must be equal", (long long)g->d[0],
                        (long long)g->d[1], (long long)u->d[0], (long long)u->d[1]);
-    nb_node_out(t, n, "glu", 2, g->d[0], g->d[1]);
+    nb_node_out(t, n, "glu", t->dev->elem, 2, g->d[0], g->d[1]);
     n->keep_in = 3;
     return NB_OK;
 }

@@ -4,8 +4,11 @@
 
 enum { WEIGHT, BIAS, LORA_A, LORA_B };
 
+/* Matrices: m as it is stored, mt transposed. */
+static nb_mat m(const void *p, int64_t ld, nb_dtype dtype) { return nb_mat_of(p, ld, dtype); }
+static nb_mat mt(const void *p, int64_t ld, nb_dtype dtype) { return nb_mat_t(p, ld, dtype); }
 static nb_tensor *input(const nb_node *n, int slot, int which) { return n->in[1 + 4 * slot + which]; }
-static float *grad_of(const nb_tensor *x) { return x && x->needs_grad ? x->grad : NULL; }
+static void *grad_of(const nb_tensor *x) { return x && x->needs_grad ? x->grad : NULL; }
 
 static int64_t out_features(const nb_node *n, int i) {
     const nb_tensor *w = input(n, i, WEIGHT);
@@ -16,6 +19,7 @@ static nb_status shape(nb_tape *t, nb_node *n) {
     const nb_linear_attr *a = NB_ATTR(n, nb_linear_attr);
     const nb_tensor *x = n->in[0];
     NB_ASSERT(a->n >= 1 && a->n <= 3 && n->n_in == 1 + 4 * a->n);
+    NB_ASSERT(!a->f32_out || !n->needs_grad || t->dev->elem == NB_F32);
     for (int i = 0; i < a->n; i++) {
         const nb_tensor *w = input(n, i, WEIGHT), *bias = input(n, i, BIAS), *A = input(n, i, LORA_A),
                         *B = input(n, i, LORA_B);
@@ -28,28 +32,41 @@ static nb_status shape(nb_tape *t, nb_node *n) {
         if (!A != !B || (A && (A->d[1] != cols || B->d[0] != rows || A->d[0] != B->d[1])))
             return nb_fail(NB_ESHAPE, "adapter %d does not fit a [%lld,%lld] weight", i, (long long)rows,
                            (long long)cols);
-        nb_node_out(t, n, "linear", 2, x->d[0], rows);
-        if (A && n->needs_grad) nb_node_save(t, n, "xa", 2, x->d[0], A->d[0]);
+        nb_node_out(t, n, "linear", a->f32_out ? NB_F32 : t->dev->elem, 2, x->d[0], rows);
+        if (A && n->needs_grad) nb_node_save(t, n, "xa", t->dev->elem, 2, x->d[0], A->d[0]);
         if ((A && A->needs_grad) || (w && w->needs_grad)) n->keep_in |= 1;
     }
     return NB_OK;
 }
 
 /* The adapter's input: x, or x with this site's mask in scratch. */
-static nb_status adapter_input(nb_tape *t, const nb_node *n, const nb_linear_slot *s, const float **out) {
+static nb_status adapter_input(nb_tape *t, const nb_node *n, const nb_linear_slot *s, const nb_elem **out) {
     const nb_tensor *x = n->in[0];
     *out = x->data;
     if (!t->training || s->dropout <= 0) return NB_OK;
-    float *dropped;
-    NB_TRY(nb_scratch(t, &dropped, nb_tensor_size(x)));
+    nb_elem *dropped;
+    NB_TRY(nb_scratch(t, &dropped, nb_tensor_size(x), x->dtype));
     *out = dropped;
     return t->dev->k->dropout(t->dev, dropped, x->data, t->batch->sample, t->batch->pos, x->d[0], x->d[1], s->dropout,
                               t->seed, t->step, s->site, 0);
 }
 
+static nb_status frozen_fwd(nb_dev *d, nb_mat y, const nb_elem *x, const nb_weight *w, int64_t T) {
+    nb_weight here;
+    NB_TRY(nb_weight_acquire(w, &here));
+    return d->k->weight_fwd(d, y, x, &here, T, 0);
+}
+
+static nb_status frozen_bwd(nb_dev *d, nb_elem *dx, const nb_elem *dy, const nb_weight *w, int64_t T, float beta) {
+    nb_weight here;
+    NB_TRY(nb_weight_acquire(w, &here));
+    return d->k->weight_bwd(d, dx, dy, &here, T, beta);
+}
+
 static nb_status forward(nb_tape *t, nb_node *n) {
     const nb_linear_attr *a = NB_ATTR(n, nb_linear_attr);
     const nb_kernels *k = t->dev->k;
+    const nb_dtype e = t->dev->elem;
     const nb_tensor *x = n->in[0];
     int64_t T = x->d[0], C = x->d[1];
     int saved = 0;
@@ -57,49 +74,53 @@ static nb_status forward(nb_tape *t, nb_node *n) {
         const nb_linear_slot *s = &a->slot[i];
         const nb_tensor *w = input(n, i, WEIGHT), *bias = input(n, i, BIAS), *A = input(n, i, LORA_A),
                         *B = input(n, i, LORA_B);
-        float *y = n->out[i]->data;
+        nb_mat y = m(n->out[i]->data, n->out[i]->d[1], n->out[i]->dtype);
         int64_t N = out_features(n, i);
-        if (w) NB_TRY(k->gemm(t->dev, y, N, x->data, C, false, w->data, C, true, T, N, C, 1, 0));
-        else NB_TRY(k->weight_fwd(t->dev, y, x->data, s->w, T, 0));
-        if (bias) NB_TRY(k->bias_fwd(t->dev, y, bias->data, T, N));
+        if (w) NB_TRY(k->gemm(t->dev, y, m(x->data, C, e), mt(w->data, C, NB_F32), T, N, C, 1, 0));
+        else NB_TRY(frozen_fwd(t->dev, y, x->data, s->w, T));
+        if (bias) NB_TRY(k->bias_fwd(t->dev, y.p, bias->data, T, N));
         if (!A) continue;
         int64_t R = A->d[0];
-        const float *xin;
-        float *xa;
+        const nb_elem *xin;
+        nb_elem *xa;
         NB_TRY(adapter_input(t, n, s, &xin));
         if (n->n_saved > saved) xa = n->saved[saved++]->data;
-        else NB_TRY(nb_scratch(t, &xa, T * R));
-        NB_TRY(k->gemm(t->dev, xa, R, xin, C, false, A->data, C, true, T, R, C, 1, 0));
-        NB_TRY(k->gemm(t->dev, y, N, xa, R, false, B->data, R, true, T, N, R, s->scale, 1));
+        else NB_TRY(nb_scratch(t, &xa, T * R, e));
+        NB_TRY(k->gemm(t->dev, m(xa, R, e), m(xin, C, e), mt(A->data, C, NB_F32), T, R, C, 1, 0));
+        NB_TRY(k->gemm(t->dev, y, m(xa, R, e), mt(B->data, R, NB_F32), T, N, R, s->scale, 1));
     }
     return NB_OK;
 }
 
 /* Gradients of one adapter; adds to dx when wanted. */
-static nb_status adapter_backward(nb_tape *t, nb_node *n, int i, const float *xa, float *dx, float *dx_beta) {
+static nb_status adapter_backward(nb_tape *t, nb_node *n, int i, const nb_elem *xa, nb_elem *dx,
+                                  float *dx_beta) {
     const nb_linear_slot *s = &NB_ATTR(n, nb_linear_attr)->slot[i];
     const nb_kernels *k = t->dev->k;
+    const nb_dtype e = t->dev->elem;
     const nb_tensor *x = n->in[0], *A = input(n, i, LORA_A), *B = input(n, i, LORA_B);
-    const float *dy = n->out[i]->grad;
+    const nb_elem *dy = n->out[i]->grad;
     int64_t T = x->d[0], C = x->d[1], R = A->d[0], N = B->d[0];
     if (grad_of(B))
-        NB_TRY(k->gemm(t->dev, B->grad, R, dy, N, true, xa, R, false, N, R, T, s->scale, n->beta[1 + 4 * i + LORA_B]));
+        NB_TRY(k->gemm(t->dev, m(B->grad, R, NB_F32), mt(dy, N, e), m(xa, R, e), N, R, T, s->scale,
+                       n->beta[1 + 4 * i + LORA_B]));
     if (!grad_of(A) && !dx) return NB_OK;
-    float *dxa;
-    NB_TRY(nb_scratch(t, &dxa, T * R));
-    NB_TRY(k->gemm(t->dev, dxa, R, dy, N, false, B->data, R, false, T, R, N, s->scale, 0));
+    nb_elem *dxa;
+    NB_TRY(nb_scratch(t, &dxa, T * R, e));
+    NB_TRY(k->gemm(t->dev, m(dxa, R, e), m(dy, N, e), m(B->data, R, NB_F32), T, R, N, s->scale, 0));
     if (grad_of(A)) {
-        const float *xin;
+        const nb_elem *xin;
         NB_TRY(adapter_input(t, n, s, &xin));
-        NB_TRY(k->gemm(t->dev, A->grad, C, dxa, R, true, xin, C, false, R, C, T, 1, n->beta[1 + 4 * i + LORA_A]));
+        NB_TRY(k->gemm(t->dev, m(A->grad, C, NB_F32), mt(dxa, R, e), m(xin, C, e), R, C, T, 1,
+                       n->beta[1 + 4 * i + LORA_A]));
     }
     if (!dx) return NB_OK;
     if (!t->training || s->dropout <= 0) {
-        NB_TRY(k->gemm(t->dev, dx, C, dxa, R, false, A->data, C, false, T, C, R, 1, *dx_beta));
+        NB_TRY(k->gemm(t->dev, m(dx, C, e), m(dxa, R, e), m(A->data, C, NB_F32), T, C, R, 1, *dx_beta));
     } else {
-        float *through;
-        NB_TRY(nb_scratch(t, &through, T * C));
-        NB_TRY(k->gemm(t->dev, through, C, dxa, R, false, A->data, C, false, T, C, R, 1, 0));
+        nb_elem *through;
+        NB_TRY(nb_scratch(t, &through, T * C, e));
+        NB_TRY(k->gemm(t->dev, m(through, C, e), m(dxa, R, e), m(A->data, C, NB_F32), T, C, R, 1, 0));
         NB_TRY(k->dropout(t->dev, dx, through, t->batch->sample, t->batch->pos, T, C, s->dropout, t->seed, t->step,
                           s->site, *dx_beta));
     }
@@ -110,21 +131,23 @@ static nb_status adapter_backward(nb_tape *t, nb_node *n, int i, const float *xa
 static nb_status backward(nb_tape *t, nb_node *n) {
     const nb_linear_attr *a = NB_ATTR(n, nb_linear_attr);
     const nb_kernels *k = t->dev->k;
+    const nb_dtype e = t->dev->elem;
     const nb_tensor *x = n->in[0];
-    float *dx = grad_of(n->in[0]), dx_beta = n->beta[0];
+    nb_elem *dx = grad_of(n->in[0]);
+    float dx_beta = n->beta[0];
     int64_t T = x->d[0], C = x->d[1];
     int saved = 0;
     for (int i = 0; i < a->n; i++) {
         const nb_tensor *w = input(n, i, WEIGHT), *bias = input(n, i, BIAS);
-        const float *dy = n->out[i]->grad;
+        const nb_elem *dy = n->out[i]->grad;
         int64_t N = out_features(n, i);
         if (dx) {
-            if (w) NB_TRY(k->gemm(t->dev, dx, C, dy, N, false, w->data, C, false, T, C, N, 1, dx_beta));
-            else NB_TRY(k->weight_bwd(t->dev, dx, dy, a->slot[i].w, T, dx_beta));
+            if (w) NB_TRY(k->gemm(t->dev, m(dx, C, e), m(dy, N, e), m(w->data, C, NB_F32), T, C, N, 1, dx_beta));
+            else NB_TRY(frozen_bwd(t->dev, dx, dy, a->slot[i].w, T, dx_beta));
             dx_beta = 1;
         }
         if (grad_of(w))
-            NB_TRY(k->gemm(t->dev, w->grad, C, dy, N, true, x->data, C, false, N, C, T, 1,
+            NB_TRY(k->gemm(t->dev, m(w->grad, C, NB_F32), mt(dy, N, e), m(x->data, C, e), N, C, T, 1,
                            n->beta[1 + 4 * i + WEIGHT]));
         if (grad_of(bias)) NB_TRY(k->bias_bwd(t->dev, bias->grad, dy, T, N, n->beta[1 + 4 * i + BIAS]));
         if (input(n, i, LORA_A)) NB_TRY(adapter_backward(t, n, i, n->saved[saved++]->data, dx, &dx_beta));

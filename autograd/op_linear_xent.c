@@ -3,9 +3,9 @@
  * at hand (as Liger-Kernel and torchtune do), unscaled, and scaled in backward. */
 #include "autograd/ops.h"
 
-/* Rows of logits made at a time: about 16 MiB of them, at least enough for an efficient product. */
-static int64_t chunk_rows(int64_t vocab, int64_t n) {
-    int64_t c = (4 << 20) / vocab;
+/* Rows of logits made at a time: as many elements as the device wants, at least enough for an efficient product. */
+static int64_t chunk_rows(const nb_tape *t, int64_t vocab, int64_t n) {
+    int64_t c = t->dev->be->logits_chunk / vocab;
     if (c > 1024) c = 1024;
     if (c < 48) c = 48;
     return c < n ? c : n;
@@ -23,65 +23,88 @@ static nb_status shape(nb_tape *t, nb_node *n) {
     if (x->d[1] != cols || a->n < 1 || (rows && (rows->d[0] != a->n_rows || rows->d[1] != cols)))
         return nb_fail(NB_ESHAPE, "x [%lld,%lld], head [%lld,%lld], %lld targets", (long long)x->d[0],
                        (long long)x->d[1], (long long)vocab_of(n), (long long)cols, (long long)a->n);
-    nb_node_out(t, n, "loss", 1, a->n, 0);
+    nb_node_out(t, n, "loss", NB_F32, 1, a->n, 0);
     if (!n->needs_grad) return NB_OK;
     if (head_trained(n) || (rows && rows->needs_grad)) n->keep_in |= 1;
-    else nb_node_save(t, n, "unscaled dx", 2, a->n, cols);
+    else nb_node_save(t, n, "unscaled dx", t->dev->elem, 2, a->n, cols);
     return NB_OK;
 }
 
-/* Scratch for the columns of replaced rows. Taken once, not in every round: how many rounds there are depends on the
- * batch, and the buffers of a run must be those of the plan, one for one. */
-static nb_status column_scratch(nb_tape *t, const nb_node *n, int64_t step, float **out) {
-    *out = NULL;
-    return n->in[2] ? nb_scratch(t, out, step * NB_ATTR(n, nb_linear_xent_attr)->n_rows) : NB_OK;
+/* What a round works on, each with room for `rows` of them. Taken once, not in every round: how many rounds there are
+ * depends on the batch, and the buffers of a run must be those of the plan, one for one. */
+typedef struct room {
+    int64_t rows;
+    float *logits;      /* [rows, V] */
+    nb_elem *dlogits;   /* [rows, V]; in the logits' place where elements are F32 */
+    nb_elem *xg;        /* [rows, C] the rows of x */
+    float *put;         /* [rows, n_rows] logits of replaced rows */
+    nb_elem *taken;     /* [rows, n_rows] their gradients */
+} room;
+
+static nb_status take_room(nb_tape *t, const nb_node *n, bool grad, room *r) {
+    const nb_linear_xent_attr *a = NB_ATTR(n, nb_linear_xent_attr);
+    const nb_dtype e = t->dev->elem;
+    int64_t V = vocab_of(n), step = chunk_rows(t, V, a->n);
+    *r = (room){.rows = step};
+    NB_TRY(nb_scratch(t, &r->logits, step * V, NB_F32));
+    r->dlogits = r->logits;
+    if (grad && e != NB_F32) NB_TRY(nb_scratch(t, &r->dlogits, step * V, e));
+    NB_TRY(nb_scratch(t, &r->xg, step * n->in[0]->d[1], e));
+    if (!n->in[2]) return NB_OK;
+    NB_TRY(nb_scratch(t, &r->put, step * a->n_rows, NB_F32));
+    r->taken = r->put;
+    return grad && e != NB_F32 ? nb_scratch(t, &r->taken, step * a->n_rows, e) : NB_OK;
 }
 
-/* logits[m,V] of rows first..first+m, with replaced columns put in; xg[m,C] receives the rows of x. */
-static nb_status make_logits(nb_tape *t, nb_node *n, float *logits, float *xg, float *columns, int64_t first,
-                             int64_t m) {
+/* logits[m,V] of rows first..first+m, with replaced columns put in. */
+static nb_status make_logits(nb_tape *t, nb_node *n, const room *r, int64_t first, int64_t m) {
     const nb_linear_xent_attr *a = NB_ATTR(n, nb_linear_xent_attr);
     const nb_kernels *k = t->dev->k;
     const nb_tensor *w = n->in[1], *rows = n->in[2];
     int64_t C = n->in[0]->d[1], V = vocab_of(n);
-    NB_TRY(k->gather_rows(t->dev, xg, n->in[0]->data, a->rows + first, m, C));
-    if (w) NB_TRY(k->gemm(t->dev, logits, V, xg, C, false, w->data, C, true, m, V, C, 1, 0));
-    else NB_TRY(k->weight_fwd(t->dev, logits, xg, a->w, m, 0));
+    nb_mat logits = nb_mat_of(r->logits, V, NB_F32), x = nb_mat_of(r->xg, C, t->dev->elem);
+    NB_TRY(k->gather_rows(t->dev, r->xg, n->in[0]->data, a->rows + first, m, C));
+    if (w) NB_TRY(k->gemm(t->dev, logits, x, nb_mat_t(w->data, C, NB_F32), m, V, C, 1, 0));
+    else NB_TRY(k->weight_fwd(t->dev, logits, r->xg, a->w, m, 0));
     if (!rows) return NB_OK;
-    NB_TRY(k->gemm(t->dev, columns, a->n_rows, xg, C, false, rows->data, C, true, m, a->n_rows, C, 1, 0));
-    return k->put_columns(t->dev, logits, columns, a->row_ids, m, V, a->n_rows);
+    NB_TRY(k->gemm(t->dev, nb_mat_of(r->put, a->n_rows, NB_F32), x, nb_mat_t(rows->data, C, NB_F32), m, a->n_rows, C, 1,
+                   0));
+    return k->put_columns(t->dev, r->logits, r->put, a->row_ids, m, V, a->n_rows);
 }
 
 /* dx[m,C] = dlogits W (replaced columns through their own rows), and gradients of W and rows where trained. */
-static nb_status through_head(nb_tape *t, nb_node *n, float *dx, float *dlogits, const float *xg, float *columns,
-                              int64_t m, float beta_w, float beta_rows) {
+static nb_status through_head(nb_tape *t, nb_node *n, nb_elem *dx, const room *r, int64_t m, float beta_w,
+                              float beta_rows) {
     const nb_linear_xent_attr *a = NB_ATTR(n, nb_linear_xent_attr);
     const nb_kernels *k = t->dev->k;
     const nb_tensor *w = n->in[1], *rows = n->in[2];
-    int64_t C = n->in[0]->d[1], V = vocab_of(n);
-    if (rows) NB_TRY(k->take_columns(t->dev, columns, dlogits, a->row_ids, m, V, a->n_rows));
-    if (w) NB_TRY(k->gemm(t->dev, dx, C, dlogits, V, false, w->data, C, false, m, C, V, 1, 0));
-    else NB_TRY(k->weight_bwd(t->dev, dx, dlogits, a->w, m, 0));
-    if (head_trained(n)) NB_TRY(k->gemm(t->dev, w->grad, C, dlogits, V, true, xg, C, false, V, C, m, 1, beta_w));
+    const nb_dtype e = t->dev->elem;
+    int64_t C = n->in[0]->d[1], V = vocab_of(n), R = a->n_rows;
+    nb_mat x = nb_mat_of(r->xg, C, e), to = nb_mat_of(dx, C, e);
+    if (rows) NB_TRY(k->take_columns(t->dev, r->taken, r->dlogits, a->row_ids, m, V, R));
+    if (w) NB_TRY(k->gemm(t->dev, to, nb_mat_of(r->dlogits, V, e), nb_mat_of(w->data, C, NB_F32), m, C, V, 1, 0));
+    else NB_TRY(k->weight_bwd(t->dev, dx, r->dlogits, a->w, m, 0));
+    if (head_trained(n))
+        NB_TRY(k->gemm(t->dev, nb_mat_of(w->grad, C, NB_F32), nb_mat_t(r->dlogits, V, e), x, V, C, m, 1, beta_w));
     if (!rows) return NB_OK;
-    NB_TRY(k->gemm(t->dev, dx, C, columns, a->n_rows, false, rows->data, C, false, m, C, a->n_rows, 1, 1));
+    NB_TRY(k->gemm(t->dev, to, nb_mat_of(r->taken, R, e), nb_mat_of(rows->data, C, NB_F32), m, C, R, 1, 1));
     if (!rows->needs_grad) return NB_OK;
-    return k->gemm(t->dev, rows->grad, C, columns, a->n_rows, true, xg, C, false, a->n_rows, C, m, 1, beta_rows);
+    return k->gemm(t->dev, nb_mat_of(rows->grad, C, NB_F32), nb_mat_t(r->taken, R, e), x, R, C, m, 1, beta_rows);
 }
 
 static nb_status forward(nb_tape *t, nb_node *n) {
     const nb_linear_xent_attr *a = NB_ATTR(n, nb_linear_xent_attr);
-    int64_t C = n->in[0]->d[1], V = vocab_of(n), step = chunk_rows(V, a->n);
-    float *logits, *xg, *columns, *dx = n->n_saved ? n->saved[0]->data : NULL;
-    NB_TRY(nb_scratch(t, &logits, step * V));
-    NB_TRY(nb_scratch(t, &xg, step * C));
-    NB_TRY(column_scratch(t, n, step, &columns));
-    for (int64_t i = 0; i < a->n; i += step) {
-        int64_t m = a->n - i < step ? a->n - i : step;
-        NB_TRY(make_logits(t, n, logits, xg, columns, i, m));
-        NB_TRY(t->dev->k->xent(t->dev, n->out[0]->data + i, NULL, a->argmax ? a->argmax + i : NULL, logits,
-                               a->targets + i, m, V, dx != NULL, a->softcap));
-        if (dx) NB_TRY(through_head(t, n, dx + i * C, logits, xg, columns, m, 0, 0));
+    int64_t C = n->in[0]->d[1], V = vocab_of(n);
+    nb_elem *dx = n->n_saved ? n->saved[0]->data : NULL;
+    float *loss = n->out[0]->data;
+    room r;
+    NB_TRY(take_room(t, n, dx != NULL, &r));
+    for (int64_t i = 0; i < a->n; i += r.rows) {
+        int64_t m = a->n - i < r.rows ? a->n - i : r.rows;
+        NB_TRY(make_logits(t, n, &r, i, m));
+        NB_TRY(t->dev->k->xent(t->dev, loss + i, NULL, a->argmax ? a->argmax + i : NULL, dx ? r.dlogits : NULL,
+                               r.logits, a->targets + i, m, V, a->softcap));
+        if (dx) NB_TRY(through_head(t, n, nb_elem_at(dx, i * C, t->dev->elem), &r, m, 0, 0));
     }
     return NB_OK;
 }
@@ -90,22 +113,22 @@ static nb_status backward(nb_tape *t, nb_node *n) {
     const nb_linear_xent_attr *a = NB_ATTR(n, nb_linear_xent_attr);
     const nb_kernels *k = t->dev->k;
     nb_tensor *x = n->in[0];
-    int64_t C = x->d[1], V = vocab_of(n), step = chunk_rows(V, a->n);
+    int64_t C = x->d[1], V = vocab_of(n);
     const float *dloss = n->out[0]->grad;
-    if (x->needs_grad && n->beta[0] == 0) NB_TRY(k->fill(t->dev, x->grad, 0, nb_tensor_size(x)));
+    if (x->needs_grad && n->beta[0] == 0) NB_TRY(k->fill(t->dev, x->grad, x->dtype, 0, nb_tensor_size(x)));
     if (n->n_saved) return k->scatter_rows(t->dev, x->grad, n->saved[0]->data, a->rows, dloss, a->n, C, 1);
-    float *logits, *xg, *columns, *dx, *loss;
-    NB_TRY(nb_scratch(t, &logits, step * V));
-    NB_TRY(nb_scratch(t, &xg, step * C));
-    NB_TRY(nb_scratch(t, &dx, step * C));
-    NB_TRY(nb_scratch(t, &loss, step));
-    NB_TRY(column_scratch(t, n, step, &columns));
-    for (int64_t i = 0; i < a->n; i += step) {
-        int64_t m = a->n - i < step ? a->n - i : step;
-        NB_TRY(make_logits(t, n, logits, xg, columns, i, m));
-        NB_TRY(k->xent(t->dev, loss, NULL, NULL, logits, a->targets + i, m, V, true, a->softcap));
-        NB_TRY(k->scale_rows(t->dev, logits, logits, dloss + i, m, V, 0));
-        NB_TRY(through_head(t, n, dx, logits, xg, columns, m, i ? 1 : n->beta[1], i ? 1 : n->beta[2]));
+    nb_elem *dx;
+    float *loss;
+    room r;
+    NB_TRY(take_room(t, n, true, &r));
+    NB_TRY(nb_scratch(t, &dx, r.rows * C, t->dev->elem));
+    NB_TRY(nb_scratch(t, &loss, r.rows, NB_F32));
+    for (int64_t i = 0; i < a->n; i += r.rows) {
+        int64_t m = a->n - i < r.rows ? a->n - i : r.rows;
+        NB_TRY(make_logits(t, n, &r, i, m));
+        NB_TRY(k->xent(t->dev, loss, NULL, NULL, r.dlogits, r.logits, a->targets + i, m, V, a->softcap));
+        NB_TRY(k->scale_rows(t->dev, r.dlogits, r.dlogits, dloss + i, m, V, 0));
+        NB_TRY(through_head(t, n, dx, &r, m, i ? 1 : n->beta[1], i ? 1 : n->beta[2]));
         if (x->needs_grad) NB_TRY(k->scatter_rows(t->dev, x->grad, dx, a->rows + i, NULL, m, C, 1));
     }
     return NB_OK;

@@ -6,8 +6,8 @@ static nb_status shape(nb_tape *t, nb_node *n) {
     if (x->n_dims != 2 || w->n_dims != 1 || w->d[0] != x->d[1])
         return nb_fail(NB_ESHAPE, "x [%lld,%lld], w [%lld]: w must have x's columns", (long long)x->d[0],
                        (long long)x->d[1], (long long)w->d[0]);
-    nb_node_out(t, n, "norm", 2, x->d[0], x->d[1]);
-    nb_node_save(t, n, "rstd", 1, x->d[0], 0);
+    nb_node_out(t, n, "norm", t->dev->elem, 2, x->d[0], x->d[1]);
+    nb_node_save(t, n, "rstd", NB_F32, 1, x->d[0], 0);
     n->keep_in = 3;
     return NB_OK;
 }

@@ -9,12 +9,12 @@ static nb_status shape(nb_tape *t, nb_node *n) {
         return nb_fail(NB_ESHAPE, "q [%lld,%lld], k [%lld,%lld]: want [T, %lld*%lld], [T, %lld*%lld]",
                        (long long)q->d[0], (long long)q->d[1], (long long)k->d[0], (long long)k->d[1],
                        (long long)a->heads, (long long)a->head_dim, (long long)a->kv_heads, (long long)a->head_dim);
-    nb_node_out(t, n, "q", 2, q->d[0], q->d[1]);
-    nb_node_out(t, n, "k", 2, k->d[0], k->d[1]);
+    nb_node_out(t, n, "q", t->dev->elem, 2, q->d[0], q->d[1]);
+    nb_node_out(t, n, "k", t->dev->elem, 2, k->d[0], k->d[1]);
     return NB_OK;
 }
 
-static nb_status rotate(nb_tape *t, nb_node *n, int i, float *y, const float *x, bool inverse, float beta) {
+static nb_status rotate(nb_tape *t, nb_node *n, int i, nb_elem *y, const nb_elem *x, bool inverse, float beta) {
     const nb_rope_attr *a = NB_ATTR(n, nb_rope_attr);
     return t->dev->k->rope(t->dev, y, x, a->cos, a->sin, a->pos, n->in[i]->d[0], i ? a->kv_heads : a->heads,
                            a->head_dim, a->rot, inverse, beta);

@@ -1,4 +1,4 @@
-/* Attributes of the operations, and a function for each that applies it. Shapes: T tokens, C channels, R rank. */
+/* Attributes of the operations. Arrays (ids, segs, rows ...) lie on the device. Shapes: T tokens, C channels, R rank. */
 #ifndef NB_AUTOGRAD_OPS_H
 #define NB_AUTOGRAD_OPS_H
 
@@ -30,6 +30,7 @@ typedef struct nb_linear_slot {
 typedef struct nb_linear_attr {
     int n;
     nb_linear_slot slot[3];
+    bool f32_out; /* y in F32 whatever the device's elem (logits); no gradient then, but where elem is F32 */
 } nb_linear_attr;
 
 /* y[T,C] = x * rstd(x) * (w + offset). in: x[T,C], w[C]. */
@@ -50,8 +51,10 @@ typedef struct nb_attention_attr {
     const nb_seg *segs;
     int64_t n_segs, heads, kv_heads, head_dim, window;
     float scale, softcap;
-    float *k_cache, *v_cache; /* [rows, KV*D], or NULL */
+    nb_elem *k_cache, *v_cache; /* [cache_rows, KV*D], or NULL */
+    int64_t cache_rows;
     const int32_t *kv_rows;   /* [T] */
+    double pairs;             /* of queries and the keys they see, for the cost */
 } nb_attention_attr;
 
 /* y = act(gate) * up. in: gate[T,F], up[T,F]. */

@@ -10,8 +10,13 @@
 const nb_policy nb_policy_keep_all = {"keep_all", {0}};
 const nb_policy nb_policy_checkpoint = {"checkpoint", {"embedding", "add", "attention", "linear_xent"}};
 
-enum { RED = 64 }; /* floats of red zone on either side in DIRECT mode */
-static const uint32_t red_word = 0x7fa5a5a5u; /* a signalling NaN: reading it poisons results */
+enum { RED = 256 }; /* bytes of red zone on either side in DIRECT mode */
+static const uint32_t red_word = 0x7fa5a5a5u; /* a signalling NaN, in bf16 too: reading it poisons results */
+
+struct nb_direct {
+    char *p; /* red, data, red */
+    size_t bytes; /* of data, rounded up to whole words */
+};
 
 nb_status nb_tape_open(nb_tape **out, nb_dev *dev, int max_nodes) {
     nb_tape *t = NB_NEW(nb_tape);
@@ -38,7 +43,8 @@ void nb_tape_free(nb_tape *t) {
 
 void nb_tape_reset(nb_tape *t) {
     if (t->mode == NB_MEM_DIRECT)
-        for (int32_t i = 0; i < t->n_bufs; i++) free(t->direct[i]);
+        for (int32_t i = 0; i < t->n_bufs; i++)
+            t->dev->be->free(t->dev, t->direct[i].p, t->direct[i].bytes + 2 * RED);
     t->n_nodes = t->n_tensors = 0;
     t->n_bufs = t->event = 0;
 }
@@ -52,37 +58,42 @@ void nb_tape_follow(nb_tape *t, nb_plan *plan, char *base) {
 
 /* ---- buffers ---- */
 
-static nb_status direct_block(nb_tape *t, size_t floats, void **out) {
+static nb_status direct_block(nb_tape *t, size_t bytes, void **out) {
     if (t->n_bufs >= t->cap_direct) {
         t->cap_direct = t->cap_direct ? t->cap_direct * 2 : 64;
         t->direct = nb_realloc(t->direct, (size_t)t->cap_direct, sizeof *t->direct);
     }
-    size_t total = floats + 2 * RED;
-    uint32_t *p = nb_malloc((total + 4) * 4);
-    p[0] = (uint32_t)floats; /* size, then red, data, red */
-    p[1] = (uint32_t)(floats >> 32);
-    for (size_t i = 0; i < total; i++) p[4 + i] = red_word;
-    t->direct[t->n_bufs] = p;
-    *out = p + 4 + RED;
-    return NB_OK;
+    struct nb_direct *d = &t->direct[t->n_bufs];
+    d->bytes = (bytes + 3) / 4 * 4;
+    size_t total = d->bytes + 2 * RED;
+    uint32_t *red = nb_malloc(total);
+    for (size_t i = 0; i < total / 4; i++) red[i] = red_word;
+    nb_status st = t->dev->be->alloc(t->dev, (void **)&d->p, total, "a tensor");
+    if (st == NB_OK) st = t->dev->be->put(t->dev, d->p, red, total);
+    free(red);
+    *out = d->p + RED;
+    return st;
 }
 
 nb_status nb_tape_check_red_zones(const nb_tape *t) {
     for (int32_t b = 0; t->mode == NB_MEM_DIRECT && b < t->n_bufs; b++) {
-        const uint32_t *p = t->direct[b];
-        size_t floats = p[0] | (size_t)p[1] << 32;
-        for (size_t i = 0; i < RED; i++)
-            if (p[4 + i] != red_word || p[4 + RED + floats + i] != red_word)
-                return nb_fail(NB_ESHAPE, "buffer %d of %zu floats: written outside its bounds", b, floats);
+        const struct nb_direct *d = &t->direct[b];
+        for (int side = 0; side < 2; side++) {
+            uint32_t red[RED / 4];
+            NB_TRY(t->dev->be->get(t->dev, red, d->p + (side ? RED + d->bytes : 0), RED));
+            for (int i = 0; i < RED / 4; i++)
+                if (red[i] != red_word)
+                    return nb_fail(NB_ESHAPE, "buffer %d of %zu bytes: written outside its bounds", b, d->bytes);
+        }
     }
     return NB_OK;
 }
 
-static nb_status new_buffer(nb_tape *t, int64_t floats, int32_t *id, float **data) {
-    size_t bytes = ((size_t)floats * 4 + NB_ALIGN - 1) / NB_ALIGN * NB_ALIGN;
+static nb_status new_buffer(nb_tape *t, int64_t n, nb_dtype dtype, int32_t *id, void **data) {
+    size_t raw = (size_t)n * (size_t)nb_dtype_size(dtype), bytes = (raw + NB_ALIGN - 1) / NB_ALIGN * NB_ALIGN;
     void *p = NULL;
     if (t->mode == NB_MEM_DIRECT) {
-        NB_TRY(direct_block(t, (size_t)floats, &p));
+        NB_TRY(direct_block(t, raw, &p));
     } else if (t->mode == NB_MEM_PLAN) {
         NB_GROW(t->plan->bufs, t->n_bufs, t->plan->cap);
         t->plan->bufs[t->n_bufs] = (nb_plan_buf){bytes, 0, t->event, t->event};
@@ -101,28 +112,33 @@ static void touch(nb_tape *t, int32_t buf) {
     if (t->mode == NB_MEM_PLAN && buf >= 0) t->plan->bufs[buf].last = t->event;
 }
 
-nb_status nb_scratch(nb_tape *t, float **out, int64_t n_floats) {
+nb_status nb_scratch(nb_tape *t, void *out, int64_t n, nb_dtype dtype) {
     int32_t id;
-    return new_buffer(t, n_floats, &id, out);
+    void *p;
+    NB_TRY(new_buffer(t, n, dtype, &id, &p));
+    memcpy(out, &p, sizeof p);
+    return NB_OK;
 }
 
 /* ---- nodes ---- */
 
-static nb_tensor *new_tensor(nb_tape *t, nb_node *n, const char *name, int n_dims, int64_t d0, int64_t d1) {
+static nb_tensor *new_tensor(nb_tape *t, nb_node *n, const char *name, nb_dtype dtype, int n_dims, int64_t d0,
+                             int64_t d1) {
     NB_ASSERT(t->n_tensors < t->max_tensors);
     nb_tensor *x = &t->tensors[t->n_tensors++];
-    *x = (nb_tensor){.name = name, .n_dims = n_dims, .d = {d0, d1}, .producer = n, .buf = -1, .grad_buf = -1};
+    *x = (nb_tensor){.name = name, .n_dims = n_dims, .d = {d0, d1}, .dtype = dtype, .producer = n, .buf = -1,
+                     .grad_buf = -1};
     return x;
 }
 
-nb_tensor *nb_node_out(nb_tape *t, nb_node *n, const char *name, int n_dims, int64_t d0, int64_t d1) {
+nb_tensor *nb_node_out(nb_tape *t, nb_node *n, const char *name, nb_dtype dtype, int n_dims, int64_t d0, int64_t d1) {
     NB_ASSERT(n->n_out < NB_MAX_OUT);
-    return n->out[n->n_out++] = new_tensor(t, n, name, n_dims, d0, d1);
+    return n->out[n->n_out++] = new_tensor(t, n, name, dtype, n_dims, d0, d1);
 }
 
-nb_tensor *nb_node_save(nb_tape *t, nb_node *n, const char *name, int n_dims, int64_t d0, int64_t d1) {
+nb_tensor *nb_node_save(nb_tape *t, nb_node *n, const char *name, nb_dtype dtype, int n_dims, int64_t d0, int64_t d1) {
     NB_ASSERT(n->n_saved < NB_MAX_SAVED);
-    return n->saved[n->n_saved++] = new_tensor(t, n, name, n_dims, d0, d1);
+    return n->saved[n->n_saved++] = new_tensor(t, n, name, dtype, n_dims, d0, d1);
 }
 
 static bool kept(const nb_policy *p, const char *op) {
@@ -132,15 +148,23 @@ static bool kept(const nb_policy *p, const char *op) {
     return false;
 }
 
+static nb_status data_buffer(nb_tape *t, nb_tensor *x) {
+    return new_buffer(t, nb_tensor_size(x), x->dtype, &x->buf, &x->data);
+}
+
+static nb_status grad_buffer(nb_tape *t, nb_tensor *x) {
+    return new_buffer(t, nb_tensor_size(x), x->dtype, &x->grad_buf, &x->grad);
+}
+
 /* Gives outputs and saved tensors fresh buffers and computes them. */
 static nb_status run_forward(nb_tape *t, nb_node *n) {
     t->event++;
     for (int i = 0; i < n->n_in; i++)
         if (n->in[i]) touch(t, n->in[i]->buf);
     for (int i = 0; i < n->n_out; i++)
-        NB_TRY(new_buffer(t, nb_tensor_size(n->out[i]), &n->out[i]->buf, &n->out[i]->data));
+        NB_TRY(data_buffer(t, n->out[i]));
     for (int i = 0; i < n->n_saved; i++)
-        NB_TRY(new_buffer(t, nb_tensor_size(n->saved[i]), &n->saved[i]->buf, &n->saved[i]->data));
+        NB_TRY(data_buffer(t, n->saved[i]));
     n->live = true;
     double start = t->prof ? t->clock() : 0;
     nb_status st = n->op->forward(t, n);
@@ -204,7 +228,7 @@ static nb_status prepare_grads(nb_tape *t, nb_node *n) {
         nb_tensor *x = n->in[i];
         n->beta[i] = 0;
         if (!x || !x->needs_grad) continue;
-        if (!x->grad) NB_TRY(new_buffer(t, nb_tensor_size(x), &x->grad_buf, &x->grad));
+        if (!x->grad) NB_TRY(grad_buffer(t, x));
         n->beta[i] = x->grad_written ? 1.0f : 0.0f;
         x->grad_written = true;
         touch(t, x->grad_buf);
@@ -223,8 +247,8 @@ static nb_status backward_node(nb_tape *t, nb_node *n) {
     for (int i = 0; i < n->n_out; i++) {
         nb_tensor *y = n->out[i];
         if (!y->grad) { /* an output nobody used */
-            NB_TRY(new_buffer(t, nb_tensor_size(y), &y->grad_buf, &y->grad));
-            NB_TRY(t->dev->k->fill(t->dev, y->grad, 0.0f, nb_tensor_size(y)));
+            NB_TRY(grad_buffer(t, y));
+            NB_TRY(t->dev->k->fill(t->dev, y->grad, y->dtype, 0, nb_tensor_size(y)));
         }
         touch(t, y->grad_buf);
         if (n->keep_out >> i & 1) touch(t, y->buf);
@@ -245,10 +269,11 @@ nb_status nb_backward(nb_tape *t, nb_tensor *root, const float *seed, float valu
     for (int i = 0; i < t->n_nodes; i++)
         if (!t->nodes[i].keep) t->nodes[i].live = false;
     t->event++;
-    NB_TRY(new_buffer(t, nb_tensor_size(root), &root->grad_buf, &root->grad));
+    NB_TRY(grad_buffer(t, root));
     root->grad_written = true;
-    if (seed) NB_TRY(t->dev->be->put(t->dev, root->grad, seed, (size_t)nb_tensor_size(root) * 4));
-    else NB_TRY(t->dev->k->fill(t->dev, root->grad, value, nb_tensor_size(root)));
+    NB_ASSERT(!seed || root->dtype == NB_F32);
+    if (seed) NB_TRY(t->dev->be->put(t->dev, root->grad, seed, (size_t)nb_tensor_size(root) * sizeof *seed));
+    else NB_TRY(t->dev->k->fill(t->dev, root->grad, root->dtype, value, nb_tensor_size(root)));
     int last = t->n_nodes;
     for (int i = last - 1; i >= 0; i--) NB_TRY(backward_node(t, &t->nodes[i]));
     return NB_OK;

@@ -46,7 +46,7 @@ struct nb_tape {
     nb_tensor *tensors;
     int n_nodes, max_nodes, n_tensors, max_tensors;
     int32_t n_bufs, event;
-    void **direct;          /* DIRECT: every block, [n_bufs] */
+    struct nb_direct *direct; /* DIRECT: every block, [n_bufs] */
     int32_t cap_direct;
 };
 
@@ -62,9 +62,9 @@ nb_status nb_apply(nb_tape *t, const nb_op *op, nb_tensor *const *in, int n_in, 
 nb_status nb_backward(nb_tape *t, nb_tensor *root, const float *seed, float value);
 
 /* For ops. Outputs and saved tensors are declared in shape(); scratch lives until the op's function returns. */
-nb_tensor *nb_node_out(nb_tape *t, nb_node *n, const char *name, int n_dims, int64_t d0, int64_t d1);
-nb_tensor *nb_node_save(nb_tape *t, nb_node *n, const char *name, int n_dims, int64_t d0, int64_t d1);
-nb_status nb_scratch(nb_tape *t, float **out, int64_t n_floats);
+nb_tensor *nb_node_out(nb_tape *t, nb_node *n, const char *name, nb_dtype dtype, int n_dims, int64_t d0, int64_t d1);
+nb_tensor *nb_node_save(nb_tape *t, nb_node *n, const char *name, nb_dtype dtype, int n_dims, int64_t d0, int64_t d1);
+nb_status nb_scratch(nb_tape *t, void *out /* T ** */, int64_t n, nb_dtype dtype);
 /* Makes room in the plan and switches the tape to real memory: mode ARENA over base. */
 void nb_tape_follow(nb_tape *t, nb_plan *plan, char *base);
 /* DIRECT mode: NB_OK when every red zone is intact. */

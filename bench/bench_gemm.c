@@ -112,9 +112,11 @@ static void once(nb_dev *d, const struct bench_case *b, operands *o) {
     if (!d)
         cblas_sgemm(CblasRowMajor, tx ? CblasTrans : CblasNoTrans, ty ? CblasTrans : CblasNoTrans, (int)b->M, (int)b->N,
                     (int)b->K, 1, o->x, (int)ldx, o->y, (int)ldy, 0, o->c, (int)b->N);
-    else if (b->what == FWD) st = d->k->weight_fwd(d, o->c, o->x, &o->w, b->M, 0);
+    else if (b->what == FWD) st = d->k->weight_fwd(d, nb_mat_of(o->c, b->N, NB_F32), o->x, &o->w, b->M, 0);
     else if (b->what == BWD) st = d->k->weight_bwd(d, o->c, o->x, &o->w, b->M, 0);
-    else st = d->k->gemm(d, o->c, b->N, o->x, ldx, tx, o->y, ldy, ty, b->M, b->N, b->K, 1, 0);
+    else
+        st = d->k->gemm(d, nb_mat_of(o->c, b->N, NB_F32), (nb_mat){o->x, ldx, NB_F32, tx},
+                        (nb_mat){o->y, ldy, NB_F32, ty}, b->M, b->N, b->K, 1, 0);
     if (st != NB_OK) {
         fprintf(stderr, "%s\n", nb_message());
         exit(1);

@@ -52,16 +52,16 @@ static void rope(data *d) {
     nb_cpu_rope(&d->dev, d->x[0], d->x[0], d->x[1], d->x[2], d->pos, d->m->T, d->m->H, d->m->D, d->m->D, false, 0);
 }
 static void attention_fwd(data *d) {
-    nb_cpu_attention_fwd(&d->dev, d->x[4], d->x[5], d->x[0], d->x[1], d->x[2], d->segs, d->n_segs, d->m->H, d->m->KV,
+    nb_cpu_attention_fwd(&d->dev, d->x[4], d->x[5], d->x[0], d->x[1], d->x[2], d->segs, d->n_segs, d->m->T, d->m->T, d->m->H, d->m->KV,
                          d->m->D, 0.125f, 0, 0);
 }
 static void attention_bwd(data *d) {
     nb_cpu_attention_bwd(&d->dev, d->x[3], 0, d->x[6], 0, d->x[7], 0, d->x[0], d->x[0], d->x[1], d->x[2], d->x[4],
-                         d->x[5], d->segs, d->n_segs, d->m->H, d->m->KV, d->m->D, 0.125f, 0, 0);
+                         d->x[5], d->segs, d->n_segs, d->m->T, d->m->T, d->m->H, d->m->KV, d->m->D, 0.125f, 0, 0);
 }
 static void decode(data *d) {
     nb_seg s = {0, 1, 0, (int32_t)d->m->T};
-    nb_cpu_attention_fwd(&d->dev, d->x[4], NULL, d->x[0], d->x[1], d->x[2], &s, 1, d->m->H, d->m->KV, d->m->D, 0.125f,
+    nb_cpu_attention_fwd(&d->dev, d->x[4], NULL, d->x[0], d->x[1], d->x[2], &s, 1, 1, d->m->T, d->m->H, d->m->KV, d->m->D, 0.125f,
                          0, 0);
 }
 static void glu_fwd(data *d) { nb_cpu_glu_fwd(&d->dev, d->x[0], d->x[1], d->x[2], d->m->T * d->m->F, NB_ACT_SILU); }
@@ -80,17 +80,18 @@ static void embedding_bwd(data *d) {
     nb_cpu_embedding_bwd(&d->dev, d->x[0], d->x[1], d->target, d->m->T, 4096, d->m->C, 1, 1);
 }
 static void xent(data *d) {
-    nb_cpu_xent(&d->dev, d->x[0], NULL, NULL, d->x[1], d->target, d->m->xent_rows, d->m->V, true, 0);
+    nb_cpu_xent(&d->dev, d->x[0], NULL, NULL, d->x[1], d->x[1], d->target, d->m->xent_rows, d->m->V, 0);
 }
 static void dropout(data *d) {
     nb_cpu_dropout(&d->dev, d->x[0], d->x[1], d->sample, d->pos, d->m->T, d->m->C, 0.1f, 42, 1, 2, 0);
 }
 static void adamw(data *d) {
-    nb_cpu_adamw(&d->dev, d->x[0], d->x[1], d->x[2], d->x[3], d->m->T * d->m->C, 1e-9f, 0.9f, 0.999f, 1e-8f, 0, 9, 1);
+    const nb_update u = {.bias1 = 0.6, .bias2 = 0.01, .lr = 1e-9f};
+    nb_cpu_adamw(&d->dev, d->x[0], d->x[1], d->x[2], d->x[3], d->m->T * d->m->C, &u, 0.9f, 0.999f, 1e-8f, 0);
 }
 static void sum_squares(data *d) {
-    double sum;
-    nb_cpu_sum_squares(&d->dev, &sum, d->x[0], d->m->T * d->m->C);
+    nb_update u;
+    nb_cpu_sum_squares(&d->dev, &u, d->x[0], d->m->T * d->m->C);
 }
 
 /* Bytes per element of T*C (or T*F, or the logits), and matrix products over the causal half of the scores. */

@@ -211,8 +211,7 @@ static void step(run *r, const nb_batch *b) {
     nb_optimizer_begin(&r->optimizer);
     must(nb_runner_loss(r->runner, b, 1.0f / (float)b->n_trained, &loss, NULL));
     double middle = clock_now();
-    must(nb_optimizer_norm(&r->optimizer, &norm));
-    must(nb_optimizer_update(&r->optimizer, ++r->steps, 1e-4, norm));
+    must(nb_optimizer_step(&r->optimizer, ++r->steps, 1e-4, &norm));
     double end = clock_now();
     if (!(loss > 0 && loss < 1e6)) {
         fprintf(stderr, "a loss of %g: the step is wrong\n", loss);
@@ -284,12 +283,13 @@ static void bench_shape(const shape *s, double seconds, const double peak[2]) {
         targets[i] = (int32_t)nb_rng_below(&rng, (uint64_t)s->vocab);
     }
     nb_seg seg = {0, TOKENS, 0, TOKENS};
-    nb_batch b = {TOKENS, ids, targets, pos, sample, &seg, 1, TOKENS, NULL};
+    nb_batch b = {.n = TOKENS, .ids = ids, .targets = targets, .pos = pos, .sample = sample, .segs = &seg, .n_segs = 1,
+                  .n_trained = TOKENS};
     nb_weight embed = matrix(&shared, NB_FMT_BF16, s->vocab, s->hidden, 1);
     static const nb_format formats[] = {NB_FMT_F32, NB_FMT_BF16, NB_FMT_NF4};
     for (int i = 0; i < NB_LEN(formats); i++) base[formats[i]] = base_of(s, formats[i], &embed, &m[formats[i]]);
     for (int i = 0; i < WAYS; i++)
-        if (ways[i].compute == NB_F32 || nb_cpu_has_bf16()) open_run(&r[i], &ways[i], &base[ways[i].format]);
+        if (ways[i].compute == NB_F32 || nb_dev_has_bf16("cpu")) open_run(&r[i], &ways[i], &base[ways[i].format]);
     double end = 0;
     for (int round = 0; round < 2 || nb_now() < end; round++) {
         if (round == 1) end = nb_now() + seconds;

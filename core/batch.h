@@ -30,6 +30,7 @@ typedef struct nb_batch {
     const nb_seg *segs;      /* [n_segs], in order of q0, covering all tokens */
     int64_t n_segs;
     int64_t n_trained;       /* targets that are not NB_IGNORE */
+    double pairs;            /* of queries and keys they see, for counting operations; 0: not counted */
     const int32_t *kv_rows;  /* [T] row of the KV cache each token's key and value go to; NULL without cache */
 } nb_batch;
 

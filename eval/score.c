@@ -33,7 +33,7 @@ nb_status nb_score_ids(nb_score *s, nb_model *m, nb_arena *arena, const int32_t 
     s->argmax = nb_calloc((size_t)n, sizeof *s->argmax);
     double sum;
     nb_status st = nb_runner_loss(r, &b, 0, &sum, s->nll);
-    memcpy(s->argmax, r->rows.argmax, (size_t)n * sizeof *s->argmax);
+    memcpy(s->argmax, r->index.best, (size_t)n * sizeof *s->argmax);
     for (int64_t i = 0; i + 1 < n; i++) s->loss += s->nll[i];
     s->loss /= (double)(n - 1);
     nb_runner_free(r);

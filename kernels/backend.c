@@ -8,27 +8,64 @@
 #include "core/mem.h"
 #include "kernels/cpu/gemm.h"
 
-bool nb_cpu_has_bf16(void) { return nb_cpu_get()->avx512_bf16; }
+static const nb_backend *const *backends(void) {
+    static const nb_backend *list[4];
+    int n = 0;
+    list[n++] = &nb_backend_cpu;
+    if (&nb_backend_cuda) list[n++] = &nb_backend_cuda;
+    if (&nb_backend_emu) list[n++] = &nb_backend_emu;
+    return list;
+}
 
-nb_status nb_dev_open(nb_dev **out, const char *name, nb_dtype compute) {
-    *out = NULL;
-    if (strcmp(name, nb_backend_cpu.name))
-        return nb_fail(NB_EUNSUPPORTED, "there is no device \"%s\": this build computes on \"cpu\"", name);
-    if (compute != NB_F32 && compute != NB_BF16)
-        return nb_fail(NB_EUNSUPPORTED, "products compute in float32 or bfloat16, not in %s", nb_dtype_name(compute));
-    nb_threads_set(nb_threads()); /* puts OpenBLAS on one thread */
+/* "cuda:1" is the backend "cuda" at "1". */
+static const nb_backend *find(const char *name, const char **where) {
+    size_t n = strcspn(name, ":");
+    *where = name[n] ? name + n + 1 : "";
+    for (const nb_backend *const *b = backends(); *b; b++)
+        if (strlen((*b)->name) == n && !strncmp(name, (*b)->name, n)) return *b;
+    return NULL;
+}
+
+static nb_status open_with(nb_dev **out, const nb_backend *be, const char *where, nb_dtype compute) {
     nb_dev *d = NB_NEW(nb_dev);
-    *d = (nb_dev){.be = &nb_backend_cpu, .k = nb_backend_cpu.k, .compute = compute};
-    nb_status st = nb_cpu_choose_gemm(d, NULL);
-    if (st != NB_OK) nb_dev_close(d);
+    *d = (nb_dev){.be = be, .k = be->k, .compute = compute};
+    nb_status st = be->open(d, where);
+    if (st != NB_OK) free(d);
     else *out = d;
     return st;
 }
 
+nb_status nb_dev_open(nb_dev **out, const char *name, nb_dtype compute) {
+    const char *where;
+    *out = NULL;
+    if (compute != NB_F32 && compute != NB_BF16)
+        return nb_fail(NB_EUNSUPPORTED, "products compute in float32 or bfloat16, not in %s", nb_dtype_name(compute));
+    if (!strcmp(name, "auto")) {
+        if (&nb_backend_cuda && open_with(out, &nb_backend_cuda, "", compute) == NB_OK) return NB_OK;
+        name = "cpu";
+    }
+    const nb_backend *be = find(name, &where);
+    if (be) return open_with(out, be, where, compute);
+    return nb_fail(NB_EUNSUPPORTED, "there is no device \"%s\": this build computes on %s", name,
+                   &nb_backend_cuda ? "cpu and cuda" : "cpu (`make` adds cuda where it finds nvcc)");
+}
+
 void nb_dev_close(nb_dev *d) {
     if (!d) return;
-    d->be->free(d, d->ws, d->ws_size);
+    if (d->ws) d->be->free(d, d->ws, d->ws_size);
+    if (d->be->close) d->be->close(d);
     free(d);
+}
+
+bool nb_dev_has_bf16(const char *name) {
+    if (!strncmp(name, "cuda", 4) || !strcmp(name, "emu")) return true; /* sm_80 and later, or it does not open */
+    nb_dev *d;
+    if (!strcmp(name, "auto") && nb_dev_open(&d, name, NB_BF16) == NB_OK) {
+        bool host = d->be->host_memory;
+        nb_dev_close(d);
+        if (!host) return true;
+    }
+    return nb_cpu_get()->avx512_bf16;
 }
 
 nb_status nb_dev_reserve(nb_dev *d, size_t bytes) {
@@ -36,7 +73,7 @@ nb_status nb_dev_reserve(nb_dev *d, size_t bytes) {
     if (bytes <= d->ws_size) return NB_OK;
     void *ws;
     NB_TRY(d->be->alloc(d, &ws, bytes, "the kernels' scratch"));
-    d->be->free(d, d->ws, d->ws_size);
+    if (d->ws) d->be->free(d, d->ws, d->ws_size);
     d->ws = ws;
     d->ws_size = bytes;
     return NB_OK;

@@ -19,48 +19,56 @@ static nb_status need(nb_dev *d, size_t bytes) {
     return NB_OK;
 }
 
-static nb_status need_gemm(nb_dev *d, float *c, int64_t ldc, const float *x, int64_t ldx, bool tx, const float *y,
-                           int64_t ldy, bool ty, int64_t M, int64_t N, int64_t K, float alpha, float beta) {
+static nb_status need_gemm(nb_dev *d, nb_mat c, nb_mat x, nb_mat y, int64_t M, int64_t N, int64_t K, float alpha,
+                           float beta) {
     return need(d, d->target->be->gemm_ws(d->target, M, N, K));
 }
 
-static nb_status need_weight_fwd(nb_dev *d, float *y, const float *x, const nb_weight *w, int64_t T, float beta) {
+static nb_status need_weight_fwd(nb_dev *d, nb_mat y, const nb_elem *x, const nb_weight *w, int64_t T, float beta) {
     return need(d, d->target->be->gemm_ws(d->target, T, w->rows, w->cols));
 }
 
-static nb_status need_weight_bwd(nb_dev *d, float *dx, const float *dy, const nb_weight *w, int64_t T, float beta) {
+static nb_status need_weight_bwd(nb_dev *d, nb_elem *dx, const nb_elem *dy, const nb_weight *w, int64_t T, float beta) {
     return need(d, d->target->be->gemm_ws(d->target, T, w->cols, w->rows));
 }
 
-/* Attention's scratch must do for all segments at once: Tq and Tk are the ends of the last query and key. Segments
- * are host-made metadata of the plan's batch and may be read. */
-static size_t attention_need(const nb_dev *d, const nb_seg *segs, int64_t n_segs, int64_t H, int64_t KV, int64_t D) {
-    int64_t Tq = 0, Tk = 0;
-    for (int64_t i = 0; i < n_segs; i++) {
-        if (segs[i].q0 + segs[i].qn > Tq) Tq = segs[i].q0 + segs[i].qn;
-        if (segs[i].k0 + segs[i].kn > Tk) Tk = segs[i].k0 + segs[i].kn;
-    }
-    return d->target->be->attention_ws(d->target, Tq, Tk, H, KV, D);
+static nb_status need_attention_fwd(nb_dev *d, nb_elem *o, float *lse, const nb_elem *q, const nb_elem *k,
+                                    const nb_elem *v, const nb_seg *segs, int64_t n_segs, int64_t Tq, int64_t Tk,
+                                    int64_t H, int64_t KV, int64_t D, float scale, float cap, int64_t window) {
+    return need(d, d->target->be->attention_ws(d->target, Tq, Tk, H, KV, D));
 }
 
-static nb_status need_attention_fwd(nb_dev *d, float *o, float *lse, const float *q, const float *k, const float *v,
-                                    const nb_seg *segs, int64_t n_segs, int64_t H, int64_t KV, int64_t D, float scale,
-                                    float cap, int64_t window) {
-    return need(d, attention_need(d, segs, n_segs, H, KV, D));
+static nb_status need_attention_bwd(nb_dev *d, nb_elem *dq, float beta_q, nb_elem *dk, float beta_k, nb_elem *dv,
+                                    float beta_v, const nb_elem *d_o, const nb_elem *q, const nb_elem *k,
+                                    const nb_elem *v, const nb_elem *o, const float *lse, const nb_seg *segs,
+                                    int64_t n_segs, int64_t Tq, int64_t Tk, int64_t H, int64_t KV, int64_t D,
+                                    float scale, float cap, int64_t window) {
+    return need(d, d->target->be->attention_ws(d->target, Tq, Tk, H, KV, D));
 }
 
-static nb_status need_attention_bwd(nb_dev *d, float *dq, float beta_q, float *dk, float beta_k, float *dv,
-                                    float beta_v, const float *d_o, const float *q, const float *k, const float *v,
-                                    const float *o, const float *lse, const nb_seg *segs, int64_t n_segs, int64_t H,
-                                    int64_t KV, int64_t D, float scale, float cap, int64_t window) {
-    return need(d, attention_need(d, segs, n_segs, H, KV, D));
+static nb_status need_rows(nb_dev *d, int64_t T, int64_t C) { return need(d, d->target->be->rows_ws(d->target, T, C)); }
+
+static nb_status need_rmsnorm_bwd(nb_dev *d, nb_elem *dx, float beta_x, float *dw, float beta_w, const nb_elem *dy,
+                                  const nb_elem *x, const float *w, const float *rstd, int64_t T, int64_t C,
+                                  float offset) {
+    return need_rows(d, T, C);
 }
 
-/* Its result goes to the host, where it is read. */
-static nb_status zero_sum_squares(nb_dev *d, double *sum, const float *x, int64_t n) {
-    *sum = 0;
-    return need(d, 0);
+static nb_status need_bias_bwd(nb_dev *d, float *dbias, const nb_elem *dy, int64_t T, int64_t C, float beta) {
+    return need_rows(d, T, C);
 }
+
+static nb_status need_embedding_bwd(nb_dev *d, float *dw, const nb_elem *dy, const int32_t *ids, int64_t T, int64_t V,
+                                    int64_t C, float scale, float beta) {
+    return need_rows(d, T, C);
+}
+
+static nb_status need_replace_rows_bwd(nb_dev *d, float *drows, const nb_elem *dy, const int32_t *ids, int64_t T,
+                                       const int32_t *row_ids, int64_t n_rows, int64_t C, float scale, float beta) {
+    return need_rows(d, T, C);
+}
+
+static nb_status need_sum_squares(nb_dev *d, nb_update *u, const float *x, int64_t n) { return need_rows(d, 1, n); }
 
 /* The rows that do more than count take the place of their empty namesakes in the table below. */
 #define null_gemm need_gemm
@@ -68,7 +76,11 @@ static nb_status zero_sum_squares(nb_dev *d, double *sum, const float *x, int64_
 #define null_weight_bwd need_weight_bwd
 #define null_attention_fwd need_attention_fwd
 #define null_attention_bwd need_attention_bwd
-#define null_sum_squares zero_sum_squares
+#define null_rmsnorm_bwd need_rmsnorm_bwd
+#define null_bias_bwd need_bias_bwd
+#define null_embedding_bwd need_embedding_bwd
+#define null_replace_rows_bwd need_replace_rows_bwd
+#define null_sum_squares need_sum_squares
 
 static const nb_kernels null_kernels = {
 #define KERNEL(name, args) .name = null_##name,
@@ -94,21 +106,37 @@ static size_t target_attention_ws(const nb_dev *d, int64_t Tq, int64_t Tk, int64
     return d->target->be->attention_ws(d->target, Tq, Tk, H, KV, D);
 }
 
-static const nb_backend backend_null = {
-    .name = "null",
-    .k = &null_kernels,
-    .alloc = null_alloc,
-    .free = null_free,
-    .put = null_copy,
-    .get = null_copy,
-    .gemm_ws = target_gemm_ws,
-    .attention_ws = target_attention_ws,
-};
+static size_t target_rows_ws(const nb_dev *d, int64_t T, int64_t C) { return d->target->be->rows_ws(d->target, T, C); }
+
+static nb_status target_memory(nb_dev *d, size_t *total, size_t *available) {
+    nb_dev same = *d->target;
+    return same.be->memory(&same, total, available);
+}
 
 nb_status nb_dev_open_null(nb_dev **out, const nb_dev *target) {
-    nb_dev *d = NB_NEW(nb_dev);
-    *d = (nb_dev){
-        .be = &backend_null, .k = &null_kernels, .compute = target->compute, .gemm = target->gemm, .target = target};
-    *out = d;
+    static const nb_backend null = {
+        .name = "null",
+        .k = &null_kernels,
+        .alloc = null_alloc,
+        .free = null_free,
+        .put = null_copy,
+        .get = null_copy,
+        .copy = null_copy,
+        .memory = target_memory,
+        .gemm_ws = target_gemm_ws,
+        .attention_ws = target_attention_ws,
+        .rows_ws = target_rows_ws,
+    };
+    /* host_memory and logits_chunk are the target's: they decide which buffers a run takes */
+    struct null_dev {
+        nb_dev dev;
+        nb_backend be;
+    } *d = nb_calloc(1, sizeof *d);
+    d->be = null;
+    d->be.host_memory = target->be->host_memory;
+    d->be.logits_chunk = target->be->logits_chunk;
+    d->dev = (nb_dev){.be = &d->be, .k = &null_kernels, .compute = target->compute, .elem = target->elem,
+                      .gemm = target->gemm, .target = target};
+    *out = &d->dev;
     return NB_OK;
 }

@@ -71,6 +71,11 @@ void nb_weight_decode(float *out, int64_t ld, const nb_weight *w, int64_t row0, 
         formats[w->format].decode(out + r * ld, w, (row0 + r) * w->cols + col0, n_cols);
 }
 
+nb_status nb_weight_acquire(const nb_weight *w, nb_weight *here) {
+    *here = *w;
+    return w->home ? w->home->acquire(w->home, here) : NB_OK;
+}
+
 int64_t nb_weight_bytes(const nb_weight *w) {
     int64_t n = w->rows * w->cols, bytes = (n * formats[w->format].bits + 7) / 8;
     if (w->format != NB_FMT_NF4) return bytes;

@@ -36,7 +36,16 @@ typedef struct nb_weight {
     int64_t rows, cols; /* [out, in]: y = x W^T */
     const void *data;   /* borrowed: a mapped file or a buffer that outlives this */
     nb_nf4 nf4;         /* for NB_FMT_NF4 */
+    struct nb_home *home; /* NULL: data is always there; else nb_weight_acquire brings it */
 } nb_weight;
+
+/* Where weights come from that are not always on the device: shared out over ranks, or kept elsewhere. */
+typedef struct nb_home {
+    /* Completes *w, a copy of the descriptor, with pointers that stay good until the next two layers were acquired. */
+    nb_status (*acquire)(struct nb_home *h, nb_weight *w);
+} nb_home;
+/* *here = w with its data on the device. Linear layers begin with this; embedding and head have no home. */
+nb_status nb_weight_acquire(const nb_weight *w, nb_weight *here);
 
 /* out[i*ld + j] = W[row0+i, col0+j] in f32, for n_rows x n_cols. Any shape, any alignment. */
 void nb_weight_decode(float *out, int64_t ld, const nb_weight *w, int64_t row0, int64_t n_rows, int64_t col0,

@@ -20,35 +20,96 @@ void nb_arena_free(nb_arena *a) {
 }
 
 /* The largest batch there can be: one segment of every token, every token trained. */
-static nb_batch largest_batch(int32_t *zeros, nb_seg *seg, int64_t n) {
-    *seg = (nb_seg){0, (int32_t)n, 0, (int32_t)n};
-    return (nb_batch){.n = n, .ids = zeros, .targets = zeros, .pos = zeros, .sample = (const uint32_t *)zeros,
-                      .segs = seg, .n_segs = 1, .n_trained = n, .kv_rows = zeros};
+static nb_batch largest_batch(int64_t n) {
+    return (nb_batch){.n = n, .n_segs = 1, .n_trained = n, .pairs = 0.5 * (double)n * (double)n};
 }
+
+/* ---- index arrays ---- */
+
+enum { ARRAYS = 6, PIECE = 64 /* elements: every array begins on a 256-byte boundary */ };
+
+static int64_t piece_size(int64_t n) { return (n + PIECE - 1) / PIECE * PIECE; }
+
+static nb_status open_indices(nb_indices *x, nb_dev *dev, int64_t tokens) {
+    /* ids, pos, sample, kv_rows, rows, targets of a token each; a segment, of four numbers, has at least one token */
+    x->bytes = (size_t)(piece_size(tokens) * ARRAYS + piece_size(4 * tokens)) * sizeof *x->host;
+    size_t each = (size_t)tokens * sizeof(float);
+    x->host = nb_calloc(1, x->bytes);
+    x->rows = nb_calloc((size_t)tokens * 2, sizeof *x->rows);
+    x->targets = x->rows + tokens;
+    x->losses = nb_calloc((size_t)tokens, sizeof *x->losses);
+    x->best = nb_calloc((size_t)tokens, sizeof *x->best);
+    if (!dev->be->host_memory) NB_TRY(dev->be->alloc(dev, (void **)&x->device, x->bytes, "a batch"));
+    NB_TRY(dev->be->alloc(dev, (void **)&x->argmax, each, "a batch"));
+    return dev->be->alloc(dev, (void **)&x->losses_at, each, "a batch");
+}
+
+static void close_indices(nb_indices *x, nb_dev *dev, int64_t tokens) {
+    size_t each = (size_t)tokens * sizeof(float);
+    if (x->device) dev->be->free(dev, x->device, x->bytes);
+    if (x->argmax) dev->be->free(dev, x->argmax, each);
+    if (x->losses_at) dev->be->free(dev, x->losses_at, each);
+    free(x->host);
+    free(x->rows);
+    free(x->losses);
+    free(x->best);
+}
+
+/* Copies n words behind what is staged already and returns where they will be on the device. */
+static const void *stage(nb_indices *x, int64_t *at, const void *from, int64_t n) {
+    if (!from) return NULL;
+    int32_t *host = x->host + *at;
+    memcpy(host, from, (size_t)n * sizeof *host);
+    const void *there = x->device ? x->device + (size_t)*at * sizeof *host : (const void *)host;
+    *at += piece_size(n);
+    return there;
+}
+
+/* *out = b with its arrays on the device; rows[n_rows] and row_targets likewise, where given. */
+static nb_status to_device(nb_runner *r, const nb_batch *b, nb_batch *out, const int32_t **rows,
+                           const int32_t **row_targets, int64_t n_rows) {
+    nb_indices *x = &r->index;
+    nb_dev *dev = r->model->dev;
+    int64_t at = 0;
+    *out = *b;
+    out->pairs = 0;
+    for (int64_t i = 0; i < b->n_segs; i++)
+        out->pairs += (double)b->segs[i].qn * (b->segs[i].kn - 0.5 * b->segs[i].qn);
+    if (dev->be->host_memory) return NB_OK;
+    out->targets = NULL;
+    out->ids = stage(x, &at, b->ids, b->n);
+    out->pos = stage(x, &at, b->pos, b->n);
+    out->sample = stage(x, &at, b->sample, b->n);
+    out->kv_rows = stage(x, &at, b->kv_rows, b->n);
+    out->segs = stage(x, &at, b->segs, 4 * b->n_segs);
+    *rows = stage(x, &at, *rows, n_rows);
+    *row_targets = stage(x, &at, *row_targets, n_rows);
+    NB_ASSERT((size_t)at * sizeof *x->host <= x->bytes);
+    return dev->be->put(dev, x->device, x->host, (size_t)at * sizeof *x->host);
+}
+
+/* ---- planning ---- */
 
 /* Runs the work once on the null device; leaves the placed plan and the scratch it needs in r->plan. */
 static nb_status make_plan(nb_runner *r, nb_kv_cache *cache) {
     nb_model *m = r->model;
     nb_dev *real = m->dev, *null_dev;
     NB_TRY(nb_dev_open_null(&null_dev, real));
-    int32_t *zeros = nb_calloc((size_t)r->max_tokens, sizeof *zeros);
-    nb_seg seg;
-    nb_batch b = largest_batch(zeros, &seg, r->max_tokens);
-    if (cache && cache->rows > seg.kn) seg.kn = (int32_t)cache->rows;
+    nb_batch b = largest_batch(r->max_tokens);
+    nb_loss_rows rows = {.n = r->max_tokens, .argmax = r->index.argmax};
     nb_graph g;
     nb_tape *t = r->tape;
     nb_tape_follow(t, &r->plan, NULL);
     t->dev = m->dev = null_dev;
     t->training = r->backward;
     nb_status st;
-    if (r->max_logits) st = nb_model_logits(m, t, &b, cache, zeros, r->max_logits, &g);
-    else st = nb_model_loss(m, t, &b, &r->rows, true, &g);
+    if (r->max_logits) st = nb_model_logits(m, t, &b, cache, NULL, r->max_logits, &g);
+    else st = nb_model_loss(m, t, &b, &rows, &g);
     if (st == NB_OK && r->backward) st = nb_backward(t, g.loss, NULL, 1);
     r->plan.ws = null_dev->ws_need;
     nb_tape_reset(t);
     t->dev = m->dev = real;
     nb_dev_close(null_dev);
-    free(zeros);
     if (st == NB_OK) nb_plan_place(&r->plan);
     return st;
 }
@@ -68,7 +129,7 @@ static nb_status prepare(nb_runner **out, nb_model *m, int64_t max_tokens, int64
     nb_status st = nb_tape_open(&r->tape, m->dev, nb_model_max_nodes(m));
     r->tape->grad = backward;
     if (policy) r->tape->policy = policy;
-    if (st == NB_OK) st = nb_graph_rows_open(&r->rows, max_tokens);
+    if (st == NB_OK) st = open_indices(&r->index, m->dev, max_tokens);
     if (st == NB_OK) st = make_plan(r, cache);
     if (st != NB_OK) {
         nb_runner_free(r);
@@ -115,7 +176,7 @@ nb_status nb_runner_open_logits(nb_runner **out, nb_model *m, nb_arena *arena, i
 void nb_runner_free(nb_runner *r) {
     if (!r) return;
     nb_tape_free(r->tape);
-    nb_graph_rows_close(&r->rows);
+    close_indices(&r->index, r->model->dev, r->max_tokens);
     nb_plan_free(&r->plan);
     free(r);
 }
@@ -135,31 +196,54 @@ static nb_status check_ids(const nb_runner *r, const nb_batch *b) {
     return NB_OK;
 }
 
+/* Rows of the tokens that are trained, and what should follow them; both on the host. */
+static int64_t trained_rows(const nb_batch *b, int32_t *rows, int32_t *targets) {
+    int64_t n = 0;
+    for (int64_t i = 0; i < b->n; i++)
+        if (b->targets[i] != NB_IGNORE) {
+            rows[n] = (int32_t)i;
+            targets[n++] = b->targets[i];
+        }
+    return n;
+}
+
 nb_status nb_runner_loss(nb_runner *r, const nb_batch *b, float grad_scale, double *loss_sum, float *nll) {
+    nb_indices *x = &r->index;
+    nb_dev *dev = r->model->dev;
+    nb_batch there;
     nb_graph g;
     *loss_sum = 0;
     if (b->n > r->max_tokens)
         return nb_fail(NB_EINPUT, "a batch of %lld tokens where %lld were planned for", (long long)b->n,
                        (long long)r->max_tokens);
     NB_TRY(check_ids(r, b));
+    x->n = trained_rows(b, x->rows, x->targets);
+    if (!x->n) return NB_OK;
+    nb_loss_rows at = {x->rows, x->targets, x->n, x->argmax};
+    NB_TRY(to_device(r, b, &there, &at.rows, &at.targets, x->n));
     nb_tape_follow(r->tape, &r->plan, r->arena->base);
-    NB_TRY(nb_model_loss(r->model, r->tape, b, &r->rows, true, &g));
-    if (!g.loss) return NB_OK;
-    NB_TRY(r->model->dev->be->get(r->model->dev, r->rows.losses, g.loss->data, (size_t)r->rows.n * sizeof(float)));
-    for (int64_t i = 0; i < r->rows.n; i++) *loss_sum += r->rows.losses[i];
-    if (nll) memcpy(nll, r->rows.losses, (size_t)r->rows.n * sizeof *nll);
-    return r->backward ? nb_backward(r->tape, g.loss, NULL, grad_scale) : NB_OK;
+    NB_TRY(nb_model_loss(r->model, r->tape, &there, &at, &g));
+    size_t bytes = (size_t)x->n * sizeof(float);
+    NB_TRY(dev->be->copy(dev, x->losses_at, g.loss->data, bytes));
+    if (r->backward) NB_TRY(nb_backward(r->tape, g.loss, NULL, grad_scale));
+    NB_TRY(dev->be->get(dev, x->losses, x->losses_at, bytes));
+    for (int64_t i = 0; i < x->n; i++) *loss_sum += x->losses[i];
+    if (nll) memcpy(nll, x->losses, bytes);
+    return r->backward ? NB_OK : dev->be->get(dev, x->best, x->argmax, bytes);
 }
 
 nb_status nb_runner_logits(nb_runner *r, const nb_batch *b, nb_kv_cache *cache, const int32_t *rows, int64_t n,
                            float *logits) {
+    nb_dev *dev = r->model->dev;
+    nb_batch there;
     nb_graph g;
     if (b->n > r->max_tokens || n > r->max_logits)
         return nb_fail(NB_EINPUT, "a batch of %lld tokens, %lld logits where %lld and %lld were planned for",
                        (long long)b->n, (long long)n, (long long)r->max_tokens, (long long)r->max_logits);
     NB_TRY(check_ids(r, b));
+    const int32_t *none = NULL;
+    NB_TRY(to_device(r, b, &there, &rows, &none, n));
     nb_tape_follow(r->tape, &r->plan, r->arena->base);
-    NB_TRY(nb_model_logits(r->model, r->tape, b, cache, rows, n, &g));
-    return r->model->dev->be->get(r->model->dev, logits, g.logits->data,
-                                  (size_t)(n * r->model->spec->vocab) * sizeof(float));
+    NB_TRY(nb_model_logits(r->model, r->tape, &there, cache, rows, n, &g));
+    return dev->be->get(dev, logits, g.logits->data, (size_t)(n * r->model->spec->vocab) * sizeof(float));
 }

@@ -35,9 +35,24 @@ static nb_status rope_tables(nb_model *m) {
     return st;
 }
 
-static void link_linear(nb_linear *lin, const nb_base_linear *base, uint32_t site) {
-    *lin = (nb_linear){.base = base, .site = site};
-    if (base->bias) lin->bias = vector_leaf("bias", base->bias, base->w.rows);
+static void link_linear(nb_linear *lin, const nb_base_linear *base, const nb_weight *w, const float *bias,
+                        uint32_t site) {
+    *lin = (nb_linear){.base = base, .w = w, .site = site};
+    if (bias) lin->bias = vector_leaf("bias", bias, w->rows);
+}
+
+/* Every linear layer and norm with its weights on the device. */
+static void link_weights(nb_model *m) {
+    const nb_base *b = m->base;
+    uint32_t site = 0;
+    for (int64_t l = 0; l < m->spec->layers; l++) {
+        const nb_resident_layer *r = &m->weights.layer[l];
+        for (int s = 0; s < NB_SLOTS; s++)
+            link_linear(&m->block[l].lin[s], &b->layer[l].lin[s], &r->w[s], r->bias[s], site++);
+        for (int s = 0; s < NB_NORMS; s++) m->block[l].norm[s] = vector_leaf("norm", r->norm[s], m->spec->hidden);
+    }
+    link_linear(&m->head, &b->head, &m->weights.head, m->weights.head_bias, site);
+    m->final_norm = vector_leaf("final norm", m->weights.final_norm, m->spec->hidden);
 }
 
 nb_status nb_model_open(nb_model **out, const nb_base *base, nb_dev *dev, int64_t positions) {
@@ -47,15 +62,11 @@ nb_status nb_model_open(nb_model **out, const nb_base *base, nb_dev *dev, int64_
     m->dev = dev;
     m->positions = positions;
     m->block = nb_calloc((size_t)m->spec->layers, sizeof *m->block);
-    uint32_t site = 0;
-    for (int64_t l = 0; l < m->spec->layers; l++) {
-        for (int s = 0; s < NB_SLOTS; s++) link_linear(&m->block[l].lin[s], &base->layer[l].lin[s], site++);
-        for (int s = 0; s < NB_NORMS; s++)
-            m->block[l].norm[s] = vector_leaf("norm", base->layer[l].norm[s], m->spec->hidden);
+    nb_status st = nb_resident_open(&m->weights, base, dev);
+    if (st == NB_OK) {
+        link_weights(m);
+        st = rope_tables(m);
     }
-    link_linear(&m->head, &base->head, site);
-    m->final_norm = vector_leaf("final norm", base->final_norm, m->spec->hidden);
-    nb_status st = rope_tables(m);
     if (st != NB_OK) {
         nb_model_free(m);
         return st;
@@ -69,6 +80,7 @@ void nb_model_free(nb_model *m) {
     size_t bytes = (size_t)(m->positions * (m->spec->rope.rot / 2)) * sizeof(float);
     if (m->cos) m->dev->be->free(m->dev, m->cos, bytes);
     if (m->sin) m->dev->be->free(m->dev, m->sin, bytes);
+    nb_resident_close(&m->weights);
     free(m->block);
     free(m);
 }
@@ -83,15 +95,16 @@ void nb_model_each_linear(nb_model *m, bool with_head, void (*fn)(nb_linear *, i
 nb_status nb_kv_cache_open(nb_kv_cache *c, const nb_model *m, int64_t rows) {
     int64_t L = m->spec->layers, width = m->spec->kv_heads * m->spec->head_dim;
     *c = (nb_kv_cache){.rows = rows, .dev = m->dev};
-    size_t one = ((size_t)(rows * width) * sizeof(float) + NB_ALIGN - 1) / NB_ALIGN * NB_ALIGN;
+    size_t size = (size_t)nb_dtype_size(m->dev->elem);
+    size_t one = ((size_t)(rows * width) * size + NB_ALIGN - 1) / NB_ALIGN * NB_ALIGN;
     c->bytes = 2 * one * (size_t)L;
     char *base;
     NB_TRY(m->dev->be->alloc(m->dev, (void **)&base, c->bytes, "the KV cache"));
     c->k = nb_calloc((size_t)(2 * L), sizeof *c->k);
     c->v = c->k + L;
     for (int64_t l = 0; l < L; l++) {
-        c->k[l] = (float *)(void *)(base + (size_t)(2 * l) * one);
-        c->v[l] = (float *)(void *)(base + (size_t)(2 * l + 1) * one);
+        c->k[l] = base + (size_t)(2 * l) * one;
+        c->v[l] = base + (size_t)(2 * l + 1) * one;
     }
     return NB_OK;
 }
@@ -102,21 +115,6 @@ void nb_kv_cache_close(nb_kv_cache *c) {
     *c = (nb_kv_cache){0};
 }
 
-nb_status nb_graph_rows_open(nb_graph_rows *r, int64_t max_tokens) {
-    *r = (nb_graph_rows){.max = max_tokens};
-    r->rows = nb_calloc((size_t)max_tokens * 3, sizeof *r->rows);
-    r->targets = r->rows + max_tokens;
-    r->argmax = r->targets + max_tokens;
-    r->losses = nb_calloc((size_t)max_tokens, sizeof *r->losses);
-    return NB_OK;
-}
-
-void nb_graph_rows_close(nb_graph_rows *r) {
-    free(r->rows);
-    free(r->losses);
-    *r = (nb_graph_rows){0};
-}
-
 /* ---- the graph ---- */
 
 static void put_linear(nb_linear *lin, int i, nb_tensor **in, nb_linear_attr *a) {
@@ -124,7 +122,7 @@ static void put_linear(nb_linear *lin, int i, nb_tensor **in, nb_linear_attr *a)
     in[2 + 4 * i] = lin->bias_trained ? lin->bias_trained : lin->bias.data ? &lin->bias : NULL;
     in[3 + 4 * i] = lin->lora_A;
     in[4 + 4 * i] = lin->lora_B;
-    a->slot[i] = (nb_linear_slot){&lin->base->w, lin->scale, lin->dropout, lin->site};
+    a->slot[i] = (nb_linear_slot){lin->w, lin->scale, lin->dropout, lin->site};
 }
 
 /* out[i] = lin[i](x) for n layers over one input. */
@@ -158,7 +156,9 @@ static nb_status self_attention(nb_model *m, nb_tape *t, const nb_batch *b, nb_k
     nb_attention_attr attn = {.segs = b->segs, .n_segs = b->n_segs, .heads = s->heads, .kv_heads = s->kv_heads,
                               .head_dim = s->head_dim, .window = s->window, .scale = s->attn_scale,
                               .softcap = s->attn_softcap};
-    if (cache) attn.k_cache = cache->k[l], attn.v_cache = cache->v[l], attn.kv_rows = b->kv_rows;
+    attn.pairs = b->pairs;
+    if (cache)
+        attn.k_cache = cache->k[l], attn.v_cache = cache->v[l], attn.cache_rows = cache->rows, attn.kv_rows = b->kv_rows;
     nb_tensor *in[3] = {rotated[0], rotated[1], y[2]};
     NB_TRY(nb_apply(t, &nb_op_attention, in, 3, &attn, &mixed));
     return linear(t, mixed, o, 1, out);
@@ -175,8 +175,8 @@ static nb_status mlp(nb_model *m, nb_tape *t, int64_t l, nb_tensor *x, nb_tensor
 }
 
 static nb_status hidden_states(nb_model *m, nb_tape *t, const nb_batch *b, nb_kv_cache *cache, nb_tensor **out) {
-    nb_embedding_attr emb = {.w = &m->base->embed, .ids = b->ids, .n = b->n, .scale = m->spec->embed_scale,
-                             .row_ids = m->rows.ids, .n_rows = m->rows.n};
+    nb_embedding_attr emb = {.w = &m->weights.embed, .ids = b->ids, .n = b->n, .scale = m->spec->embed_scale,
+                             .row_ids = m->rows.ids_on_device, .n_rows = m->rows.n};
     nb_tensor *in[2] = {m->embed_trained, m->rows.n ? m->rows.embed : NULL}, *x, *h, *y;
     t->batch = b;
     NB_TRY(nb_apply(t, &nb_op_embedding, in, 2, &emb, &x));
@@ -192,46 +192,40 @@ static nb_status hidden_states(nb_model *m, nb_tape *t, const nb_batch *b, nb_kv
     return norm(m, t, x, &m->final_norm, m->final_norm_trained, out);
 }
 
-static nb_status loss_at(nb_model *m, nb_tape *t, nb_tensor *hidden, const nb_graph_rows *r, bool want_argmax,
-                         nb_tensor **loss) {
-    nb_linear_xent_attr a = {.w = &m->base->head.w, .rows = r->rows, .targets = r->targets, .n = r->n,
-                             .softcap = m->spec->logit_softcap, .argmax = want_argmax ? r->argmax : NULL,
-                             .row_ids = m->rows.ids, .n_rows = m->rows.n};
-    nb_tensor *in[3] = {hidden, m->head.weight, m->rows.n ? m->rows.head : NULL};
-    return nb_apply(t, &nb_op_linear_xent, in, 3, &a, loss);
-}
-
-nb_status nb_model_loss(nb_model *m, nb_tape *t, const nb_batch *b, nb_graph_rows *r, bool want_argmax, nb_graph *g) {
+nb_status nb_model_loss(nb_model *m, nb_tape *t, const nb_batch *b, const nb_loss_rows *r, nb_graph *g) {
     *g = (nb_graph){0};
-    NB_ASSERT(b->n <= r->max);
-    r->n = 0;
-    for (int64_t i = 0; i < b->n; i++)
-        if (b->targets[i] != NB_IGNORE) {
-            r->rows[r->n] = (int32_t)i;
-            r->targets[r->n++] = b->targets[i];
-        }
-    if (!r->n) return NB_OK;
     NB_TRY(hidden_states(m, t, b, NULL, &g->hidden));
-    return loss_at(m, t, g->hidden, r, want_argmax, &g->loss);
+    nb_linear_xent_attr a = {.w = &m->weights.head, .rows = r->rows, .targets = r->targets, .n = r->n,
+                             .softcap = m->spec->logit_softcap, .argmax = r->argmax, .row_ids = m->rows.ids_on_device,
+                             .n_rows = m->rows.n};
+    nb_tensor *in[3] = {g->hidden, m->head.weight, m->rows.n ? m->rows.head : NULL};
+    return nb_apply(t, &nb_op_linear_xent, in, 3, &a, &g->loss);
 }
 
 nb_status nb_model_logits(nb_model *m, nb_tape *t, const nb_batch *b, nb_kv_cache *cache, const int32_t *rows,
                           int64_t n, nb_graph *g) {
+    const nb_kernels *k = t->dev->k;
+    const nb_dtype e = t->dev->elem;
+    int64_t C = m->spec->hidden, R = m->rows.n;
     *g = (nb_graph){0};
     NB_TRY(hidden_states(m, t, b, cache, &g->hidden));
     /* Only the rows asked for meet the head. */
-    float *picked, *columns;
-    NB_TRY(nb_scratch(t, &picked, n * m->spec->hidden));
-    NB_TRY(t->dev->k->gather_rows(t->dev, picked, g->hidden->data, rows, n, m->spec->hidden));
-    nb_tensor x = nb_leaf("last hidden", picked, NULL, 2, n, m->spec->hidden);
+    nb_elem *picked;
+    NB_TRY(nb_scratch(t, &picked, n * C, e));
+    NB_TRY(k->gather_rows(t->dev, picked, g->hidden->data, rows, n, C));
+    nb_tensor x = nb_leaf("last hidden", NULL, NULL, 2, n, C), *in[5] = {&x};
+    x.data = picked;
+    x.dtype = e;
     x.buf = t->n_bufs - 1;
-    nb_linear *head[1] = {&m->head};
-    NB_TRY(linear(t, &x, head, 1, &g->logits));
-    if (!m->rows.n) return NB_OK;
-    NB_TRY(nb_scratch(t, &columns, n * m->rows.n));
-    NB_TRY(t->dev->k->gemm(t->dev, columns, m->rows.n, picked, m->spec->hidden, false, m->rows.head->data,
-                           m->spec->hidden, true, n, m->rows.n, m->spec->hidden, 1, 0));
-    return t->dev->k->put_columns(t->dev, g->logits->data, columns, m->rows.ids, n, m->spec->vocab, m->rows.n);
+    nb_linear_attr a = {.n = 1, .f32_out = true};
+    put_linear(&m->head, 0, in, &a);
+    NB_TRY(nb_apply(t, &nb_op_linear, in, 5, &a, &g->logits));
+    if (!R) return NB_OK;
+    float *columns;
+    NB_TRY(nb_scratch(t, &columns, n * R, NB_F32));
+    NB_TRY(k->gemm(t->dev, nb_mat_of(columns, R, NB_F32), nb_mat_of(picked, C, e), nb_mat_t(m->rows.head->data, C, NB_F32),
+                   n, R, C, 1, 0));
+    return k->put_columns(t->dev, g->logits->data, columns, m->rows.ids_on_device, n, m->spec->vocab, R);
 }
 
 int nb_model_max_nodes(const nb_model *m) { return (int)(11 * m->spec->layers + 4); }

@@ -5,13 +5,15 @@
 
 #include "autograd/tape.h"
 #include "core/batch.h"
+#include "model/resident.h"
 #include "model/weights.h"
 
 /* A linear layer as the graph runs it. Trained parts are leaves owned by whoever attached them. */
 typedef struct nb_linear {
-    const nb_base_linear *base;
+    const nb_base_linear *base;  /* name, and the weight as the host has it */
+    const nb_weight *w;          /* on the device */
     nb_tensor bias;              /* frozen; data NULL: none */
-    nb_tensor *weight, *bias_trained; /* adapter: full; stand for base->w and bias */
+    nb_tensor *weight, *bias_trained; /* adapter: full; stand for w and bias */
     nb_tensor *lora_A, *lora_B;  /* [R, in], [out, R] */
     float scale, dropout;
     uint32_t site;               /* number of this module in the model, from 0: dropout key */
@@ -25,13 +27,15 @@ typedef struct nb_block {
 
 /* Rows of the embedding (and of an untied head) trained on top of a frozen one: added tokens. */
 typedef struct nb_token_rows {
-    int32_t *ids; /* [n] ascending */
+    int32_t *ids;           /* [n] ascending */
+    int32_t *ids_on_device; /* = ids where host memory serves */
     int64_t n;
     nb_tensor *embed, *head; /* [n, C]; head = embed when tied */
 } nb_token_rows;
 
 typedef struct nb_model {
     const nb_base *base; /* borrowed */
+    nb_resident weights; /* as the device has them */
     const nb_spec *spec; /* = &base->spec */
     nb_block *block;     /* [layers] */
     nb_linear head;      /* head.weight = embed_trained when tied and trained */
@@ -50,7 +54,7 @@ void nb_model_each_linear(nb_model *m, bool with_head, void (*fn)(nb_linear *lin
 
 /* Keys and values of earlier tokens: rows [n_slots * slot_len] per layer, one slot a sequence. */
 typedef struct nb_kv_cache {
-    float **k, **v; /* [layers] each [rows, KV*D] */
+    nb_elem **k, **v; /* [layers] each [rows, KV*D] */
     int64_t rows;
     size_t bytes;
     nb_dev *dev;
@@ -65,19 +69,17 @@ typedef struct nb_graph {
     nb_tensor *logits; /* [n_logits, V], when asked for */
 } nb_graph;
 
-/* Scratch index arrays of one batch: rows of trained tokens and their targets. Sized once for max tokens. */
-typedef struct nb_graph_rows {
-    int32_t *rows, *targets, *argmax;
-    float *losses; /* host copy */
-    int64_t n, max;
-} nb_graph_rows;
-nb_status nb_graph_rows_open(nb_graph_rows *r, int64_t max_tokens);
-void nb_graph_rows_close(nb_graph_rows *r);
+/* What the loss of a batch is computed at, and what comes of it. On the device. */
+typedef struct nb_loss_rows {
+    const int32_t *rows, *targets; /* [n] rows of trained tokens, in order, and the tokens that should follow */
+    int64_t n;
+    int32_t *argmax;               /* [n] out: the most likely next token; NULL: not wanted */
+} nb_loss_rows;
 
-/* Hidden states of a batch, then the loss over its targets. r->rows/targets/n are filled; with want_argmax also
- * r->argmax (the most likely next token at each trained position). */
-nb_status nb_model_loss(nb_model *m, nb_tape *t, const nb_batch *b, nb_graph_rows *r, bool want_argmax, nb_graph *g);
-/* Logits at rows[n] of a batch (for generation: the last token of each sequence), with an optional KV cache. */
+/* Batches handed to the graph have their arrays on the device (nb_runner sees to that).
+ * Hidden states of a batch, then the loss at r. */
+nb_status nb_model_loss(nb_model *m, nb_tape *t, const nb_batch *b, const nb_loss_rows *r, nb_graph *g);
+/* Logits (F32) at rows[n] of a batch (for generation: the last token of each sequence), with an optional KV cache. */
 nb_status nb_model_logits(nb_model *m, nb_tape *t, const nb_batch *b, nb_kv_cache *cache, const int32_t *rows,
                           int64_t n, nb_graph *g);
 /* Upper bound of nodes one run records: for nb_tape_open. */
@@ -96,11 +98,24 @@ typedef struct nb_arena {
 nb_status nb_arena_grow(nb_arena *a, nb_dev *dev, size_t bytes);
 void nb_arena_free(nb_arena *a);
 
+/* The index arrays of one batch, on the host and (in one block, one transfer) on the device. */
+typedef struct nb_indices {
+    int32_t *rows, *targets; /* [n] trained tokens on the host */
+    int32_t *host;     /* staging of everything that travels */
+    char *device;      /* its copy; NULL where host memory serves */
+    size_t bytes;
+    int32_t *argmax;   /* [max_tokens] on the device */
+    float *losses_at;  /* [max_tokens] on the device: the arena has them only until backward begins */
+    float *losses;     /* [n] on the host, once nb_runner_loss is done */
+    int32_t *best;     /* [n] likewise: the most likely next tokens */
+    int64_t n;         /* trained tokens */
+} nb_indices;
+
 typedef struct nb_runner {
     nb_model *model;
     nb_tape *tape;
     nb_plan plan;
-    nb_graph_rows rows;
+    nb_indices index;
     nb_arena *arena;
     int64_t max_tokens, max_logits;
     bool backward;

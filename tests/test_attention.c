@@ -64,14 +64,14 @@ static attention_data attention_inputs(const attention_case *c) {
 
 static void forward(attention_data *a, const attention_case *c) {
     float scale = 1 / sqrtf((float)c->D);
-    assert_ok(nb_cpu_attention_fwd(&a->dev, a->o, a->lse, a->q, a->k, a->v, c->segs, a->n_segs, c->H, c->KV, c->D,
-                                   scale, c->cap, c->window));
+    assert_ok(nb_cpu_attention_fwd(&a->dev, a->o, a->lse, a->q, a->k, a->v, c->segs, a->n_segs,
+                                   rows_of_queries(c), rows_of_keys(c), c->H, c->KV, c->D, scale, c->cap, c->window));
 }
 
 static void backward(attention_data *a, const attention_case *c, float *dq, float *dk, float *dv, float beta) {
     float scale = 1 / sqrtf((float)c->D);
     assert_ok(nb_cpu_attention_bwd(&a->dev, dq, beta, dk, beta, dv, beta, a->d_o, a->q, a->k, a->v, a->o, a->lse,
-                                   c->segs, a->n_segs, c->H, c->KV, c->D, scale, c->cap, c->window));
+                                   c->segs, a->n_segs, rows_of_queries(c), rows_of_keys(c), c->H, c->KV, c->D, scale, c->cap, c->window));
 }
 
 static void attention_case_run(const void *shape) {

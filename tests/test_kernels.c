@@ -158,7 +158,7 @@ static void elementwise_case(const void *shape) {
     assert_ok(nb_cpu_scatter_rows(&dev, scattered, x1, index, k, T, C, s->beta));
     assert_ok(nb_cpu_scatter_rows(&dev, plain, x1, index, NULL, T, C, s->beta));
     assert_ok(nb_cpu_gather_rows(&dev, gathered, x1, index, T, C));
-    assert_ok(nb_cpu_fill(&dev, filled, 0.25f, n));
+    assert_ok(nb_cpu_fill(&dev, filled, NB_F32, 0.25f, n));
     check_output("add", sum, SUM, s->beta, sum0, n, 1e-6);
     check_output("copy", copy, X1, s->beta, copy0, n, 1e-6);
     check_output("bias_bwd", db, DB, s->beta, db0, C, 2e-6);
@@ -167,8 +167,10 @@ static void elementwise_case(const void *shape) {
     check_output("scatter_rows unscaled", plain, PLAIN, s->beta, plain0, n, 1e-6);
     check_output("gather_rows", gathered, GATHERED, 0, NULL, n, 0);
     check_output("fill", filled, FILLED, 0, NULL, n, 0);
-    double squares, want = 0;
-    assert_ok(nb_cpu_sum_squares(&dev, &squares, x1, n));
+    nb_update u;
+    double want = 0;
+    assert_ok(nb_cpu_sum_squares(&dev, &u, x1, n));
+    const double squares = u.sum_squares;
     for (int64_t i = 0; i < n; i++) want += X1[i] * X1[i];
     assert_close(squares, want, 1e-12 * want);
     float low = (float)squares, high = (float)(squares - (double)low);
@@ -233,9 +235,9 @@ static void xent_case_run(const void *shape) {
     memcpy(keep, x, sizeof(float) * (size_t)(n * V));
     for (int64_t i = 0; i < n; i++) target[i] = (int32_t)nb_rng_below(&guarded.rng, (uint64_t)V);
     ref_xent(L, Z, want, DX, X, target, n, V, s->cap);
-    assert_ok(nb_cpu_xent(&dev, only, NULL, NULL, x, target, n, V, false, s->cap));
+    assert_ok(nb_cpu_xent(&dev, only, NULL, NULL, NULL, x, target, n, V, s->cap));
     assert_memory_equal(x, keep, sizeof(float) * (size_t)(n * V));
-    assert_ok(nb_cpu_xent(&dev, loss, lse, arg, x, target, n, V, true, s->cap));
+    assert_ok(nb_cpu_xent(&dev, loss, lse, arg, x, x, target, n, V, s->cap));
     for (int64_t i = 0; i < n; i++) arg_f[i] = (float)arg[i], A[i] = want[i];
     double tol = V == 1 ? 1 : 2e-6; /* with one class everything is 0 but for rounding */
     if (V > 1) check_output("loss", loss, L, 0, NULL, n, 2e-6), check_output("only", only, L, 0, NULL, n, 2e-6);
@@ -254,11 +256,11 @@ static void test_xent(void **state) {
     float tie[] = {1, 3, 2, 3, 3}, nan_row[40] = {0}, loss;
     int32_t target = 0, arg;
     nb_threads_set(1);
-    assert_ok(nb_cpu_xent(&dev, &loss, NULL, &arg, tie, &target, 1, 5, false, 0));
+    assert_ok(nb_cpu_xent(&dev, &loss, NULL, &arg, NULL, tie, &target, 1, 5, 0));
     assert_int_equal(arg, 1); /* lowest index */
     for (int i = 0; i < 40; i++) {
         nan_row[i] = NAN;
-        assert_ok(nb_cpu_xent(&dev, &loss, NULL, &arg, nan_row, &target, 1, 40, false, 0));
+        assert_ok(nb_cpu_xent(&dev, &loss, NULL, &arg, NULL, nan_row, &target, 1, 40, 0));
         assert_true(isnan(loss)); /* never hidden */
         nan_row[i] = 0;
     }
@@ -305,6 +307,13 @@ typedef struct adamw_case {
     float lr, wd, g_scale, size;
 } adamw_case;
 
+/* An update whose gradient has norm 1 and is clipped to g_scale. */
+static const nb_update *update(nb_update *u, float lr, int step, float g_scale) {
+    *u = (nb_update){.sum_squares = 1, .bias1 = 1 - pow((double)0.9f, step), .bias2 = 1 - pow((double)0.999f, step),
+                     .lr = lr, .max_norm = g_scale < 1 ? g_scale * (1 + 1e-6f) : 0};
+    return u;
+}
+
 static void adamw_case_run(const void *shape) {
     const adamw_case *s = shape;
     int64_t n = s->n;
@@ -313,7 +322,8 @@ static void adamw_case_run(const void *shape) {
     for (int step = 1; step <= 10; step++) {
         float *g = input(n, -s->size, s->size);
         double *G = doubles(g, n);
-        assert_ok(nb_cpu_adamw(&dev, p, m, v, g, n, s->lr, 0.9f, 0.999f, 1e-8f, s->wd, step, s->g_scale));
+        nb_update u;
+        assert_ok(nb_cpu_adamw(&dev, p, m, v, g, n, update(&u, s->lr, step, s->g_scale), 0.9f, 0.999f, 1e-8f, s->wd));
         ref_adamw(P, M, V, G, n, s->lr, 0.9f, 0.999f, 1e-8f, s->wd, step, s->g_scale);
     }
     check_output("p", p, P, 0, NULL, n, 1e-6);
@@ -328,7 +338,12 @@ static void test_adamw(void **state) {
     RUN_CASES(adamw_case_run, cases);
     /* The first step moves by lr * sign(g), whatever the size of g. */
     float p = 1, m = 0, v = 0, g = -123;
-    assert_ok(nb_cpu_adamw(&dev, &p, &m, &v, &g, 1, 0.5f, 0.9f, 0.999f, 1e-8f, 0, 1, 1));
+    nb_update u;
+    assert_ok(nb_cpu_adamw(&dev, &p, &m, &v, &g, 1, update(&u, 0.5f, 1, 1), 0.9f, 0.999f, 1e-8f, 0));
+    assert_close(p, 1.5, 1e-6);
+    /* A gradient that is not finite changes nothing. */
+    u.sum_squares = INFINITY;
+    assert_ok(nb_cpu_adamw(&dev, &p, &m, &v, &g, 1, &u, 0.9f, 0.999f, 1e-8f, 0));
     assert_close(p, 1.5, 1e-6);
 }
 

@@ -151,8 +151,10 @@ static void adapter_gradients_and_ten_steps(void **state) {
                    oracle = json_number_value(json_array_get(losses, (size_t)step));
             assert_close(loss / oracle, 1, 1e-4);
             if (step == 0) check_gradients(&f, &grads);
-            assert_ok(f.dev->k->adamw(f.dev, f.adapter->data, m, v, f.adapter->grad, f.adapter->n, (float)lr, 0.9f,
-                                      0.999f, 1e-8f, 0.01f, step + 1, 1.0f));
+            nb_update u = {.bias1 = 1 - pow((double)0.9f, step + 1), .bias2 = 1 - pow((double)0.999f, step + 1),
+                           .lr = (float)lr};
+            assert_ok(f.dev->k->adamw(f.dev, f.adapter->data, m, v, f.adapter->grad, f.adapter->n, &u, 0.9f, 0.999f,
+                                      1e-8f, 0.01f));
         }
         free(m), free(v);
         nb_st_close(&grads);

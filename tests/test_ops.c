@@ -143,11 +143,52 @@ typedef struct bench_case {
     call k;
     nb_dev *dev;
     nb_tape *tape;
-    float *data[NB_MAX_IN], *grad[NB_MAX_IN];
+    float *grad[NB_MAX_IN]; /* on the host, after backward */
     nb_tensor leaf[NB_MAX_IN], *in[NB_MAX_IN], *out[NB_MAX_OUT];
 } bench_case;
 
 static float draw(nb_rng *r) { return (float)(2 * nb_rng_uniform(r) - 1); }
+
+/* n values as `dtype` on the device, and back. */
+static void upload(nb_dev *d, void *to, const float *from, int64_t n, nb_dtype dtype) {
+    uint16_t *half = nb_malloc((size_t)n * sizeof *half + 1);
+    for (int64_t i = 0; i < n; i++) half[i] = nb_f32_to_bf16(from[i]);
+    assert_ok(d->be->put(d, to, dtype == NB_F32 ? (const void *)from : half, (size_t)(n * nb_dtype_size(dtype))));
+    free(half);
+}
+
+static float *download(nb_dev *d, const void *from, int64_t n, nb_dtype dtype) {
+    float *out = nb_malloc((size_t)n * sizeof *out + 1);
+    assert_ok(d->be->get(d, out, from, (size_t)(n * nb_dtype_size(dtype))));
+    for (int64_t i = n - 1; i >= 0 && dtype == NB_BF16; i--) {
+        uint16_t h;
+        memcpy(&h, (uint16_t *)(void *)out + i, sizeof h);
+        out[i] = nb_bf16_to_f32(h);
+    }
+    return out;
+}
+
+static void *room_for(nb_dev *d, const nb_tensor *x) {
+    void *p;
+    assert_ok(d->be->alloc(d, &p, (size_t)(nb_tensor_size(x) * nb_dtype_size(x->dtype)), "a test's tensor"));
+    return p;
+}
+
+static void give_back(nb_dev *d, const nb_tensor *x, void *p) {
+    if (p) d->be->free(d, p, (size_t)(nb_tensor_size(x) * nb_dtype_size(x->dtype)));
+}
+
+/* How many of the first inputs are activations; the others are parameters, which are always F32. */
+static int activations(const nb_op *op) {
+    static const struct { const char *name; int n; } known[] = {
+        {"embedding", 0}, {"linear", 1}, {"rmsnorm", 1}, {"rope", 2}, {"attention", 3}, {"glu", 2}, {"add", 2},
+        {"linear_xent", 1},
+    };
+    for (int i = 0; i < NB_LEN(known); i++)
+        if (!strcmp(known[i].name, op->name)) return known[i].n;
+    fail_msg("say in activations() which inputs of %s are activations", op->name);
+    return 0;
+}
 
 /* Inputs in (-1, 1) from the case's name; frozen: bit i set = in[i] takes no gradient. */
 static void open_case(bench_case *b, nb_dev *dev, const nb_op *op, const nb_case *c, uint32_t frozen) {
@@ -169,20 +210,32 @@ static void open_case(bench_case *b, nb_dev *dev, const nb_op *op, const nb_case
     for (int i = 0; i < n; i++) {
         int64_t rows = c->in[i][0], cols = c->in[i][1], size = rows * (cols ? cols : 1);
         if (!rows) continue;
+        nb_tensor *x = &b->leaf[i];
+        *x = nb_leaf("input", NULL, NULL, cols ? 2 : 1, rows, cols);
+        x->dtype = i < activations(op) ? dev->elem : NB_F32;
+        x->data = room_for(dev, x);
+        x->needs_grad = !(frozen >> i & 1);
+        if (x->needs_grad) x->grad = room_for(dev, x);
+        float *host = nb_malloc((size_t)size * sizeof *host);
         b->k.in_size[i] = size;
-        b->data[i] = nb_malloc((size_t)size * 4);
-        b->grad[i] = nb_malloc((size_t)size * 4);
         b->k.in[i] = nb_malloc((size_t)size * 8);
-        for (int64_t j = 0; j < size; j++) b->k.in[i][j] = (double)(b->data[i][j] = draw(&r));
-        b->leaf[i] = nb_leaf("input", b->data[i], frozen >> i & 1 ? NULL : b->grad[i], cols ? 2 : 1, rows, cols);
-        b->in[i] = &b->leaf[i];
+        for (int64_t j = 0; j < size; j++) {
+            host[j] = dev->elem == NB_BF16 ? nb_round_bf16(draw(&r)) : draw(&r);
+            b->k.in[i][j] = (double)host[j];
+        }
+        upload(dev, x->data, host, size, x->dtype);
+        free(host);
+        b->in[i] = x;
     }
 }
 
 static void close_case(bench_case *b) {
-    nb_tape_free(b->tape);
-    for (int i = 0; i < b->k.n_in; i++) free(b->data[i]), free(b->grad[i]), free(b->k.in[i]);
+    for (int i = 0; i < b->k.n_in; i++) {
+        if (b->in[i]) give_back(b->dev, b->in[i], b->in[i]->data), give_back(b->dev, b->in[i], b->in[i]->grad);
+        free(b->grad[i]), free(b->k.in[i]);
+    }
     for (int i = 0; i < b->k.n_out; i++) free(b->k.out[i]), free(b->k.r[i]);
+    nb_tape_free(b->tape);
 }
 
 static nb_status forward(bench_case *b) { return nb_apply(b->tape, b->k.op, b->in, b->k.n_in, b->k.c->attr, b->out); }
@@ -195,26 +248,35 @@ static void size_outputs(bench_case *b) {
         b->k.out_size[i] = nb_tensor_size(n->out[i]);
         b->k.out[i] = nb_calloc((size_t)b->k.out_size[i], 8);
         b->k.r[i] = nb_malloc((size_t)b->k.out_size[i] * 8);
-        for (int64_t j = 0; j < b->k.out_size[i]; j++) b->k.r[i][j] = (double)draw(&r);
+        for (int64_t j = 0; j < b->k.out_size[i]; j++) {
+            float v = draw(&r);
+            b->k.r[i][j] = (double)(b->dev->elem == NB_BF16 ? nb_round_bf16(v) : v);
+        }
     }
 }
 
 static int64_t largest(const float *g, int64_t n);
 
-/* Runs the op's backward with out[k]->grad = r[k], for all outputs at once. */
+/* Runs the op's backward with out[k]->grad = r[k], for all outputs at once, and fetches the gradients. */
 static void backward(bench_case *b, bool wrong) {
     nb_node *n = &b->tape->nodes[0];
     for (int i = 0; i < n->n_out; i++) {
-        n->out[i]->grad = nb_malloc((size_t)b->k.out_size[i] * 4);
-        for (int64_t j = 0; j < b->k.out_size[i]; j++) n->out[i]->grad[j] = (float)b->k.r[i][j];
+        float *r = nb_malloc((size_t)b->k.out_size[i] * sizeof *r);
+        for (int64_t j = 0; j < b->k.out_size[i]; j++) r[j] = (float)b->k.r[i][j];
+        n->out[i]->grad = room_for(b->dev, n->out[i]);
+        upload(b->dev, n->out[i]->grad, r, b->k.out_size[i], n->out[i]->dtype);
+        free(r);
     }
     for (int i = 0; i < n->n_in; i++)
         if (n->in[i]) n->beta[i] = n->in[i]->grad_written ? 1 : 0;
     assert_ok(n->op->backward(b->tape, n));
-    for (int i = 0; i < n->n_in && wrong; i++) /* what a wrong backward would do */
-        if (n->in[i] && n->in[i]->grad) n->in[i]->grad[largest(n->in[i]->grad, b->k.in_size[i])] *= 1.02f;
+    for (int i = 0; i < n->n_in; i++) {
+        if (!n->in[i] || !n->in[i]->grad) continue;
+        b->grad[i] = download(b->dev, n->in[i]->grad, b->k.in_size[i], n->in[i]->dtype);
+        if (wrong) b->grad[i][largest(b->grad[i], b->k.in_size[i])] *= 1.02f; /* what a wrong backward would do */
+    }
     for (int i = 0; i < n->n_out; i++) {
-        free(n->out[i]->grad);
+        give_back(b->dev, n->out[i], n->out[i]->grad);
         n->out[i]->grad = NULL;
     }
 }
@@ -253,14 +315,14 @@ static double gradient_error(bench_case *b) {
     double worst = 0;
     nb_rng r = nb_rng_open(31, NB_RNG_TEST, 2);
     for (int i = 0; i < b->k.n_in; i++) {
-        if (!b->in[i] || !b->in[i]->grad) continue;
+        if (!b->grad[i]) continue;
         int64_t size = b->k.in_size[i], probes = size <= PROBES ? size : PROBES;
         double d = 0, s = 0;
         for (int64_t p = 0; p < probes; p++) {
             int64_t j = size <= PROBES ? p
                         : p            ? (int64_t)nb_rng_below(&r, (uint64_t)size)
-                                       : largest(b->in[i]->grad, size);
-            double want = numeric(b, &b->k.in[i][j]), e = (double)b->in[i]->grad[j] - want;
+                                       : largest(b->grad[i], size);
+            double want = numeric(b, &b->k.in[i][j]), e = (double)b->grad[i][j] - want;
             d += e * e;
             s += want * want;
         }
@@ -270,7 +332,8 @@ static double gradient_error(bench_case *b) {
     return worst;
 }
 
-static const double tolerance = 2e-5;
+/* Operands, outputs and gradients rounded to bf16 are off by up to 2^-9 each. */
+static double tolerance(const nb_dev *d) { return d->elem == NB_BF16 ? 1.2e-2 : 2e-5; }
 
 static void check_case(nb_dev *dev, const nb_op *op, const nb_case *c) {
     bench_case b;
@@ -288,19 +351,22 @@ static void check_case(nb_dev *dev, const nb_op *op, const nb_case *c) {
     for (int i = 0; i < b.k.n_out; i++) {
         float *want = nb_malloc((size_t)b.k.out_size[i] * 4);
         for (int64_t j = 0; j < b.k.out_size[i]; j++) want[j] = (float)b.k.out[i][j];
-        double err = nb_rel_error(b.out[i]->data, want, b.k.out_size[i]);
-        if (!(err <= tolerance)) fail_msg("%s/%s (%s): output %d off by %g", op->name, c->name, dev->gemm, i, err);
+        float *got = download(dev, b.out[i]->data, b.k.out_size[i], b.out[i]->dtype);
+        double err = nb_rel_error(got, want, b.k.out_size[i]);
+        free(got);
+        if (!(err <= tolerance(dev))) fail_msg("%s/%s (%s): output %d off by %g", op->name, c->name, dev->gemm, i, err);
         free(want);
     }
     backward(&b, false);
     double err = gradient_error(&b);
-    if (!(err <= tolerance)) fail_msg("%s/%s (%s): gradient off by %g", op->name, c->name, dev->gemm, err);
+    if (!(err <= tolerance(dev))) fail_msg("%s/%s (%s): gradient off by %g", op->name, c->name, dev->gemm, err);
     assert_ok(nb_tape_check_red_zones(b.tape));
     close_case(&b);
 }
 
 static void check_adding(nb_dev *dev, const nb_op *op, const nb_case *c) {
     bench_case set, add;
+    const double within = dev->elem == NB_BF16 ? 2e-2 : 1e-5;
     if (c->expect != NB_OK) return;
     open_case(&set, dev, op, c, 0);
     open_case(&add, dev, op, c, 0);
@@ -311,14 +377,19 @@ static void check_adding(nb_dev *dev, const nb_op *op, const nb_case *c) {
     for (int i = 0; i < add.k.n_in; i++) {
         if (!add.in[i] || !add.in[i]->needs_grad) continue;
         add.leaf[i].grad_written = true;
-        for (int64_t j = 0; j < add.k.in_size[i]; j++) add.grad[i][j] = 3, set.grad[i][j] = NAN; /* set must not read */
+        float *fill = nb_malloc((size_t)add.k.in_size[i] * sizeof *fill);
+        for (int64_t j = 0; j < add.k.in_size[i]; j++) fill[j] = 3;
+        upload(dev, add.leaf[i].grad, fill, add.k.in_size[i], add.leaf[i].dtype);
+        for (int64_t j = 0; j < add.k.in_size[i]; j++) fill[j] = NAN; /* set must not read */
+        upload(dev, set.leaf[i].grad, fill, add.k.in_size[i], add.leaf[i].dtype);
+        free(fill);
     }
     backward(&set, false);
     backward(&add, false);
     for (int i = 0; i < add.k.n_in; i++)
         for (int64_t j = 0; j < add.k.in_size[i] && add.in[i]->needs_grad; j++) {
             double want = 3 + (double)set.grad[i][j];
-            if (!(fabs((double)add.grad[i][j] - want) <= 1e-5 * (1 + fabs(want))))
+            if (!(fabs((double)add.grad[i][j] - want) <= within * (1 + fabs(want))))
                 fail_msg("%s/%s: input %d element %lld: %g added to 3 gives %g", op->name, c->name, i, (long long)j,
                          (double)set.grad[i][j], (double)add.grad[i][j]);
         }
@@ -345,10 +416,10 @@ static void check_frozen_subsets(nb_dev *dev, const nb_op *op, const nb_case *c)
              * products in another order */
             bool same_path = strcmp(op->name, "linear_xent") != 0;
             for (int i = 0; i < some.k.n_in; i++) {
-                if (!some.in[i] || !some.in[i]->grad) continue;
+                if (!some.grad[i]) continue;
                 if (same_path && memcmp(some.grad[i], all.grad[i], (size_t)some.k.in_size[i] * 4) != 0)
                     fail_msg("%s/%s: freezing %x changes the gradient of input %d", op->name, c->name, frozen, i);
-                assert_close(nb_rel_error(some.grad[i], all.grad[i], some.k.in_size[i]), 0, 1e-6);
+                assert_close(nb_rel_error(some.grad[i], all.grad[i], some.k.in_size[i]), 0, tolerance(dev) / 20);
             }
         }
         assert_ok(nb_tape_check_red_zones(some.tape));
@@ -359,14 +430,19 @@ static void check_frozen_subsets(nb_dev *dev, const nb_op *op, const nb_case *c)
 
 /* ---- tests ---- */
 
-static const char *const variants[] = {"naive", "openblas", "avx512"};
+/* "emu": the cuda backend's own source, where it is linked in. */
+static const struct { const char *device, *gemm; nb_dtype compute; } variants[] = {
+    {"cpu", "naive", NB_F32}, {"cpu", "openblas", NB_F32}, {"cpu", "avx512", NB_F32}, {"emu", NULL, NB_F32},
+    {"emu", NULL, NB_BF16},
+};
 
 static void each_case(void (*check)(nb_dev *, const nb_op *, const nb_case *)) {
     for (int v = 0; v < NB_LEN(variants); v++) {
         nb_dev *dev;
-        assert_ok(nb_dev_open(&dev, "cpu", NB_F32));
+        if (!strcmp(variants[v].device, "emu") && !&nb_backend_emu) continue;
+        assert_ok(nb_dev_open(&dev, variants[v].device, variants[v].compute));
         assert_ok(nb_dev_reserve(dev, 8 << 20));
-        if (nb_dev_set_gemm(dev, variants[v]) == NB_OK)
+        if (!variants[v].gemm || nb_dev_set_gemm(dev, variants[v].gemm) == NB_OK)
             for (int i = 0; i < nb_op_count; i++) {
                 assert_true(nb_ops[i]->n_cases >= 2);
                 for (int k = 0; k < nb_ops[i]->n_cases; k++) check(dev, nb_ops[i], &nb_ops[i]->cases[k]);
@@ -394,7 +470,7 @@ static void a_wrong_backward_is_caught(void **state) {
             assert_ok(forward(&b));
             size_outputs(&b);
             backward(&b, true);
-            caught += !(gradient_error(&b) <= tolerance);
+            caught += !(gradient_error(&b) <= tolerance(dev));
             tried++;
             close_case(&b);
         }
@@ -404,20 +480,24 @@ static void a_wrong_backward_is_caught(void **state) {
 
 /* A square whose backward forgets the factor 2: the tape runs it, the comparison must not let it pass. */
 static nb_status square_shape(nb_tape *t, nb_node *n) {
-    nb_node_out(t, n, "square", n->in[0]->n_dims, n->in[0]->d[0], n->in[0]->d[1]);
+    nb_node_out(t, n, "square", NB_F32, n->in[0]->n_dims, n->in[0]->d[0], n->in[0]->d[1]);
     n->keep_in = 1;
     return NB_OK;
 }
 static nb_status square_forward(nb_tape *t, nb_node *n) {
     (void)t;
-    for (int64_t i = 0; i < nb_tensor_size(n->in[0]); i++) n->out[0]->data[i] = n->in[0]->data[i] * n->in[0]->data[i];
+    const float *x = n->in[0]->data;
+    float *y = n->out[0]->data;
+    for (int64_t i = 0; i < nb_tensor_size(n->in[0]); i++) y[i] = x[i] * x[i];
     return NB_OK;
 }
 static float square_slope;
 static nb_status square_backward(nb_tape *t, nb_node *n) {
     (void)t;
+    const float *x = n->in[0]->data, *dy = n->out[0]->grad;
+    float *dx = n->in[0]->grad;
     for (int64_t i = 0; i < nb_tensor_size(n->in[0]); i++)
-        n->in[0]->grad[i] = square_slope * n->in[0]->data[i] * n->out[0]->grad[i] + n->beta[0] * n->in[0]->grad[i];
+        dx[i] = square_slope * x[i] * dy[i] + (n->beta[0] != 0 ? dx[i] : 0);
     return NB_OK;
 }
 static nb_cost square_cost(const nb_node *n) { (void)n; return (nb_cost){0}; }

@@ -62,11 +62,11 @@ static nb_status one_step(loop *l, double *loss, double *norm, double *rate) {
         sum += part;
         tokens += b[i].n;
     }
-    NB_TRY(nb_optimizer_norm(&r->optimizer, norm));
     *loss = sum / (double)trained;
-    if (!isfinite(*loss) || !isfinite(*norm)) return not_finite(l, b, n, *loss, *norm);
+    if (!isfinite(*loss)) return not_finite(l, b, n, *loss, NAN);
     *rate = nb_schedule_rate(&l->schedule, l->s.step);
-    NB_TRY(nb_optimizer_update(&r->optimizer, l->s.step + 1, *rate, *norm));
+    NB_TRY(nb_optimizer_step(&r->optimizer, l->s.step + 1, *rate, norm));
+    if (!isfinite(*norm)) return not_finite(l, b, n, *loss, *norm);
     l->s.step++;
     l->s.tokens += tokens;
     double tps = (double)tokens / (nb_now() - start);

@@ -12,7 +12,7 @@
 static nb_dtype compute_dtype(const nb_config *c) {
     if (c->load_in_4bit && c->bnb_4bit_compute_dtype == NB_COMPUTE_BF16) return NB_BF16;
     if (c->load_in_4bit && c->bnb_4bit_compute_dtype == NB_COMPUTE_F32) return NB_F32;
-    if (c->bf16 == NB_AUTO) return nb_cpu_has_bf16() ? NB_BF16 : NB_F32;
+    if (c->bf16 == NB_AUTO) return nb_dev_has_bf16("cpu") ? NB_BF16 : NB_F32;
     return c->bf16 ? NB_BF16 : NB_F32;
 }
 

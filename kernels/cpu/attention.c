@@ -53,9 +53,12 @@ static void forward_segment(const nb_attention *a, const nb_seg *s, float *scrat
     }
 }
 
-nb_status nb_cpu_attention_fwd(nb_dev *d, float *o, float *lse, const float *q, const float *k, const float *v,
-                               const nb_seg *segs, int64_t n_segs, int64_t H, int64_t KV, int64_t D, float scale,
-                               float cap, int64_t window) {
+nb_status nb_cpu_attention_fwd(nb_dev *d, nb_elem *o_, float *lse, const nb_elem *q_, const nb_elem *k_,
+                               const nb_elem *v_, const nb_seg *segs, int64_t n_segs, int64_t Tq, int64_t Tk, int64_t H,
+                               int64_t KV, int64_t D, float scale, float cap, int64_t window) {
+    float *o = o_;
+    const float *q = q_, *k = k_, *v = v_;
+    (void)Tq, (void)Tk;
     const nb_attention a = {.H = H, .KV = KV, .D = D, .Dp = padded(D), .window = window, .scale = scale, .cap = cap,
                             .q = q, .k = k, .v = v, .o = o, .lse = lse};
     NB_ASSERT(d->ws_size >= sizeof(float) * (size_t)(nb_threads() * scratch_of(D)));
@@ -81,15 +84,17 @@ static void add_groups(float *out, float beta, const float *sums, const nb_atten
     }
 }
 
-nb_status nb_cpu_attention_bwd(nb_dev *d, float *dq, float beta_q, float *dk, float beta_k, float *dv, float beta_v,
-                               const float *d_o, const float *q, const float *k, const float *v, const float *o,
-                               const float *lse, const nb_seg *segs, int64_t n_segs, int64_t H, int64_t KV, int64_t D,
-                               float scale, float cap, int64_t window) {
+nb_status nb_cpu_attention_bwd(nb_dev *d, nb_elem *dq_, float beta_q, nb_elem *dk_, float beta_k, nb_elem *dv_,
+                               float beta_v, const nb_elem *d_o_, const nb_elem *q_, const nb_elem *k_,
+                               const nb_elem *v_, const nb_elem *o_, const float *lse, const nb_seg *segs,
+                               int64_t n_segs, int64_t Tq, int64_t Tk, int64_t H, int64_t KV, int64_t D, float scale,
+                               float cap, int64_t window) {
+    float *dq = dq_, *dk = dk_, *dv = dv_;
+    const float *d_o = d_o_, *q = q_, *k = k_, *v = v_, *o = o_;
+    (void)Tq;
     const nb_attention a = {.H = H, .KV = KV, .D = D, .Dp = padded(D), .window = window, .scale = scale, .cap = cap,
                             .q = q, .k = k, .v = v, .d_o = d_o, .o_in = o, .lse_in = lse, .dq = dq, .beta_q = beta_q};
-    int64_t rows = 0, groups = groups_per_kv(H, KV), g = group_of(H, KV), G = H / KV;
-    for (int64_t b = 0; b < n_segs; b++)
-        if (segs[b].k0 + segs[b].kn > rows) rows = segs[b].k0 + segs[b].kn;
+    int64_t rows = Tk, groups = groups_per_kv(H, KV), g = group_of(H, KV), G = H / KV;
     NB_ASSERT(d->ws_size >= nb_cpu_attention_ws(d, 0, rows, H, KV, D));
     float *sum_k = (float *)d->ws + nb_threads() * scratch_of(D), *sum_v = sum_k + KV * groups * rows * a.Dp;
     const nb_simd *simd = nb_simd_get();

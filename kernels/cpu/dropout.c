@@ -5,8 +5,10 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/simd.h"
 
-nb_status nb_cpu_dropout(nb_dev *d, float *y, const float *x, const uint32_t *sample, const int32_t *pos, int64_t T,
+nb_status nb_cpu_dropout(nb_dev *d, nb_elem *y_, const nb_elem *x_, const uint32_t *sample, const int32_t *pos, int64_t T,
                          int64_t C, float p, uint64_t seed, uint32_t step, uint32_t site, float beta) {
+    float *y = y_;
+    const float *x = x_;
     (void)d;
     const uint32_t key[2] = {(uint32_t)seed ^ (uint32_t)NB_RNG_DROPOUT << 24, (uint32_t)(seed >> 32) ^ step};
     const uint64_t threshold = (uint64_t)ceil((double)p * 4294967296.0);

@@ -3,7 +3,9 @@
 
 #include "kernels/cpu/cpu.h"
 
-nb_status nb_cpu_add(nb_dev *d, float *y, const float *x1, const float *x2, int64_t n, float beta) {
+nb_status nb_cpu_add(nb_dev *d, nb_elem *y_, const nb_elem *x1_, const nb_elem *x2_, int64_t n, float beta) {
+    float *y = y_;
+    const float *x1 = x1_, *x2 = x2_;
     (void)d;
     if (x2 && beta == 0) {
 #pragma omp parallel for simd schedule(static)
@@ -21,7 +23,8 @@ nb_status nb_cpu_add(nb_dev *d, float *y, const float *x1, const float *x2, int6
     return NB_OK;
 }
 
-nb_status nb_cpu_bias_fwd(nb_dev *d, float *y, const float *bias, int64_t T, int64_t C) {
+nb_status nb_cpu_bias_fwd(nb_dev *d, nb_elem *y_, const float *bias, int64_t T, int64_t C) {
+    float *y = y_;
     (void)d;
 #pragma omp parallel for schedule(static)
     for (int64_t t = 0; t < T; t++)
@@ -31,7 +34,8 @@ nb_status nb_cpu_bias_fwd(nb_dev *d, float *y, const float *bias, int64_t T, int
 
 enum { STRIP = 64, ROWS = 128 }; /* columns a task sums; rows summed on their own before joining the total */
 
-nb_status nb_cpu_bias_bwd(nb_dev *d, float *dbias, const float *dy, int64_t T, int64_t C, float beta) {
+nb_status nb_cpu_bias_bwd(nb_dev *d, float *dbias, const nb_elem *dy_, int64_t T, int64_t C, float beta) {
+    const float *dy = dy_;
     (void)d;
 #pragma omp parallel for schedule(static)
     for (int64_t c0 = 0; c0 < C; c0 += STRIP) {
@@ -48,7 +52,9 @@ nb_status nb_cpu_bias_bwd(nb_dev *d, float *dbias, const float *dy, int64_t T, i
     return NB_OK;
 }
 
-nb_status nb_cpu_gather_rows(nb_dev *d, float *y, const float *x, const int32_t *index, int64_t n, int64_t C) {
+nb_status nb_cpu_gather_rows(nb_dev *d, nb_elem *y_, const nb_elem *x_, const int32_t *index, int64_t n, int64_t C) {
+    float *y = y_;
+    const float *x = x_;
     (void)d;
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n; i++) memcpy(y + i * C, x + index[i] * C, sizeof(float) * (size_t)C);
@@ -63,24 +69,30 @@ static void scale_row(float *y, const float *x, float k, int64_t C, float beta) 
         for (int64_t c = 0; c < C; c++) y[c] = x[c] * k + beta * y[c];
 }
 
-nb_status nb_cpu_scatter_rows(nb_dev *d, float *y, const float *x, const int32_t *index, const float *row_scale,
+nb_status nb_cpu_scatter_rows(nb_dev *d, nb_elem *y_, const nb_elem *x_, const int32_t *index, const float *row_scale,
                               int64_t n, int64_t C, float beta) {
+    float *y = y_;
+    const float *x = x_;
     (void)d;
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n; i++) scale_row(y + index[i] * C, x + i * C, row_scale ? row_scale[i] : 1.0f, C, beta);
     return NB_OK;
 }
 
-nb_status nb_cpu_scale_rows(nb_dev *d, float *y, const float *x, const float *row_scale, int64_t n, int64_t C,
+nb_status nb_cpu_scale_rows(nb_dev *d, nb_elem *y_, const nb_elem *x_, const float *row_scale, int64_t n, int64_t C,
                             float beta) {
+    float *y = y_;
+    const float *x = x_;
     (void)d;
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n; i++) scale_row(y + i * C, x + i * C, row_scale[i], C, beta);
     return NB_OK;
 }
 
-nb_status nb_cpu_fill(nb_dev *d, float *x, float value, int64_t n) {
+nb_status nb_cpu_fill(nb_dev *d, void *x_, nb_dtype dtype, float value, int64_t n) {
     (void)d;
+    NB_ASSERT(dtype == NB_F32);
+    float *x = x_;
 #pragma omp parallel for simd schedule(static)
     for (int64_t i = 0; i < n; i++) x[i] = value;
     return NB_OK;

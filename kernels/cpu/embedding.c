@@ -1,7 +1,8 @@
 /* Rows of the embedding matrix, whatever its format, and their gradient. */
 #include "kernels/cpu/cpu.h"
 
-nb_status nb_cpu_embedding_fwd(nb_dev *d, float *y, const nb_weight *w, const int32_t *ids, int64_t T, float scale) {
+nb_status nb_cpu_embedding_fwd(nb_dev *d, nb_elem *y_, const nb_weight *w, const int32_t *ids, int64_t T, float scale) {
+    float *y = y_;
     (void)d;
     int64_t C = w->cols;
 #pragma omp parallel for schedule(static)
@@ -17,8 +18,9 @@ nb_status nb_cpu_embedding_fwd(nb_dev *d, float *y, const nb_weight *w, const in
 
 /* Tasks own ranges of the vocabulary and walk all of ids in order, so that each row of dw is summed in
  * the order of t whatever the number of threads. */
-nb_status nb_cpu_embedding_bwd(nb_dev *d, float *dw, const float *dy, const int32_t *ids, int64_t T, int64_t V,
+nb_status nb_cpu_embedding_bwd(nb_dev *d, float *dw, const nb_elem *dy_, const int32_t *ids, int64_t T, int64_t V,
                                int64_t C, float scale, float beta) {
+    const float *dy = dy_;
     (void)d;
     int64_t range = (V + 63) / 64;
 #pragma omp parallel for schedule(dynamic)

@@ -50,40 +50,24 @@ static nb_status run(nb_dev *d, nb_product *p) {
     return NB_OK;
 }
 
-nb_status nb_cpu_gemm(nb_dev *d, float *c, int64_t ldc, const float *x, int64_t ldx, bool tx, const float *y,
-                      int64_t ldy, bool ty, int64_t M, int64_t N, int64_t K, float alpha, float beta) {
-    const nb_weight w = {.format = NB_FMT_F32, .rows = ty ? N : K, .cols = ldy, .data = y};
-    nb_product p = {.c = c, .ldc = ldc, .x = x, .ldx = ldx, .tx = tx, .y = &w, .ty = ty, .M = M, .N = N, .K = K,
+nb_status nb_cpu_gemm(nb_dev *d, nb_mat c, nb_mat x, nb_mat y, int64_t M, int64_t N, int64_t K, float alpha,
+                      float beta) {
+    NB_ASSERT(c.dtype == NB_F32 && x.dtype == NB_F32 && y.dtype == NB_F32 && !c.t);
+    const nb_weight w = {.format = NB_FMT_F32, .rows = y.t ? N : K, .cols = y.ld, .data = y.p};
+    nb_product p = {.c = c.p, .ldc = c.ld, .x = x.p, .ldx = x.ld, .tx = x.t, .y = &w, .ty = y.t, .M = M, .N = N, .K = K,
                     .alpha = alpha, .beta = beta};
     return run(d, &p);
 }
 
-nb_status nb_cpu_weight_fwd(nb_dev *d, float *y, const float *x, const nb_weight *w, int64_t T, float beta) {
-    nb_product p = {.c = y,
-                    .ldc = w->rows,
-                    .x = x,
-                    .ldx = w->cols,
-                    .y = w,
-                    .ty = true,
-                    .M = T,
-                    .N = w->rows,
-                    .K = w->cols,
-                    .alpha = 1,
-                    .beta = beta};
+nb_status nb_cpu_weight_fwd(nb_dev *d, nb_mat y, const nb_elem *x, const nb_weight *w, int64_t T, float beta) {
+    NB_ASSERT(y.dtype == NB_F32);
+    nb_product p = {.c = y.p, .ldc = y.ld, .x = x, .ldx = w->cols, .y = w, .ty = true, .M = T, .N = w->rows,
+                    .K = w->cols, .alpha = 1, .beta = beta};
     return run(d, &p);
 }
 
-nb_status nb_cpu_weight_bwd(nb_dev *d, float *dx, const float *dy, const nb_weight *w, int64_t T, float beta) {
-    nb_product p = {.c = dx,
-                    .ldc = w->cols,
-                    .x = dy,
-                    .ldx = w->rows,
-                    .y = w,
-                    .ty = false,
-                    .M = T,
-                    .N = w->cols,
-                    .K = w->rows,
-                    .alpha = 1,
-                    .beta = beta};
+nb_status nb_cpu_weight_bwd(nb_dev *d, nb_elem *dx, const nb_elem *dy, const nb_weight *w, int64_t T, float beta) {
+    nb_product p = {.c = dx, .ldc = w->cols, .x = dy, .ldx = w->rows, .y = w, .ty = false, .M = T, .N = w->cols,
+                    .K = w->rows, .alpha = 1, .beta = beta};
     return run(d, &p);
 }

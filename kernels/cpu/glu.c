@@ -4,7 +4,9 @@
 
 enum { PART = 8192 }; /* elements of a task */
 
-nb_status nb_cpu_glu_fwd(nb_dev *d, float *y, const float *gate, const float *up, int64_t n, nb_act act) {
+nb_status nb_cpu_glu_fwd(nb_dev *d, nb_elem *y_, const nb_elem *gate_, const nb_elem *up_, int64_t n, nb_act act) {
+    float *y = y_;
+    const float *gate = gate_, *up = up_;
     (void)d;
     const nb_simd *v = nb_simd_get();
 #pragma omp parallel for schedule(static)
@@ -12,8 +14,10 @@ nb_status nb_cpu_glu_fwd(nb_dev *d, float *y, const float *gate, const float *up
     return NB_OK;
 }
 
-nb_status nb_cpu_glu_bwd(nb_dev *d, float *dgate, float beta_gate, float *dup, float beta_up, const float *dy,
-                         const float *gate, const float *up, int64_t n, nb_act act) {
+nb_status nb_cpu_glu_bwd(nb_dev *d, nb_elem *dgate_, float beta_gate, nb_elem *dup_, float beta_up, const nb_elem *dy_,
+                         const nb_elem *gate_, const nb_elem *up_, int64_t n, nb_act act) {
+    float *dgate = dgate_, *dup = dup_;
+    const float *dy = dy_, *gate = gate_, *up = up_;
     (void)d;
     const nb_simd *v = nb_simd_get();
 #pragma omp parallel for schedule(static)

@@ -2,8 +2,10 @@
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/simd.h"
 
-nb_status nb_cpu_rmsnorm_fwd(nb_dev *d, float *y, float *rstd, const float *x, const float *w, int64_t T, int64_t C,
+nb_status nb_cpu_rmsnorm_fwd(nb_dev *d, nb_elem *y_, float *rstd, const nb_elem *x_, const float *w, int64_t T, int64_t C,
                              float eps, float offset) {
+    float *y = y_;
+    const float *x = x_;
     (void)d;
     const nb_simd *v = nb_simd_get();
 #pragma omp parallel for schedule(static)
@@ -30,8 +32,10 @@ static void rmsnorm_dw(float *dw, float beta, const float *dy, const float *x, c
     }
 }
 
-nb_status nb_cpu_rmsnorm_bwd(nb_dev *d, float *dx, float beta_x, float *dw, float beta_w, const float *dy,
-                             const float *x, const float *w, const float *rstd, int64_t T, int64_t C, float offset) {
+nb_status nb_cpu_rmsnorm_bwd(nb_dev *d, nb_elem *dx_, float beta_x, float *dw, float beta_w, const nb_elem *dy_,
+                             const nb_elem *x_, const float *w, const float *rstd, int64_t T, int64_t C, float offset) {
+    float *dx = dx_;
+    const float *dy = dy_, *x = x_;
     (void)d;
     const nb_simd *v = nb_simd_get();
     if (dw) rmsnorm_dw(dw, beta_w, dy, x, rstd, T, C);

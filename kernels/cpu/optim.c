@@ -6,22 +6,7 @@
 
 enum { PART = 8192 }; /* elements of a task */
 
-nb_status nb_cpu_adamw(nb_dev *d, float *p, float *m, float *v, const float *g, int64_t n, float lr, float beta1,
-                       float beta2, float eps, float wd, int64_t step, float g_scale) {
-    (void)d;
-    const double bias1 = 1 - pow((double)beta1, (double)step), bias2 = 1 - pow((double)beta2, (double)step);
-    const nb_adamw_scalars s = {
-        .shrink = (float)(1 - (double)lr * (double)wd), .rise1 = (float)(1 - (double)beta1), .beta2 = beta2,
-        .rise2 = (float)(1 - (double)beta2), .rate = (float)((double)lr / bias1), .root = (float)sqrt(bias2),
-        .eps = eps, .g_scale = g_scale,
-    };
-    const nb_simd *simd = nb_simd_get();
-#pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < n; i += PART) simd->adamw(p + i, m + i, v + i, g + i, n - i < PART ? n - i : PART, &s);
-    return NB_OK;
-}
-
-nb_status nb_cpu_sum_squares(nb_dev *d, double *sum, const float *x, int64_t n) {
+nb_status nb_cpu_sum_squares(nb_dev *d, nb_update *u, const float *x, int64_t n) {
     (void)d;
     enum { PARTS = 256 }; /* fixed, so that the order of the sum is the same for any number of threads */
     double part[PARTS], total = 0;
@@ -33,6 +18,22 @@ nb_status nb_cpu_sum_squares(nb_dev *d, double *sum, const float *x, int64_t n) 
         part[b] = left > 0 ? v->sum_squares(x + b * size, left < size ? left : size) : 0;
     }
     for (int b = 0; b < PARTS; b++) total += part[b];
-    *sum = total;
+    u->sum_squares = total;
+    return NB_OK;
+}
+
+nb_status nb_cpu_adamw(nb_dev *d, float *p, float *m, float *v, const float *g, int64_t n, const nb_update *u,
+                       float beta1, float beta2, float eps, float wd) {
+    (void)d;
+    if (!isfinite(u->sum_squares)) return NB_OK;
+    double clip = u->max_norm > 0 ? (double)u->max_norm / (sqrt(u->sum_squares) + 1e-6) : 1;
+    const nb_adamw_scalars s = {
+        .shrink = (float)(1 - (double)u->lr * (double)wd), .rise1 = (float)(1 - (double)beta1), .beta2 = beta2,
+        .rise2 = (float)(1 - (double)beta2), .rate = (float)((double)u->lr / u->bias1),
+        .root = (float)sqrt(u->bias2), .eps = eps, .g_scale = (float)(clip < 1 ? clip : 1),
+    };
+    const nb_simd *simd = nb_simd_get();
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n; i += PART) simd->adamw(p + i, m + i, v + i, g + i, n - i < PART ? n - i : PART, &s);
     return NB_OK;
 }

@@ -14,8 +14,9 @@ static int64_t find(const int32_t *row_ids, int64_t n, int32_t id) {
     return lo < n && row_ids[lo] == id ? lo : -1;
 }
 
-nb_status nb_cpu_replace_rows_fwd(nb_dev *d, float *y, const float *rows, const int32_t *ids, int64_t T,
+nb_status nb_cpu_replace_rows_fwd(nb_dev *d, nb_elem *y_, const float *rows, const int32_t *ids, int64_t T,
                                   const int32_t *row_ids, int64_t n_rows, int64_t C, float scale) {
+    float *y = y_;
     (void)d;
     for (int64_t t = 0; t < T; t++) {
         int64_t j = find(row_ids, n_rows, ids[t]);
@@ -24,8 +25,9 @@ nb_status nb_cpu_replace_rows_fwd(nb_dev *d, float *y, const float *rows, const 
     return NB_OK;
 }
 
-nb_status nb_cpu_replace_rows_bwd(nb_dev *d, float *drows, const float *dy, const int32_t *ids, int64_t T,
+nb_status nb_cpu_replace_rows_bwd(nb_dev *d, float *drows, const nb_elem *dy_, const int32_t *ids, int64_t T,
                                   const int32_t *row_ids, int64_t n_rows, int64_t C, float scale, float beta) {
+    const float *dy = dy_;
     (void)d;
     if (beta == 0) memset(drows, 0, (size_t)(n_rows * C) * sizeof *drows);
     for (int64_t t = 0; t < T; t++) {
@@ -43,7 +45,8 @@ nb_status nb_cpu_put_columns(nb_dev *d, float *y, const float *x, const int32_t 
     return NB_OK;
 }
 
-nb_status nb_cpu_take_columns(nb_dev *d, float *x, float *y, const int32_t *columns, int64_t m, int64_t V, int64_t n) {
+nb_status nb_cpu_take_columns(nb_dev *d, nb_elem *x_, nb_elem *y_, const int32_t *columns, int64_t m, int64_t V, int64_t n) {
+    float *x = x_, *y = y_;
     (void)d;
     for (int64_t i = 0; i < m; i++)
         for (int64_t j = 0; j < n; j++) {

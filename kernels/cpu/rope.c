@@ -2,8 +2,10 @@
  * with element i + rot/2. */
 #include "kernels/cpu/cpu.h"
 
-nb_status nb_cpu_rope(nb_dev *d, float *y, const float *x, const float *cos, const float *sin, const int32_t *pos,
+nb_status nb_cpu_rope(nb_dev *d, nb_elem *y_, const nb_elem *x_, const float *cos, const float *sin, const int32_t *pos,
                       int64_t T, int64_t n_heads, int64_t D, int64_t rot, bool inverse, float beta) {
+    float *y = y_;
+    const float *x = x_;
     (void)d;
     int64_t half = rot / 2;
     float sign = inverse ? -1.0f : 1.0f;

@@ -1,15 +1,20 @@
 /* Softmax cross entropy over long rows of logits. */
+#include <string.h>
+
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/simd.h"
 
-nb_status nb_cpu_xent(nb_dev *d, float *loss, float *lse, int32_t *argmax, float *logits, const int32_t *target,
-                      int64_t n, int64_t V, bool grad, float cap) {
+nb_status nb_cpu_xent(nb_dev *d, float *loss, float *lse, int32_t *argmax, nb_elem *dlogits_, float *logits,
+                      const int32_t *target, int64_t n, int64_t V, float cap) {
     (void)d;
+    float *dlogits = dlogits_;
     const nb_simd *v = nb_simd_get();
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n; i++) {
         NB_ASSERT(target[i] >= 0 && target[i] < V);
-        v->xent(loss + i, lse ? lse + i : NULL, argmax ? argmax + i : NULL, logits + i * V, target[i], V, grad, cap);
+        float *row = logits + i * V;
+        v->xent(loss + i, lse ? lse + i : NULL, argmax ? argmax + i : NULL, row, target[i], V, dlogits != NULL, cap);
+        if (dlogits && dlogits != logits) memcpy(dlogits + i * V, row, (size_t)V * sizeof *row);
     }
     return NB_OK;
 }

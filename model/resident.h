@@ -1,0 +1,30 @@
+/* The base's weights where products read them: on a device with memory of its own a copy made once, on the others the
+ * base's own (mapped) memory. */
+#ifndef NB_MODEL_RESIDENT_H
+#define NB_MODEL_RESIDENT_H
+
+#include "kernels/backend.h"
+#include "model/weights.h"
+
+typedef struct nb_resident_layer {
+    nb_weight w[NB_SLOTS];
+    const float *bias[NB_SLOTS]; /* NULL: none */
+    const float *norm[NB_NORMS];
+} nb_resident_layer;
+
+typedef struct nb_resident {
+    nb_weight embed, head; /* one copy when tied */
+    const float *head_bias, *final_norm;
+    nb_resident_layer *layer; /* [layers] */
+    nb_dev *dev;
+    char *block;  /* the copy; NULL where host memory serves */
+    size_t bytes;
+} nb_resident;
+
+/* Descriptors with device pointers. The base must outlive it. */
+nb_status nb_resident_open(nb_resident *r, const nb_base *base, nb_dev *dev);
+void nb_resident_close(nb_resident *r);
+/* Bytes the copy takes on a device with memory of its own; no more than what the base's bytes are. */
+size_t nb_resident_bytes(const nb_base *base);
+
+#endif
