@@ -106,6 +106,7 @@ static void enable_lora(nb_adapter *a, bool on) {
 void nb_adapter_enable(nb_adapter *a, bool on) {
     (a->full ? enable_full : enable_lora)(a, on);
     a->enabled = on;
+    a->model->changes++;
 }
 
 /* ---- saving a whole model ---- */

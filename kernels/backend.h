@@ -67,6 +67,12 @@ typedef struct nb_backend {
     nb_status (*put)(nb_dev *d, void *device, const void *host, size_t bytes);
     nb_status (*get)(nb_dev *d, void *host, const void *device, size_t bytes);
     nb_status (*copy)(nb_dev *d, void *to, const void *from, size_t bytes);
+    /* Recording, optional (NULL): what is launched between record and recorded does not run but is kept, for replay to run
+     * again and again on what device memory then holds. Saves the launches' time where they are many and small. */
+    nb_status (*record)(nb_dev *d);
+    nb_status (*recorded)(nb_dev *d, void **recording);
+    nb_status (*replay)(nb_dev *d, void *recording);
+    void (*forget)(nb_dev *d, void *recording);
     /* Bytes of memory the device has, and has free now. */
     nb_status (*memory)(nb_dev *d, size_t *total, size_t *available);
     /* Scratch bytes that products of M x N x K, attention with these sizes, and rows that sum over T rows of C channels

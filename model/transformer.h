@@ -44,6 +44,7 @@ typedef struct nb_model {
     float *cos, *sin;    /* [positions, rot/2] on the device */
     int64_t positions;
     nb_dev *dev;         /* where it runs; borrowed */
+    int64_t changes;     /* counts what was attached and detached: recordings of an earlier state are not replayed */
 } nb_model;
 
 /* positions: longest sequence it will run (RoPE tables are made for so many). */
@@ -111,6 +112,18 @@ typedef struct nb_indices {
     int64_t n;         /* trained tokens */
 } nb_indices;
 
+/* A decoding step's launches, recorded on a device that can (nb_backend.record) and replayed. Everything that differs from
+ * step to step lies in device memory. */
+typedef struct nb_recording {
+    struct nb_recording_key {
+        int64_t n, n_segs, n_rows, changes; /* of which batch, over which state of the model */
+        const void *cache, *arena, *ws;     /* and in which memory */
+    } key;
+    int64_t seen;   /* times it ran */
+    void *launches; /* NULL: not recorded yet */
+    const float *logits;
+} nb_recording;
+
 typedef struct nb_runner {
     nb_model *model;
     nb_tape *tape;
@@ -119,6 +132,8 @@ typedef struct nb_runner {
     nb_arena *arena;
     int64_t max_tokens, max_logits;
     bool backward;
+    nb_recording recording[16];
+    int n_recordings;
 } nb_runner;
 /* Training (backward = true) or evaluation of batches of at most max_tokens tokens. */
 nb_status nb_runner_open_loss(nb_runner **out, nb_model *m, nb_arena *arena, int64_t max_tokens, bool backward,
