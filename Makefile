@@ -34,6 +34,7 @@ LIBS    := -ljansson -lpcre2-8 -lutf8proc -lcrypto -lyaml -lopenblas -lm $(SANIT
 # against an emulator ("emu") into the tests and nibble-emu, everywhere. The quick start builds for the cards at hand only.
 CUDA_CU   := $(sort $(wildcard kernels/cuda/*.cu))
 CUDA_C    := $(sort $(filter-out $(SRC),$(wildcard kernels/cuda/*.c)))
+EMU_CC    := $(sort $(wildcard kernels/cuda/*.cc))
 ifndef CUDA_HOME
 CUDA_HOME := $(firstword $(patsubst %/bin/nvcc,%,$(wildcard /usr/local/cuda/bin/nvcc /opt/cuda/bin/nvcc) \
 	$(realpath $(shell command -v nvcc))))
@@ -62,8 +63,9 @@ CUDA_LIBS := $(if $(strip $(CUDA_OBJ)),$(CUDART) -ldl -lrt -lpthread)
 endif
 # The emulator has no exceptions and no C++ library, so that $(CC) links it.
 EMU_FLAGS := -std=c++17 -O2 -g -I. -DNB_EMU -fno-exceptions -fno-rtti -fno-threadsafe-statics -ffp-contract=off -Wall -Wextra \
+	-Wshadow -Wundef -Wno-unknown-pragmas $(if $(findstring clang,$(CXX)),-Wno-pass-failed,-Wno-class-memaccess) \
 	-Wshadow $(if $(WERROR),-Werror) $(if $(SAN),$(SANITIZE) -fno-omit-frame-pointer -O1)
-EMU_OBJ   := $(CUDA_CU:%.cu=$(BUILD)/emu/%.o) $(CUDA_C:%.c=$(BUILD)/emu/%.o) $(BUILD)/emu/kernels/cuda/emu.o
+EMU_OBJ   := $(CUDA_CU:%.cu=$(BUILD)/emu/%.o) $(CUDA_C:%.c=$(BUILD)/emu/%.o) $(EMU_CC:%.cc=$(BUILD)/emu/%.o)
 
 OBJ       := $(SRC:%.c=$(BUILD)/%.o)
 CLI_OBJ   := $(CLI:%.c=$(BUILD)/%.o)
