@@ -95,9 +95,9 @@ $(BUILD)/%.o: %.c | $(BUILD)/probed-build
 	@mkdir -p $(@D)
 	$(call run,compile,$(CC) $(ALL_CFLAGS) $(CFLAGS_$(subst /,_,$*)) -MMD -MP -c -o $@ $<)
 
-$(BUILD)/kernels/cuda/%.o: kernels/cuda/%.c | $(BUILD)/probed-build
+$(BUILD)/kernels/cuda/%.o: kernels/cuda/%.c $(if $(filter 1,$(CUDA)),build/cuda/flags.txt) | $(BUILD)/probed-build
 	@mkdir -p $(@D)
-	$(call run,compile,$(CC) $(ALL_CFLAGS) $(CUDA_HOME:%=-isystem %/include) -MMD -MP -c -o $@ $<)
+	$(call run,compile,$(CC) $(ALL_CFLAGS) $(CUDA_HOME:%=-isystem %/include) -DNB_CUDA_ARCHS='"$(strip $(CUDA_ARCHS))"' -MMD -MP -c -o $@ $<)
 
 # What ptxas says (registers, spills) and nvcc warns of stays beside the object; warnings and errors are shown.
 build/cuda/%.o: %.cu build/cuda/flags.txt

@@ -13,7 +13,8 @@
 
 typedef struct merger {
     nb_session *s;
-    nb_dev *dev;   /* f32 */
+    nb_dev *dev;   /* the processor, f32 */
+    float *trained; /* the adapter's values in host memory */
     bool roundtrip;
     nb_progress bar;
     double done;
@@ -47,6 +48,10 @@ static void store(void *out, nb_dtype dtype, int64_t at, const float *x, int64_t
     }
 }
 
+static const float *trained(const merger *m, const nb_tensor *p) {
+    return m->trained + ((const float *)p->data - m->s->adapter->data);
+}
+
 /* out = round(W + scale * B A), some rows at a time; W the NF4-rounded weights where given, else as stored, and only W
  * where nothing is attached. */
 static nb_status merge_linear(merger *m, const nb_st_tensor *t, const struct nb_attached *at, const nb_weight *nf4,
@@ -63,8 +68,8 @@ static nb_status merge_linear(merger *m, const nb_st_tensor *t, const struct nb_
         else nb_st_read_f32(t, w, i * cols, n * cols);
         if (at)
             st = m->dev->k->gemm(m->dev, nb_mat_of(w, cols, NB_F32),
-                                 nb_mat_of((float *)at->B->data + i * r, r, NB_F32),
-                                 nb_mat_of(at->A->data, cols, NB_F32), n, cols, r, at->scale, 1);
+                                 nb_mat_of(trained(m, at->B) + i * r, r, NB_F32),
+                                 nb_mat_of(trained(m, at->A), cols, NB_F32), n, cols, r, at->scale, 1);
         for (int64_t j = 0; j < n * cols && st == NB_OK; j++)
             if (!isfinite(w[j])) st = nb_fail(NB_ENUMERIC, "%s: the merged weight is not finite", t->name);
         store(out, t->dtype, i * cols, w, n * cols);
@@ -112,7 +117,7 @@ static nb_status put_tensor(merger *m, nb_st_writer *w, const nb_st_tensor *t) {
     } else {
         memcpy(out, source->data, bytes);
         for (int64_t i = 0; i < m->s->adapter->rows.n; i++)
-            store(out, t->dtype, m->s->adapter->rows.ids[i] * rows->d[1], (float *)rows->data + i * rows->d[1], rows->d[1]);
+            store(out, t->dtype, m->s->adapter->rows.ids[i] * rows->d[1], trained(m, rows) + i * rows->d[1], rows->d[1]);
     }
     if (st == NB_OK) st = nb_st_write_data(w, t->name, out, bytes);
     nb_big_free(out, bytes);
@@ -226,6 +231,8 @@ static nb_status merge_float(nb_session *s, const char *out, bool roundtrip) {
     }
     for (int i = 0; i < base.n_tensors; i++) bytes += base.tensors[i].bytes;
     NB_GO(st, check_out(out, bytes + (1 << 20)), done);
+    m.trained = nb_malloc((size_t)s->adapter->n * sizeof *m.trained);
+    NB_GO(st, s->dev->be->get(s->dev, m.trained, s->adapter->data, (size_t)s->adapter->n * sizeof *m.trained), done);
     NB_GO(st, nb_dev_open(&m.dev, "cpu", NB_F32), done);
     NB_GO(st, nb_dev_reserve(m.dev, m.dev->be->gemm_ws(m.dev, 256, widest, s->adapter->r)), done);
     NB_GO(st, nb_remove_tree(tmp), done);
@@ -237,6 +244,7 @@ done:
     if (st != NB_OK) nb_remove_tree(tmp);
     if (m.dev) nb_dev_close(m.dev);
     nb_st_close(&base);
+    free(m.trained);
     free(tmp);
     return st;
 }
@@ -330,7 +338,7 @@ nb_status nb_merge_drift(nb_drift *d, nb_session *s, const char *merged, const c
     nb_ids ids = {0};
     nb_session other = {0};
     nb_session_options o = {.base = merged, .load_in_4bit = -1, .dtype = s->dev->compute == NB_BF16 ? "bf16" : "f32",
-                            .quantized_cache = ""};
+                            .device = s->device, .quantized_cache = ""};
     int64_t V = s->base->spec.vocab;
     float *p = NULL, *q = NULL;
     nb_status st;

@@ -23,11 +23,11 @@ static nb_status read_facts(manifest_facts *f, const json_t *m, const char *dir)
     return nb_json_bool(m, "double_quant", &f->double_quant, dir);
 }
 
-static nb_status choose_dtype(const char *name, nb_dtype *out) {
+static nb_status choose_dtype(const char *name, const char *device, nb_dtype *out) {
     static const struct { const char *name; nb_dtype dtype; } known[] = {
         {"f32", NB_F32}, {"float32", NB_F32}, {"fp32", NB_F32}, {"bf16", NB_BF16}, {"bfloat16", NB_BF16},
     };
-    *out = nb_dev_has_bf16("cpu") ? NB_BF16 : NB_F32;
+    *out = nb_dev_has_bf16(device) ? NB_BF16 : NB_F32;
     if (!name) return NB_OK;
     for (int i = 0; i < NB_LEN(known); i++)
         if (!strcmp(name, known[i].name)) {
@@ -61,8 +61,10 @@ static nb_status open_parts(nb_session *s, const nb_session_options *o, const ma
     nb_dtype dtype;
     json_t *config = NULL;
     const char *base;
-    NB_TRY(choose_dtype(o->dtype ? o->dtype : f->compute_dtype, &dtype));
-    NB_TRY(nb_dev_open(&s->dev, "cpu", dtype));
+    const char *device = o->device ? o->device : "auto";
+    NB_TRY(choose_dtype(o->dtype ? o->dtype : f->compute_dtype, device, &dtype));
+    s->device = device;
+    NB_TRY(nb_dev_open(&s->dev, device, dtype));
     nb_status st = base_of(o, f, &base, &config);
     if (st == NB_OK && !base) st = nb_fail(NB_EINPUT, "no base model given (--base DIR) and the adapter names none");
     nb_base_options bo = {.load_in_4bit = o->load_in_4bit < 0 ? f->load_in_4bit : o->load_in_4bit,

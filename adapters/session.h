@@ -12,14 +12,15 @@ typedef struct nb_session_options {
     const char *adapter;   /* PEFT folder, or NULL */
     const char *tokenizer; /* folder or file; NULL: the adapter's if it has one, else the base's */
     int load_in_4bit;      /* 1, 0, or -1: as the adapter's manifest says (without one: as it is stored) */
-    /* "f32", "bf16": what products compute in; NULL: the manifest's, else bf16 where the processor has it */
-    const char *dtype;
+    const char *device;    /* "cpu", "cuda:1", ...; NULL: "auto" */
+    const char *dtype;     /* "f32", "bf16": what products compute in; NULL: the manifest's, else bf16 where the device has it */
     const char *quantized_cache;
     int64_t positions;     /* longest sequence wanted; 0: the model's context */
 } nb_session_options;
 
 typedef struct nb_session {
     nb_dev *dev;
+    const char *device;   /* as it was asked for */
     nb_base *base;
     nb_tokenizer *tokenizer;
     bool own_tokenizer;   /* ... is the adapter's, not the base's */

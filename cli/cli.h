@@ -38,6 +38,9 @@ nb_status nb_opt_parse(int argc, char **argv, const char *usage, const char *not
 /* Prints "nibble NAME: message" to stderr and returns the exit status for `st`:
  * 0 for NB_OK, 130/143 for NB_EINTERRUPTED (by the signal), else 1. */
 int nb_exit_status(const char *name, nb_status st);
+/* "--device NAME" common to many commands. */
+#define NB_DEVICES "auto|cpu|cuda|cuda:N"
+#define NB_DEVICE_HELP "where to compute; auto (the default): a GPU if there is one that can be used"
 /* "--threads N" common to many commands: call once after parsing (0 = all). */
 nb_status nb_cli_threads(int64_t threads);
 /* The configuration with --set, --threads (-1: not given) and --device (NULL: not given) put in; frees the list. */

@@ -11,6 +11,8 @@
 #include "core/file.h"
 #include "core/log.h"
 #include "core/mem.h"
+#include "kernels/backend.h"
+#include "kernels/cuda/library.h"
 
 /* OpenBLAS's own questions, declared here as in its cblas.h. */
 extern char *openblas_get_config(void);
@@ -82,33 +84,91 @@ static void show_blas(void) {
     if (where.dli_fname) row("", "%s", where.dli_fname);
 }
 
-/* The driver alone, no toolkit: libcuda.so.1 is what a GPU machine always has. */
-static void show_cuda(void) {
-    void *lib = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
-    if (!lib) {
-        row("CUDA", "no driver (libcuda.so.1 not found)");
-        return;
+/* The driver's own questions, asked without a toolkit: libcuda.so.1 is what a GPU machine always has. */
+typedef struct driver {
+    void *lib;
+    int (*init)(unsigned), (*count)(int *), (*version)(int *), (*name)(char *, int, int), (*memory)(size_t *, int),
+        (*attribute)(int *, int, int);
+} driver;
+
+static bool open_driver(driver *d) {
+    d->lib = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+    if (!d->lib) return false;
+    const struct {
+        const char *name;
+        void *to;
+    } symbols[] = {
+        {"cuInit", &d->init}, {"cuDeviceGetCount", &d->count}, {"cuDriverGetVersion", &d->version},
+        {"cuDeviceGetName", &d->name}, {"cuDeviceTotalMem_v2", &d->memory}, {"cuDeviceGetAttribute", &d->attribute},
+    };
+    for (int i = 0; i < NB_LEN(symbols); i++) {
+        void *address = dlsym(d->lib, symbols[i].name);
+        if (!address) return false;
+        memcpy(symbols[i].to, &address, sizeof address);
     }
-    int (*init)(unsigned) = (int (*)(unsigned))(uintptr_t)dlsym(lib, "cuInit");
-    int (*count)(int *) = (int (*)(int *))(uintptr_t)dlsym(lib, "cuDeviceGetCount");
-    int (*version)(int *) = (int (*)(int *))(uintptr_t)dlsym(lib, "cuDriverGetVersion");
-    int (*name)(char *, int, int) = (int (*)(char *, int, int))(uintptr_t)dlsym(lib, "cuDeviceGetName");
-    int n = 0, v = 0, rc = init ? init(0) : -1;
-    if (rc || !count || !version || !name || count(&n) || version(&v)) {
-        row("CUDA", "driver found, but it does not start (code %d)", rc);
-    } else {
-        row("CUDA", "driver for CUDA %d.%d, %d device%s", v / 1000, v % 1000 / 10, n, n == 1 ? "" : "s");
-        for (int i = 0; i < n; i++) {
-            char text[128] = "";
-            if (name(text, sizeof text, i) == 0) row("", "%d: %s", i, text);
-        }
-    }
-    dlclose(lib);
+    return true;
 }
 
-static void show_choice(void) {
+static void show_gpu(const driver *d, int i) {
+    enum { MAJOR = 75, MINOR = 76 }; /* of CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY */
+    char name[128] = "", label[16], memory[16];
+    size_t bytes = 0;
+    int major = 0, minor = 0;
+    d->name(name, sizeof name, i);
+    d->memory(&bytes, i);
+    d->attribute(&major, MAJOR, i), d->attribute(&minor, MINOR, i);
+    snprintf(label, sizeof label, "GPU %d", i);
+    row(label, "%s, sm_%d%d, %s%s", name, major, minor, nb_bytes((double)bytes, memory),
+        major < 8 ? ": too old, nibble needs sm_80 or newer" : "");
+}
+
+/* Number of GPUs. */
+static int show_gpus(problems *p) {
+    driver d = {0};
+    int n = 0, v = 0, rc = 0;
+    if (!open_driver(&d)) {
+        row("GPU", d.lib ? "a driver that lacks functions nibble asks for" : "no NVIDIA driver (libcuda.so.1 not found)");
+    } else if ((rc = d.init(0)) || d.version(&v) || d.count(&n)) {
+        row("GPU", "driver found, but it finds no GPU or does not start (code %d)", rc);
+    } else {
+        row("GPU driver", "for CUDA %d.%d, %d GPU%s", v / 1000, v % 1000 / 10, n, n == 1 ? "" : "s");
+        for (int i = 0; i < n; i++) show_gpu(&d, i);
+        if (n && !&nb_backend_cuda)
+            problem(p, "there is a GPU, but this nibble was built without CUDA: install a CUDA toolkit and run make again");
+    }
+    if (d.lib) dlclose(d.lib);
+    return n;
+}
+
+/* Only where there is a GPU do these matter. */
+static void show_gpu_libraries(problems *p, int gpus) {
+    const nb_cublas *blas;
+    const nb_nccl *nccl;
+    int v = 0;
+    if (nb_cuda_cublas(&blas) == NB_OK) {
+        row("cuBLAS", "%s", blas->path);
+    } else {
+        row("cuBLAS", "not found%s", gpus ? "" : " (of use with a GPU only)");
+        if (gpus) nb_text_printf(&p->text, "  - without it products on the GPU are slower: %s\n", nb_message()), p->n++;
+    }
+    if (nb_cuda_nccl(&nccl) == NB_OK && nccl->ncclGetVersion(&v) == 0) {
+        row("NCCL", "%d.%d.%d, %s", v / 10000, v % 10000 / 100, v % 100, nccl->path);
+    } else {
+        row("NCCL", "not found%s", gpus > 1 ? "" : " (of use with several GPUs only)");
+        if (gpus > 1) nb_text_printf(&p->text, "  - without it a run uses one GPU: %s\n", nb_message()), p->n++;
+    }
+}
+
+static void show_choice(problems *p, int gpus) {
     const nb_cpu *cpu = nb_cpu_get();
-    row("device", "cpu");
+    if (!&nb_backend_cuda) {
+        row("device", "cpu (built without CUDA)");
+    } else if (nb_backend_cuda.usable() == NB_OK) {
+        row("device", "cuda (--device changes it), built for sm_%s", nb_backend_cuda.built_for);
+    } else {
+        row("device", "cpu; built for sm_%s, but %s", nb_backend_cuda.built_for, nb_message());
+        if (gpus) nb_text_printf(&p->text, "  - %s\n", nb_message()), p->n++;
+    }
     row("threads", "%d (--threads changes it)", cpu->cores);
     row("kernels", "%s", cpu->avx512 ? "AVX-512" : cpu->avx2_fma ? "AVX2" : "plain C");
 }
@@ -123,9 +183,10 @@ int nb_cmd_doctor(int argc, char **argv) {
     show_cpu(&p);
     show_disk(&p);
     show_blas();
-    show_cuda();
+    int gpus = show_gpus(&p);
+    show_gpu_libraries(&p, gpus);
     puts("nibble " NB_VERSION " will use");
-    show_choice();
+    show_choice(&p, gpus);
     puts("missing");
     fputs(p.n ? p.text.s : "  nothing\n", stdout);
     nb_text_free(&p.text);

@@ -16,7 +16,7 @@
 #include "train/run.h"
 
 typedef struct eval_args {
-    const char *config, *base, *adapter, *data, *type, *metrics, *regex, *template, *dtype, *json, *html;
+    const char *config, *base, *adapter, *data, *type, *metrics, *regex, *template, *dtype, *device, *json, *html;
     const char *field[6]; /* as in `fields` */
     nb_opt_list sets;
     bool base_only;
@@ -98,6 +98,12 @@ static nb_status open_full(subject *s, const char *dir) {
     return nb_model_open(&s->tuned, s->tuned_base, s->run.dev, s->model->positions);
 }
 
+static void set_string(char **member, const char *value) {
+    if (!value) return;
+    free(*member);
+    *member = nb_strdup(value);
+}
+
 static bool holds(const char *dir, const char *name) {
     char *path = nb_path_join(dir, name);
     bool yes = nb_file_exists(path);
@@ -109,6 +115,7 @@ static nb_status open_config(subject *s, const eval_args *a, char **adapter) {
     NB_TRY(nb_config_load(&s->config, a->config, a->sets.v, a->sets.n));
     s->has_config = true;
     if (a->threads) s->config.threads = a->threads;
+    set_string(&s->config.device, a->device);
     if (!a->base_only && a->adapter) *adapter = nb_strdup(a->adapter);
     else if (!a->base_only) NB_TRY(find_result(&s->config, adapter));
     NB_TRY(nb_run_open_model(&s->run, &s->config));
@@ -133,12 +140,6 @@ static nb_status parse_choice(const char *option, const char *text, const char *
     nb_status st = nb_fail(NB_EINPUT, "--%s %s: say one of %s", option, text, all.s);
     nb_text_free(&all);
     return st;
-}
-
-static void set_string(char **member, const char *value) {
-    if (!value) return;
-    free(*member);
-    *member = nb_strdup(value);
 }
 
 /* "exact_match,f1" */
@@ -179,6 +180,7 @@ static nb_status make_entry(subject *s, const eval_args *a) {
 static nb_status open_file(subject *s, const eval_args *a, char **adapter) {
     nb_session_options o = {.base = a->base, .adapter = a->base_only ? NULL : a->adapter,
                             .load_in_4bit = a->load_in_4bit,
+                            .device = a->device,
                             .dtype = a->dtype};
     NB_TRY(nb_cli_threads(a->threads));
     NB_TRY(nb_session_open(&s->session, &o));
@@ -329,6 +331,7 @@ int nb_cmd_eval(int argc, char **argv) {
         {"load-in-4bit", NB_OPT_TRISTATE, &a.load_in_4bit, NULL,
          "quantize the base, or not (default: as the adapter was trained)"},
         {"dtype", NB_OPT_STR, &a.dtype, "f32|bf16", "what products are computed in"},
+        {"device", NB_OPT_STR, &a.device, NB_DEVICES, NB_DEVICE_HELP},
     };
     const char *usage = "nibble eval CONFIG [--adapter DIR | --base-only] [--json FILE] [--html FILE]\n"
                         "       nibble eval --base DIR [--adapter DIR] --data FILE --type T [--metrics A,B]";

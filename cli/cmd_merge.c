@@ -49,6 +49,7 @@ int nb_cmd_merge(int argc, char **argv) {
         {"load-in-4bit", NB_OPT_TRISTATE, &o.load_in_4bit, NULL,
          "how base + adapter run for the comparison (default: as trained)"},
         {"dtype", NB_OPT_STR, &o.dtype, "f32|bf16", "what the comparison computes in"},
+        {"device", NB_OPT_STR, &o.device, NB_DEVICES, NB_DEVICE_HELP},
         {"threads", NB_OPT_INT, &threads, "N", "threads (0: all cores)"},
     };
     int n;

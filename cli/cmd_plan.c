@@ -3,7 +3,6 @@
 #include <string.h>
 
 #include "cli/cli.h"
-#include "core/cpu.h"
 #include "core/log.h"
 #include "train/run.h"
 #include "train/schedule.h"
@@ -31,8 +30,8 @@ static nb_status largest(nb_run *r, bool checkpointing, size_t limit, int64_t *t
 /* Activation bytes of some micro-batches, and what fits the machine. */
 static nb_status print_choices(nb_run *r) {
     nb_memory_plan m = nb_run_memory(r);
-    size_t limit = r->config->memory_limit ? r->config->memory_limit : nb_cpu_get()->memory_available,
-           fixed = m.total - r->arena.bytes;
+    size_t limit, fixed = m.total - r->arena.bytes;
+    NB_TRY(nb_run_memory_limit(r, true, &limit));
     char buf[2][16];
     printf("\nactivations by tokens in a micro-batch (sequence_len x micro_batch_size):\n  %10s %14s %24s\n", "tokens",
            "plain", "gradient_checkpointing");
@@ -90,7 +89,7 @@ int nb_cmd_plan(int argc, char **argv) {
     const nb_opt opts[] = {
         {"set", NB_OPT_LIST, &sets, "KEY=VALUE", "set a key of the configuration (repeatable)"},
         {"threads", NB_OPT_INT, &threads, "N", "threads to use; 0: all cores"},
-        {"device", NB_OPT_STR, &device, "auto|cpu", "where to compute"},
+        {"device", NB_OPT_STR, &device, NB_DEVICES, NB_DEVICE_HELP},
     };
     const char *path;
     int n;

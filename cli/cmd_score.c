@@ -93,6 +93,7 @@ int nb_cmd_score(int argc, char **argv) {
         {"load-in-4bit", NB_OPT_TRISTATE, &o.load_in_4bit, NULL,
          "quantize the base to NF4 (default: as the adapter was trained)"},
         {"dtype", NB_OPT_STR, &o.dtype, "f32|bf16", "what products compute in"},
+        {"device", NB_OPT_STR, &o.device, NB_DEVICES, NB_DEVICE_HELP},
         {"json", NB_OPT_FLAG, &a.json, NULL, "print {\"ids\", \"nll\", \"argmax\", \"loss\"}"},
         {"threads", NB_OPT_INT, &a.threads, "N", "threads (0: all cores)"},
     };

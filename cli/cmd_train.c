@@ -16,7 +16,7 @@ int nb_cmd_train(int argc, char **argv) {
          "where to begin; auto: the newest whole checkpoint of output_dir"},
         {"overwrite", NB_OPT_FLAG, &o.overwrite, NULL, "delete what an earlier run left in output_dir and start anew"},
         {"threads", NB_OPT_INT, &threads, "N", "threads to use; 0: all cores"},
-        {"device", NB_OPT_STR, &device, "auto|cpu", "where to compute"},
+        {"device", NB_OPT_STR, &device, NB_DEVICES, NB_DEVICE_HELP},
     };
     const char *path;
     int n;

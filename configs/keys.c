@@ -116,6 +116,19 @@ static bool bad_choice(const char *range, const char *text, nb_text *why) {
     return false;
 }
 
+/* Is the text one of a range's words? "cuda:N" stands for cuda:0, cuda:1, ... */
+static bool fits_words(const char *range, const char *text) {
+    char buf[64];
+    for (int value = 0; nb_choice_name(range, value, 0, buf); value++) {
+        size_t stem = strlen(buf) - 1, n = strlen(text);
+        if (!strcmp(buf, text)) return true;
+        if (buf[stem] == 'N' && n > stem && n <= stem + 6 && !strncmp(buf, text, stem) &&
+            strspn(text + stem, "0123456789") == n - stem)
+            return true;
+    }
+    return false;
+}
+
 /* "[0, 1)": the bounds and whether they belong to it. */
 static bool in_range(double v, const char *range) {
     char open, close, hi_text[32];
@@ -306,6 +319,7 @@ bool nb_key_set(const nb_key *k, void *base, const nb_yaml *value, nb_text *why)
     if (k->kind == NB_KIND_INTS) return set_ints(k, p, value, why);
     if (k->kind != NB_KIND_STR && k->kind != NB_KIND_PATH) return parse_scalar(k, p, value->text, why);
     char *text;
+    if (k->range[0] && !fits_words(k->range, value->text)) return bad_choice(k->range, value->text, why);
     if (!parse_str(k, value->text, &text, why)) return false;
     free(*(char **)p);
     *(char **)p = text;

@@ -48,8 +48,8 @@ static const char *type_name(const nb_key *k) {
 /* "one of nf4, fp4", "number in [0, 1)", "list of texts". */
 static void print_type(const nb_key *k, nb_text *out) {
     char buf[64];
-    bool words = k->range[0] && (k->kind == NB_KIND_CHOICE || k->kind == NB_KIND_STRS);
-    nb_text_puts(out, k->kind == NB_KIND_STRS && words ? "list of" : type_name(k));
+    bool words = k->range[0] && (k->kind == NB_KIND_CHOICE || k->kind == NB_KIND_STR || k->kind == NB_KIND_STRS);
+    nb_text_puts(out, !words ? type_name(k) : k->kind == NB_KIND_STRS ? "list of" : "one of");
     if (k->range[0] && !words) nb_text_printf(out, " in %s", k->range);
     for (int i = 0; words && nb_choice_name(k->range, i, 0, buf); i++) {
         nb_text_printf(out, "%s %s", i ? "," : "", buf);

@@ -5,8 +5,8 @@
 #include <string.h>
 
 #include "core/cpu.h"
+#include "core/log.h"
 #include "core/mem.h"
-#include "kernels/cpu/gemm.h"
 
 static const nb_backend *const *backends(void) {
     static const nb_backend *list[4];
@@ -30,21 +30,28 @@ static nb_status open_with(nb_dev **out, const nb_backend *be, const char *where
     nb_dev *d = NB_NEW(nb_dev);
     *d = (nb_dev){.be = be, .k = be->k, .compute = compute};
     nb_status st = be->open(d, where);
-    if (st != NB_OK) free(d);
+    if (st != NB_OK) nb_dev_close(d);
     else *out = d;
     return st;
 }
 
+/* The GPU where there is one that works; one that does not is worth a word. */
+static const nb_backend *automatic(void) {
+    static bool told;
+    if (!&nb_backend_cuda) return &nb_backend_cpu;
+    nb_status st = nb_backend_cuda.usable();
+    if (st == NB_OK) return &nb_backend_cuda;
+    if (st != NB_EUNSUPPORTED && !told) nb_warn("%s. Computing on the processor", nb_message());
+    told = true;
+    return &nb_backend_cpu;
+}
+
 nb_status nb_dev_open(nb_dev **out, const char *name, nb_dtype compute) {
-    const char *where;
+    const char *where = "";
     *out = NULL;
     if (compute != NB_F32 && compute != NB_BF16)
         return nb_fail(NB_EUNSUPPORTED, "products compute in float32 or bfloat16, not in %s", nb_dtype_name(compute));
-    if (!strcmp(name, "auto")) {
-        if (&nb_backend_cuda && open_with(out, &nb_backend_cuda, "", compute) == NB_OK) return NB_OK;
-        name = "cpu";
-    }
-    const nb_backend *be = find(name, &where);
+    const nb_backend *be = strcmp(name, "auto") ? find(name, &where) : automatic();
     if (be) return open_with(out, be, where, compute);
     return nb_fail(NB_EUNSUPPORTED, "there is no device \"%s\": this build computes on %s", name,
                    &nb_backend_cuda ? "cpu and cuda" : "cpu (`make` adds cuda where it finds nvcc)");
@@ -58,13 +65,9 @@ void nb_dev_close(nb_dev *d) {
 }
 
 bool nb_dev_has_bf16(const char *name) {
-    if (!strncmp(name, "cuda", 4) || !strcmp(name, "emu")) return true; /* sm_80 and later, or it does not open */
-    nb_dev *d;
-    if (!strcmp(name, "auto") && nb_dev_open(&d, name, NB_BF16) == NB_OK) {
-        bool host = d->be->host_memory;
-        nb_dev_close(d);
-        if (!host) return true;
-    }
+    const char *where;
+    const nb_backend *be = strcmp(name, "auto") ? find(name, &where) : automatic();
+    if (be && be != &nb_backend_cpu) return true; /* sm_80 and later, or it does not open */
     return nb_cpu_get()->avx512_bf16;
 }
 
@@ -80,7 +83,7 @@ nb_status nb_dev_reserve(nb_dev *d, size_t bytes) {
 }
 
 nb_status nb_dev_set_gemm(nb_dev *d, const char *variant) {
-    if (d->be != &nb_backend_cpu)
+    if (!d->be->choose_gemm)
         return nb_fail(NB_EUNSUPPORTED, "the device \"%s\" has no product variants to choose from", d->be->name);
-    return nb_cpu_choose_gemm(d, variant);
+    return d->be->choose_gemm(d, variant);
 }

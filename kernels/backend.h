@@ -53,7 +53,12 @@ typedef struct nb_kernels {
 typedef struct nb_backend {
     const char *name;
     const nb_kernels *k;
-    /* Sets up d->impl, d->elem, d->gemm; where: what follows "cuda:" ("" for none). */
+    const char *built_for; /* GPU architectures there are kernels for, "80 90"; NULL for others */
+    /* NB_OK if a device can be had, else a message that says why not. NB_EUNSUPPORTED: there is none; anything else: there
+     * is one, and something is wrong with it. NULL: always. */
+    nb_status (*usable)(void);
+    /* Sets up d->impl, d->elem, d->gemm, d->label; where: what follows "cuda:" ("" for none). When it fails, close still
+     * follows. */
     nb_status (*open)(nb_dev *d, const char *where);
     void (*close)(nb_dev *d);
     bool host_memory; /* host pointers are device pointers */
@@ -75,9 +80,13 @@ typedef struct nb_backend {
     void (*forget)(nb_dev *d, void *recording);
     /* Bytes of memory the device has, and has free now. */
     nb_status (*memory)(nb_dev *d, size_t *total, size_t *available);
-    /* Scratch bytes that products of M x N x K, attention with these sizes, and rows that sum over T rows of C channels
+    /* Chooses a product variant by name (NULL: the best) and sets d->gemm. */
+    nb_status (*choose_gemm)(nb_dev *d, const char *variant);
+    /* Scratch bytes that the row gemm with M x N x K, products of T rows with a frozen weight either way, attention with
+     * these sizes, and rows that sum over T rows of C channels
      * (norms', biases' and embeddings' backward, sum_squares of T*C elements) take from d->ws. */
     size_t (*gemm_ws)(const nb_dev *d, int64_t M, int64_t N, int64_t K);
+    size_t (*weight_ws)(const nb_dev *d, const nb_weight *w, int64_t T);
     size_t (*attention_ws)(const nb_dev *d, int64_t Tq, int64_t Tk, int64_t H, int64_t KV, int64_t D);
     size_t (*rows_ws)(const nb_dev *d, int64_t T, int64_t C);
 } nb_backend;
@@ -87,6 +96,7 @@ struct nb_dev {
     const nb_kernels *k;   /* = be->k, or a tracing table */
     nb_dtype compute;      /* NB_F32 or NB_BF16: what operands of products are rounded to */
     nb_dtype elem;         /* type of activations: F32 on the cpu; cuda: = compute */
+    const char *label;     /* the name of the processor or card */
     const char *gemm;      /* name of the product variant in use, "avx512bf16", "avx512", "openblas", "naive", "cublas" */
     const void *gemm_impl; /* the backend's own */
     void *impl;            /* the backend's own: streams, handles */

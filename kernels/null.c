@@ -25,11 +25,11 @@ static nb_status need_gemm(nb_dev *d, nb_mat c, nb_mat x, nb_mat y, int64_t M, i
 }
 
 static nb_status need_weight_fwd(nb_dev *d, nb_mat y, const nb_elem *x, const nb_weight *w, int64_t T, float beta) {
-    return need(d, d->target->be->gemm_ws(d->target, T, w->rows, w->cols));
+    return need(d, d->target->be->weight_ws(d->target, w, T));
 }
 
 static nb_status need_weight_bwd(nb_dev *d, nb_elem *dx, const nb_elem *dy, const nb_weight *w, int64_t T, float beta) {
-    return need(d, d->target->be->gemm_ws(d->target, T, w->cols, w->rows));
+    return need(d, d->target->be->weight_ws(d->target, w, T));
 }
 
 static nb_status need_attention_fwd(nb_dev *d, nb_elem *o, float *lse, const nb_elem *q, const nb_elem *k,
@@ -102,6 +102,10 @@ static size_t target_gemm_ws(const nb_dev *d, int64_t M, int64_t N, int64_t K) {
     return d->target->be->gemm_ws(d->target, M, N, K);
 }
 
+static size_t target_weight_ws(const nb_dev *d, const nb_weight *w, int64_t T) {
+    return d->target->be->weight_ws(d->target, w, T);
+}
+
 static size_t target_attention_ws(const nb_dev *d, int64_t Tq, int64_t Tk, int64_t H, int64_t KV, int64_t D) {
     return d->target->be->attention_ws(d->target, Tq, Tk, H, KV, D);
 }
@@ -124,6 +128,7 @@ nb_status nb_dev_open_null(nb_dev **out, const nb_dev *target) {
         .copy = null_copy,
         .memory = target_memory,
         .gemm_ws = target_gemm_ws,
+        .weight_ws = target_weight_ws,
         .attention_ws = target_attention_ws,
         .rows_ws = target_rows_ws,
     };

@@ -25,6 +25,19 @@ static nb_status load_set(nb_config *c, const char *text, const char *set) {
     return load_bytes(c, text, strlen(text), &set, 1);
 }
 
+static void test_devices(void **state) {
+    (void)state;
+    static const char *const names[] = {"auto", "cpu", "cuda", "cuda:0", "cuda:12", "emu"};
+    for (int i = 0; i < NB_LEN(names); i++) {
+        nb_config c;
+        char *set = nb_asprintf("device=%s", names[i]);
+        assert_ok(load_set(&c, BASE, set));
+        assert_string_equal(c.device, names[i]);
+        nb_config_free(&c);
+        free(set);
+    }
+}
+
 static void test_defaults(void **state) {
     (void)state;
     nb_config c;
@@ -33,6 +46,7 @@ static void test_defaults(void **state) {
     assert_int_equal(c.adapter, NB_ADAPTER_QLORA);
     assert_true(c.load_in_4bit && c.bnb_4bit_use_double_quant && c.sample_packing);
     assert_int_equal(c.bf16, NB_AUTO);
+    assert_string_equal(c.device, "auto");
     assert_int_equal(c.lora_r, 16);
     assert_int_equal(c.lora_alpha, 32);
     assert_close(c.learning_rate, 2e-4, 0);
@@ -211,7 +225,10 @@ static void test_mistakes(void **state) {
         {"optimizer: sgd\n", "c.yaml:5:12: optimizer: 'sgd' is none of adamw"},
         {"adapter: dora\n", "c.yaml:5:10: adapter: 'dora' is none of qlora, lora, full"},
         {"adapter:\n", "c.yaml:5:9: adapter: empty; write qlora, lora or full"},
-        {"device: cuda\n", "c.yaml:5:9: device: 'cuda' is none of auto, cpu"},
+        {"device: gpu\n", "c.yaml:5:9: device: 'gpu' is none of auto, cpu, cuda, cuda:N, emu"},
+        {"device: 'cuda:'\n", "c.yaml:5:9: device: 'cuda:' is none of auto, cpu, cuda, cuda:N"},
+        {"device: cuda:-1\n", "c.yaml:5:9: device: 'cuda:-1' is none of"},
+        {"device: cuda:1x\n", "c.yaml:5:9: device: 'cuda:1x' is none of"},
         {"memory_limit: lots\n", "c.yaml:5:15: memory_limit: 'lots' is not an amount of memory"},
         {"memory_limit: 3 GiBs\n", "c.yaml:5:15: memory_limit: '3 GiBs' is not an amount"},
         {"tokens: [[a]]\n", "c.yaml:5:9: tokens: each item must be a text, not a list"},
@@ -392,7 +409,6 @@ static void test_choices(void **state) {
         {&nb_keys[NB_KEY_excess_length_strategy], NB_EXCESS_DROP, "drop"},
         {&nb_keys[NB_KEY_lr_scheduler], NB_LR_LINEAR, "linear"},
         {&nb_keys[NB_KEY_lr_scheduler], NB_LR_COSINE, "cosine"},
-        {&nb_keys[NB_KEY_device], NB_DEVICE_CPU, "cpu"},
         {&nb_keys[NB_KEY_eval_strategy], NB_WHEN_STEPS, "steps"},
         {&nb_keys[NB_KEY_save_strategy], NB_WHEN_EPOCH, "epoch"},
         {&nb_dataset_keys[NB_DATASET_KEY_type], NB_DATA_ALPACA, "alpaca"},
@@ -463,7 +479,7 @@ int main(void) {
         cmocka_unit_test(test_anchors),  cmocka_unit_test(test_env),          cmocka_unit_test(test_set),
         cmocka_unit_test(test_mistakes), cmocka_unit_test(test_whole_file),   cmocka_unit_test(test_caps),
         cmocka_unit_test(test_resolve),  cmocka_unit_test(test_choices),      cmocka_unit_test(test_names),
-        cmocka_unit_test(test_mutated),
+        cmocka_unit_test(test_mutated),  cmocka_unit_test(test_devices),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

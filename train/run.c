@@ -12,7 +12,7 @@
 static nb_dtype compute_dtype(const nb_config *c) {
     if (c->load_in_4bit && c->bnb_4bit_compute_dtype == NB_COMPUTE_BF16) return NB_BF16;
     if (c->load_in_4bit && c->bnb_4bit_compute_dtype == NB_COMPUTE_F32) return NB_F32;
-    if (c->bf16 == NB_AUTO) return nb_dev_has_bf16("cpu") ? NB_BF16 : NB_F32;
+    if (c->bf16 == NB_AUTO) return nb_dev_has_bf16(c->device) ? NB_BF16 : NB_F32;
     return c->bf16 ? NB_BF16 : NB_F32;
 }
 
@@ -49,7 +49,7 @@ static nb_status open_tokenizer(nb_run *r) {
 nb_status nb_run_open_model(nb_run *r, nb_config *c) {
     *r = (nb_run){.config = c};
     nb_threads_set((int)c->threads);
-    NB_TRY(nb_dev_open(&r->dev, "cpu", compute_dtype(c)));
+    NB_TRY(nb_dev_open(&r->dev, c->device, compute_dtype(c)));
     double start = nb_now();
     nb_base_options o = {.load_in_4bit = c->load_in_4bit, .double_quant = c->bnb_4bit_use_double_quant,
                          .quantized_cache = c->quantized_cache, .reinit = c->reinit_weights, .seed = (uint64_t)c->seed,
@@ -138,15 +138,33 @@ static const nb_policy *policy_of(const nb_config *c) {
     return c->gradient_checkpointing ? &nb_policy_checkpoint : &nb_policy_keep_all;
 }
 
-static nb_status does_it_fit(const nb_run *r) {
+nb_status nb_run_memory_limit(const nb_run *r, bool now, size_t *limit) {
+    size_t total, available;
+    *limit = r->config->memory_limit;
+    if (*limit) return NB_OK;
+    NB_TRY(r->dev->be->memory(r->dev, &total, &available));
+    *limit = r->dev->be->host_memory ? (now ? available : total) : available + nb_run_memory(r).total;
+    return NB_OK;
+}
+
+/* Refuses a run that needs more than there is, the plan printed; activations: bytes of them that are still to come. */
+static nb_status does_it_fit(const nb_run *r, size_t activations) {
     nb_memory_plan m = nb_run_memory(r);
-    size_t limit = r->config->memory_limit ? r->config->memory_limit : nb_cpu_get()->memory;
+    size_t limit;
+    NB_TRY(nb_run_memory_limit(r, false, &limit));
+    m.activations += activations, m.total += activations;
     if (m.total <= limit) return NB_OK;
     char need[16], have[16];
+    nb_text text = {0};
+    nb_memory_plan_text(&m, &text);
+    nb_info("memory    this run would take\n%s", text.s);
+    nb_text_free(&text);
     return nb_fail(NB_ENOMEM,
                    "this run needs %s, %s: %s. Use gradient_checkpointing: true, a smaller micro_batch_size or "
                    "sequence_len (`nibble plan` shows what fits)",
-                   nb_bytes((double)m.total, need), r->config->memory_limit ? "memory_limit allows" : "the machine has",
+                   nb_bytes((double)m.total, need),
+                   r->config->memory_limit ? "memory_limit allows" : r->dev->be->host_memory ? "the machine has"
+                                                                                             : "the GPU has for it",
                    nb_bytes((double)limit, have));
 }
 
@@ -174,18 +192,11 @@ nb_status nb_run_open_runners(nb_run *r) {
     int64_t tokens = r->sequence_len * c->micro_batch_size;
     size_t activations;
     NB_TRY(nb_run_plan_tokens(r, tokens, c->gradient_checkpointing, &activations));
-    if (c->memory_limit && activations > c->memory_limit) {
-        char need[16], have[16];
-        return nb_fail(
-            NB_ENOMEM,
-            "activations of %lld tokens need %s, memory_limit allows %s: use gradient_checkpointing: true or "
-            "fewer tokens (`nibble plan` shows what fits)",
-            (long long)tokens, nb_bytes((double)activations, need), nb_bytes((double)c->memory_limit, have));
-    }
+    NB_TRY(does_it_fit(r, activations));
     NB_TRY(nb_runner_open_loss(&r->train, r->model, &r->arena, tokens, true, policy_of(c)));
     r->train->tape->seed = (uint64_t)c->seed;
     if (r->data.n_held_out) NB_TRY(open_evaluator(r));
-    return does_it_fit(r);
+    return does_it_fit(r, 0);
 }
 
 nb_status nb_run_plan_tokens(nb_run *r, int64_t tokens, bool checkpointing, size_t *bytes) {
@@ -214,7 +225,7 @@ void nb_run_close(nb_run *r) {
 nb_memory_plan nb_run_memory(const nb_run *r) {
     nb_memory_plan m = {0};
     size_t one = r->adapter ? (size_t)r->adapter->n * sizeof(float) : 0;
-    m.base = (size_t)nb_base_bytes(r->base, false);
+    m.base = r->dev->be->host_memory ? (size_t)nb_base_bytes(r->base, false) : nb_resident_bytes(r->base);
     m.adapter = m.gradients = one;
     m.optimizer = 2 * one;
     m.activations = r->arena.bytes;

@@ -51,6 +51,8 @@ typedef struct nb_memory_plan {
     size_t base, adapter, gradients, optimizer, activations, generation, scratch, tables, total;
 } nb_memory_plan;
 nb_memory_plan nb_run_memory(const nb_run *r);
+/* Bytes a run may take: memory_limit, else what the device has. now: on the processor, what is free at the moment. */
+nb_status nb_run_memory_limit(const nb_run *r, bool now, size_t *limit);
 /* "base 3.1 MiB, adapter ..., total ..." on several lines. */
 void nb_memory_plan_text(const nb_memory_plan *m, nb_text *out);
 /* What can be trained with sequence_len and micro_batch_size tokens: activation bytes, by planning alone. */

@@ -27,6 +27,7 @@ static nb_status cpu_open(nb_dev *d, const char *where) {
     if (*where) return nb_fail(NB_EINPUT, "there is one device \"cpu\", no \"cpu:%s\"", where);
     nb_threads_set(nb_threads()); /* puts OpenBLAS on one thread */
     d->elem = NB_F32;
+    d->label = nb_cpu_get()->name;
     return nb_cpu_choose_gemm(d, NULL);
 }
 
@@ -37,6 +38,11 @@ static nb_status cpu_memory(nb_dev *d, size_t *total, size_t *available) {
     *total = nb_cpu_get()->memory;
     *available = nb_cpu_get()->memory_available;
     return NB_OK;
+}
+
+static size_t cpu_weight_ws(const nb_dev *d, const nb_weight *w, int64_t T) {
+    size_t forward = nb_cpu_gemm_ws(d, T, w->rows, w->cols), backward = nb_cpu_gemm_ws(d, T, w->cols, w->rows);
+    return forward > backward ? forward : backward;
 }
 
 /* Sums over rows take none. */
@@ -64,7 +70,9 @@ const nb_backend nb_backend_cpu = {
     .get = host_copy,
     .copy = host_copy,
     .memory = cpu_memory,
+    .choose_gemm = nb_cpu_choose_gemm,
     .gemm_ws = nb_cpu_gemm_ws,
+    .weight_ws = cpu_weight_ws,
     .attention_ws = nb_cpu_attention_ws,
     .rows_ws = cpu_rows_ws,
 };

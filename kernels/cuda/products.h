@@ -12,7 +12,7 @@
 #ifndef NB_KERNELS_CUDA_PRODUCTS_H
 #define NB_KERNELS_CUDA_PRODUCTS_H
 
-#include "kernels/cuda/cuda.h" /* NB_GPU */
+#include "kernels/cuda/host.h"
 
 #ifdef __cplusplus
 extern "C" {
