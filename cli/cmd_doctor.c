@@ -140,23 +140,23 @@ static int show_gpus(problems *p) {
     return n;
 }
 
-/* Only where there is a GPU do these matter. */
+/* A library that is missing matters where there are GPUs enough for it. */
+static void show_library(problems *p, const char *name, nb_status st, const char *path, bool matters, const char *without) {
+    if (st == NB_OK) {
+        row(name, "%s", path);
+        return;
+    }
+    row(name, "%s%s", st == NB_EUNSUPPORTED ? "not found" : "cannot be used", matters ? "" : " (not needed here)");
+    if (matters || st != NB_EUNSUPPORTED) nb_text_printf(&p->text, "  - %s: %s\n", without, nb_message()), p->n++;
+}
+
 static void show_gpu_libraries(problems *p, int gpus) {
-    const nb_cublas *blas;
-    const nb_nccl *nccl;
-    int v = 0;
-    if (nb_cuda_cublas(&blas) == NB_OK) {
-        row("cuBLAS", "%s", blas->path);
-    } else {
-        row("cuBLAS", "not found%s", gpus ? "" : " (of use with a GPU only)");
-        if (gpus) nb_text_printf(&p->text, "  - without it products on the GPU are slower: %s\n", nb_message()), p->n++;
-    }
-    if (nb_cuda_nccl(&nccl) == NB_OK && nccl->ncclGetVersion(&v) == 0) {
-        row("NCCL", "%d.%d.%d, %s", v / 10000, v % 10000 / 100, v % 100, nccl->path);
-    } else {
-        row("NCCL", "not found%s", gpus > 1 ? "" : " (of use with several GPUs only)");
-        if (gpus > 1) nb_text_printf(&p->text, "  - without it a run uses one GPU: %s\n", nb_message()), p->n++;
-    }
+    const nb_cublas *blas = NULL;
+    const nb_nccl *nccl = NULL;
+    nb_status st = nb_cuda_cublas(&blas);
+    show_library(p, "cuBLAS", st, blas ? blas->path : "", gpus > 0, "products on the GPU are slower");
+    st = nb_cuda_nccl(&nccl);
+    show_library(p, "NCCL", st, nccl ? nccl->path : "", gpus > 1, "a run can use one GPU only");
 }
 
 static void show_choice(problems *p, int gpus) {

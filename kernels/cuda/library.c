@@ -4,6 +4,7 @@
 #include <glob.h>
 #include <limits.h>
 #include <link.h>
+#include <stdbool.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -68,16 +69,30 @@ static void *open_matching(const char *env, const char *folder, const char *sona
     return lib;
 }
 
-static void *open_anywhere(const char *soname) {
-    void *lib = open_matching("NIBBLE_CUDA_LIB", "", soname);
-    if (!lib) lib = dlopen(soname, RTLD_NOW | RTLD_LOCAL);
-    for (int i = 0; !lib && i < NB_LEN(places); i++) lib = open_matching(places[i].env, places[i].folder, soname);
+static bool switched_off(void) {
+    const char *own = getenv("NIBBLE_CUDA_LIB");
+    return own && !strcmp(own, "none");
+}
+
+/* Any version in the folder the user names, else the newest of the other places. */
+static void *open_library(const library *l) {
+    enum { SONAMES = NB_LEN(l->sonames) };
+    void *lib = NULL;
+    if (switched_off()) return NULL;
+    for (int v = 0; v < SONAMES && !lib && l->sonames[v]; v++) lib = open_matching("NIBBLE_CUDA_LIB", "", l->sonames[v]);
+    for (int v = 0; v < SONAMES && !lib && l->sonames[v]; v++) {
+        lib = dlopen(l->sonames[v], RTLD_NOW | RTLD_LOCAL);
+        for (int i = 0; !lib && i < NB_LEN(places); i++)
+            lib = open_matching(places[i].env, places[i].folder, l->sonames[v]);
+    }
     return lib;
 }
 
 static nb_status not_found(const library *l) {
     nb_text looked = {0};
     const char *own = getenv("NIBBLE_CUDA_LIB");
+    if (switched_off())
+        return nb_fail(NB_EUNSUPPORTED, "%s is not looked for: NIBBLE_CUDA_LIB is none", l->name);
     if (own && *own) nb_text_printf(&looked, "%s (NIBBLE_CUDA_LIB), ", own);
     nb_text_puts(&looked, "the loader's path");
     for (int i = 0; i < NB_LEN(places); i++)
@@ -96,17 +111,16 @@ typedef struct symbol {
 } symbol;
 
 static nb_status load(const library *l, const char **path, const symbol *symbols, int n) {
-    void *lib = NULL;
-    for (int i = 0; i < NB_LEN(l->sonames) && !lib && l->sonames[i]; i++) lib = open_anywhere(l->sonames[i]);
+    void *lib = open_library(l);
     if (!lib) return not_found(l);
     struct link_map *map = NULL;
     const char *file = dlinfo(lib, RTLD_DI_LINKMAP, &map) == 0 && map ? map->l_name : l->sonames[0];
     for (int i = 0; i < n; i++) {
         void *address = dlsym(lib, symbols[i].name);
         if (!address) {
-            nb_fail(NB_EUNSUPPORTED, "%s: %s of this version lacks %s; %s", file, l->name, symbols[i].name, l->install);
+            nb_fail(NB_EIO, "%s: %s of this version lacks %s; %s", file, l->name, symbols[i].name, l->install);
             dlclose(lib);
-            return NB_EUNSUPPORTED;
+            return NB_EIO;
         }
         memcpy(symbols[i].to, &address, sizeof address); /* POSIX: both kinds of pointer have one representation */
     }

@@ -1,6 +1,7 @@
 /* Libraries of the GPU that are loaded when they are wanted, so that one program starts everywhere: cuBLAS and NCCL. Their
  * few functions are declared here and need no header of theirs; a build that has the headers checks the numbers
- * (library.c). Searched in this order: $NIBBLE_CUDA_LIB (a folder), the loader's own path, CUDA toolkits, Python wheels.
+ * (library.c). Searched in this order: $NIBBLE_CUDA_LIB (a folder; "none": nowhere at all), the loader's own path, CUDA
+ * toolkits, Python wheels.
  * Not for several threads at a time. */
 #ifndef NB_KERNELS_CUDA_LIBRARY_H
 #define NB_KERNELS_CUDA_LIBRARY_H
@@ -67,8 +68,8 @@ typedef struct nb_nccl {
 } nb_nccl;
 #undef NB_LIBRARY_FIELD
 
-/* The library, loaded once and kept. NB_EUNSUPPORTED: it is not there, or lacks a function; the message says where it was
- * looked for and what to install. */
+/* The library, loaded once and kept. NB_EUNSUPPORTED: it is not there; NB_EIO: it lacks a function. The message says where
+ * it was looked for and what to install. */
 nb_status nb_cuda_cublas(const nb_cublas **out);
 nb_status nb_cuda_nccl(const nb_nccl **out);
 
