@@ -28,7 +28,7 @@ enum { NB_COMPUTE_AUTO, NB_COMPUTE_BF16, NB_COMPUTE_F32 };                     /
 enum { NB_ADAPTER_QLORA, NB_ADAPTER_LORA, NB_ADAPTER_FULL };                   /* adapter */
 enum { NB_CHAT_TOKENIZER_DEFAULT, NB_CHAT_CHATML, NB_CHAT_LLAMA3, NB_CHAT_MISTRAL, NB_CHAT_ZEPHYR, NB_CHAT_ALPACA };
 enum { NB_EXCESS_RAISE, NB_EXCESS_SPLIT, NB_EXCESS_TRUNCATE, NB_EXCESS_DROP }; /* excess_length_strategy */
-enum { NB_OPTIMIZER_ADAMW };                                                   /* optimizer */
+enum { NB_OPTIMIZER_ADAMW, NB_OPTIMIZER_ADAMW_8BIT };                          /* optimizer */
 enum { NB_LR_CONSTANT, NB_LR_LINEAR, NB_LR_COSINE };                           /* lr_scheduler */
 enum { NB_WHEN_NO, NB_WHEN_STEPS, NB_WHEN_EPOCH };                             /* eval_strategy, save_strategy */
 enum { NB_DATA_COMPLETION, NB_DATA_ALPACA, NB_DATA_PROMPT_COMPLETION, NB_DATA_CHAT_TEMPLATE, NB_DATA_TOKENIZED };

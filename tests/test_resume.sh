@@ -166,4 +166,20 @@ says overwrite 0 "done" "$NIBBLE" train "$tmp/run.yaml" --set output_dir="$tmp/o
 is overwrite_anew "1 2 3" "$(sed -n 's/^{"step":\([0-9]*\),.*"loss":.*"tokens":.*/\1/p' "$tmp/older/metrics.jsonl" | xargs)"
 is overwrite_checkpoints "checkpoint-3" "$(cd "$tmp/older" && echo checkpoint-*)"
 is overwrite_spares_others "adapter best checkpoint-3 config.yaml metrics.jsonl mine.txt" "$(names "$tmp/older")"
+# Optimizer state in 8 bits: checkpoints hold its bytes, going on from one gives what never stopping gives, and the plan
+# and the checkpoints are smaller. Parameters of fewer than 4096 elements keep f32: hence the rank.
+eight="$tmp/eight"
+big=(--set lora_r=64 --set max_steps=8)
+yes eight_run go "$eight" "${big[@]}" --set optimizer=paged_adamw_8bit
+older=$(ls -d "$eight"/checkpoint-* | sort -V | head -1)
+cp -r "$eight" "$tmp/eight-again"
+says eight_resume 0 "resuming  $tmp/eight-again/${older##*/}" "$NIBBLE" train "$tmp/run.yaml" \
+    --set output_dir="$tmp/eight-again" "${big[@]}" --set optimizer=adamw_8bit --resume "$tmp/eight-again/${older##*/}"
+same eight_resume "$tmp/eight-again" "$eight"
+is eight_tensors "exp_avg exp_avg_8bit exp_avg_scale exp_avg_sq exp_avg_sq_8bit exp_avg_sq_scale param" \
+    "$(head -c 2000 "$older/state.safetensors" | grep -ao '"[a-z_0-9]*":{' | tr -d '":{' | sort | xargs)"
+says eight_is_another_run 1 "optimizer: adamw_8bit" "$NIBBLE" train "$tmp/run.yaml" --set output_dir="$eight" "${big[@]}"
+state_of() { "$NIBBLE" plan "$tmp/run.yaml" --set output_dir="$tmp/none" "${big[@]}" --set optimizer="$1" |
+    awk '/optimizer state/ { print int($3 * ($4 == "MiB" ? 1024 : 1)) }'; }
+yes eight_plan test "$(state_of adamw_8bit)" -lt $(($(state_of adamw) / 2))
 exit $failed

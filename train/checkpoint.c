@@ -11,12 +11,13 @@
 #include "core/mem.h"
 #include "model/safetensors.h"
 
-static const char *const buffer_names[] = {"exp_avg", "exp_avg_sq", "param"};
-
-static void buffers(const nb_run *r, float *out[3]) {
-    out[0] = r->optimizer.m;
-    out[1] = r->optimizer.v;
-    out[2] = r->adapter->data;
+/* What state.safetensors holds: the weights and the optimizer's state, except what is empty. Returns how many. */
+static int buffers(const nb_run *r, nb_state_buffer out[NB_STATE_COUNT + 1]) {
+    int n = 0;
+    for (int i = 0; i < NB_STATE_COUNT; i++)
+        if (r->optimizer.state[i].n) out[n++] = r->optimizer.state[i];
+    out[n++] = (nb_state_buffer){"param", NB_F32, r->adapter->n, r->adapter->data};
+    return n;
 }
 
 /* Keys that may differ between the parts of one run: they do not change what is computed. */
@@ -67,19 +68,20 @@ static json_t *identity(const nb_run *r) {
 /* ---- saving ---- */
 
 static nb_status put_state(const nb_run *r, const char *path) {
-    int64_t n = r->adapter->n;
-    size_t bytes = (size_t)n * sizeof(float);
-    float *from[3], *host;
-    buffers(r, from);
+    nb_state_buffer from[NB_STATE_COUNT + 1];
+    const int n = buffers(r, from);
+    const size_t largest = (size_t)r->adapter->n * sizeof(float);
+    void *host;
     nb_st_writer *w;
     NB_TRY(nb_st_write_begin(&w, path, NULL));
-    nb_status st = nb_big_alloc((void **)&host, bytes, "writing a checkpoint");
-    for (int i = 0; i < 3 && st == NB_OK; i++) st = nb_st_write_declare(w, buffer_names[i], NB_F32, 1, &n);
-    for (int i = 0; i < 3 && st == NB_OK; i++) {
-        st = r->dev->be->get(r->dev, host, from[i], bytes);
-        if (st == NB_OK) st = nb_st_write_data(w, buffer_names[i], host, bytes);
+    nb_status st = nb_big_alloc(&host, largest, "writing a checkpoint");
+    for (int i = 0; i < n && st == NB_OK; i++) st = nb_st_write_declare(w, from[i].name, from[i].dtype, 1, &from[i].n);
+    for (int i = 0; i < n && st == NB_OK; i++) {
+        size_t bytes = (size_t)from[i].n * (size_t)nb_dtype_size(from[i].dtype);
+        st = r->dev->be->get(r->dev, host, from[i].p, bytes);
+        if (st == NB_OK) st = nb_st_write_data(w, from[i].name, host, bytes);
     }
-    nb_big_free(host, bytes);
+    nb_big_free(host, largest);
     if (st == NB_OK) return nb_st_write_end(w);
     nb_st_write_abort(w);
     return st;
@@ -125,7 +127,8 @@ done:
 }
 
 uint64_t nb_checkpoint_bytes(const nb_run *r) {
-    return (uint64_t)r->adapter->n * sizeof(float) * (r->adapter->full ? 3 : 4) + (1 << 16);
+    return (uint64_t)r->adapter->n * sizeof(float) * (r->adapter->full ? 1 : 2) + nb_optimizer_bytes(&r->optimizer) +
+           (1 << 16);
 }
 
 /* ---- finding ---- */
@@ -272,14 +275,14 @@ static nb_status same_run(const nb_run *r, const json_t *theirs, const char *dir
 static nb_status get_state(nb_run *r, const char *path) {
     nb_st s;
     NB_TRY(nb_st_open_file(&s, path));
-    float *to[3];
-    buffers(r, to);
+    nb_state_buffer to[NB_STATE_COUNT + 1];
+    const int n = buffers(r, to);
     nb_status st = NB_OK;
-    for (int i = 0; i < 3 && st == NB_OK; i++) {
-        const nb_st_tensor *t = nb_st_find(&s, buffer_names[i]);
-        if (!t || t->dtype != NB_F32 || t->n_dims != 1 || t->d[0] != r->adapter->n)
-            st = nb_fail(NB_EINPUT, "%s: %s is missing or has another size", path, buffer_names[i]);
-        else st = r->dev->be->put(r->dev, to[i], t->data, t->bytes);
+    for (int i = 0; i < n && st == NB_OK; i++) {
+        const nb_st_tensor *t = nb_st_find(&s, to[i].name);
+        if (!t || t->dtype != to[i].dtype || t->n_dims != 1 || t->d[0] != to[i].n)
+            st = nb_fail(NB_EINPUT, "%s: %s is missing or has another size", path, to[i].name);
+        else st = r->dev->be->put(r->dev, to[i].p, t->data, t->bytes);
     }
     nb_st_close(&s);
     return st;

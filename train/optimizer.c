@@ -1,44 +1,101 @@
 #include "train/optimizer.h"
 
 #include <math.h>
+#include <stdlib.h>
 
-nb_status nb_optimizer_open(nb_optimizer *o, nb_adapter *a) {
-    size_t bytes = (size_t)a->n * sizeof(float);
+#include "core/mem.h"
+#include "kernels/state8.h"
+
+enum { LEAST_EIGHT_BIT = 4096 }; /* elements of a parameter: bitsandbytes' min_8bit_size */
+
+/* ---- the state ---- */
+
+static size_t bytes_of(const nb_state_buffer *b) { return (size_t)b->n * (size_t)nb_dtype_size(b->dtype); }
+
+/* Rows of tokens that a batch lacks have no gradient, and a block's one scale would not hold what they remember. */
+static bool has_eight_bits(const nb_adapter *a, const nb_tensor *p) {
+    bool embeds = p == a->embed || (a->rows.n && (p == a->rows.embed || p == a->rows.head));
+    return nb_tensor_size(p) >= LEAST_EIGHT_BIT && !embeds;
+}
+
+/* Parameters join the run before them when they decay alike and have the same kind of state, and when no block of 8-bit
+ * state would reach over the seam. Vectors (norm weights, biases) do not decay. */
+static void lay_out(nb_optimizer *o, bool eight_bits) {
+    const nb_adapter *a = o->adapter;
+    o->runs = nb_calloc((size_t)a->n_params + 1, sizeof *o->runs);
+    for (int i = 0; i < a->n_params; i++) {
+        const nb_tensor *p = &a->params[i];
+        nb_update_run r = {.at = (float *)p->data - a->data, .decays = p->n_dims > 1,
+                           .eight_bits = eight_bits && has_eight_bits(a, p)};
+        const nb_update_run *last = o->n_runs ? &o->runs[o->n_runs - 1] : NULL;
+        bool joins = last && last->decays == r.decays && last->eight_bits == r.eight_bits &&
+                     (!r.eight_bits || (r.at - last->at) % NB_STATE8_BLOCK == 0);
+        if (!joins) o->runs[o->n_runs++] = r;
+    }
+    int64_t n32 = 0, n8 = 0, scales = 0;
+    for (int i = 0; i < o->n_runs; i++) {
+        nb_update_run *r = &o->runs[i];
+        r->n = (i + 1 < o->n_runs ? o->runs[i + 1].at : a->n) - r->at;
+        r->scales = scales;
+        r->state = r->eight_bits ? n8 : n32;
+        if (r->eight_bits) n8 += r->n, scales += (r->n + NB_STATE8_BLOCK - 1) / NB_STATE8_BLOCK;
+        else n32 += r->n;
+    }
+    o->state[NB_STATE_M] = (nb_state_buffer){"exp_avg", NB_F32, n32, NULL};
+    o->state[NB_STATE_V] = (nb_state_buffer){"exp_avg_sq", NB_F32, n32, NULL};
+    o->state[NB_STATE_M8] = (nb_state_buffer){"exp_avg_8bit", NB_U8, n8, NULL};
+    o->state[NB_STATE_V8] = (nb_state_buffer){"exp_avg_sq_8bit", NB_U8, n8, NULL};
+    o->state[NB_STATE_M_SCALE] = (nb_state_buffer){"exp_avg_scale", NB_F32, scales, NULL};
+    o->state[NB_STATE_V_SCALE] = (nb_state_buffer){"exp_avg_sq_scale", NB_F32, scales, NULL};
+}
+
+nb_status nb_optimizer_open(nb_optimizer *o, nb_adapter *a, bool eight_bits) {
+    nb_dev *d = a->dev;
     *o = (nb_optimizer){.adapter = a};
-    NB_TRY(a->dev->be->alloc(a->dev, (void **)&o->m, bytes, "the optimizer's state"));
-    NB_TRY(a->dev->be->alloc(a->dev, (void **)&o->v, bytes, "the optimizer's state"));
-    NB_TRY(a->dev->be->alloc(a->dev, (void **)&o->update, sizeof *o->update, "the optimizer's state"));
-    return nb_dev_reserve(a->dev, a->dev->be->rows_ws(a->dev, 1, a->n));
+    lay_out(o, eight_bits);
+    for (int i = 0; i < NB_STATE_COUNT; i++) {
+        nb_state_buffer *b = &o->state[i];
+        if (b->n) NB_TRY(d->be->alloc(d, &b->p, bytes_of(b), "the optimizer's state"));
+    }
+    NB_TRY(d->be->alloc(d, (void **)&o->update, sizeof *o->update, "the optimizer's state"));
+    return nb_dev_reserve(d, d->be->rows_ws(d, 1, a->n));
 }
 
 void nb_optimizer_close(nb_optimizer *o) {
     if (!o->adapter) return;
-    size_t bytes = (size_t)o->adapter->n * sizeof(float);
-    if (o->m) o->adapter->dev->be->free(o->adapter->dev, o->m, bytes);
-    if (o->update) o->adapter->dev->be->free(o->adapter->dev, o->update, sizeof *o->update);
-    if (o->v) o->adapter->dev->be->free(o->adapter->dev, o->v, bytes);
+    nb_dev *d = o->adapter->dev;
+    for (int i = 0; i < NB_STATE_COUNT; i++)
+        if (o->state[i].p) d->be->free(d, o->state[i].p, bytes_of(&o->state[i]));
+    if (o->update) d->be->free(d, o->update, sizeof *o->update);
+    free(o->runs);
     *o = (nb_optimizer){0};
 }
+
+size_t nb_optimizer_bytes(const nb_optimizer *o) {
+    size_t bytes = 0;
+    for (int i = 0; i < NB_STATE_COUNT; i++) bytes += bytes_of(&o->state[i]);
+    return bytes;
+}
+
+/* ---- a step ---- */
 
 void nb_optimizer_begin(nb_optimizer *o) {
     for (int i = 0; i < o->adapter->n_params; i++) o->adapter->params[i].grad_written = false;
 }
 
-/* Runs of parameters that decay alike are updated in one call; vectors (norm weights, biases) do not decay. */
-static nb_status update_all(nb_optimizer *o) {
+static nb_status update_run(nb_optimizer *o, const nb_update_run *r) {
     nb_adapter *a = o->adapter;
-    for (int i = 0; i < a->n_params;) {
-        bool decays = a->params[i].n_dims > 1;
-        int j = i + 1;
-        while (j < a->n_params && (a->params[j].n_dims > 1) == decays) j++;
-        int64_t at = (float *)a->params[i].data - a->data,
-                end = j < a->n_params ? (float *)a->params[j].data - a->data : a->n;
-        NB_TRY(a->dev->k->adamw(a->dev, a->data + at, o->m + at, o->v + at, a->grad + at, end - at, o->update,
-                                (float)o->beta1, (float)o->beta2, (float)o->epsilon,
-                                decays ? (float)o->weight_decay : 0));
-        i = j;
-    }
-    return NB_OK;
+    nb_dev *d = a->dev;
+    const nb_state_buffer *s = o->state;
+    float *p = a->data + r->at, *g = a->grad + r->at;
+    float beta1 = (float)o->beta1, beta2 = (float)o->beta2, eps = (float)o->epsilon,
+          decay = r->decays ? (float)o->weight_decay : 0;
+    if (!r->eight_bits)
+        return d->k->adamw(d, p, (float *)s[NB_STATE_M].p + r->state, (float *)s[NB_STATE_V].p + r->state, g, r->n,
+                           o->update, beta1, beta2, eps, decay);
+    return d->k->adamw8(d, p, (uint8_t *)s[NB_STATE_M8].p + r->state, (uint8_t *)s[NB_STATE_V8].p + r->state,
+                        (float *)s[NB_STATE_M_SCALE].p + r->scales, (float *)s[NB_STATE_V_SCALE].p + r->scales, g, r->n,
+                        o->update, beta1, beta2, eps, decay);
 }
 
 nb_status nb_optimizer_step(nb_optimizer *o, int64_t step, double rate, double *norm) {
@@ -52,7 +109,7 @@ nb_status nb_optimizer_step(nb_optimizer *o, int64_t step, double rate, double *
                    .max_norm = (float)o->max_grad_norm};
     NB_TRY(d->be->put(d, o->update, &u, sizeof u));
     NB_TRY(d->k->sum_squares(d, o->update, a->grad, a->n));
-    NB_TRY(update_all(o));
+    for (int i = 0; i < o->n_runs; i++) NB_TRY(update_run(o, &o->runs[i]));
     NB_TRY(d->be->get(d, &u, o->update, sizeof u));
     *norm = sqrt(u.sum_squares);
     return NB_OK;

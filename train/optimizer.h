@@ -1,18 +1,40 @@
-/* AdamW over an adapter's flat buffers, with the gradient's norm, clipping and the finite check before it. */
+/* AdamW over an adapter's flat buffers, with the gradient's norm, clipping and the finite check before it. Its moments are
+ * f32, or with eight_bits one byte each (kernels/state8.h); then, as in bitsandbytes and transformers' Trainer, small
+ * parameters and embeddings keep f32 moments. */
 #ifndef NB_TRAIN_OPTIMIZER_H
 #define NB_TRAIN_OPTIMIZER_H
 
 #include "adapters/adapter.h"
 
+/* Of the state on the device; those a run has no use for are empty. */
+enum { NB_STATE_M, NB_STATE_V, NB_STATE_M8, NB_STATE_V8, NB_STATE_M_SCALE, NB_STATE_V_SCALE, NB_STATE_COUNT };
+typedef struct nb_state_buffer {
+    const char *name; /* in a checkpoint */
+    nb_dtype dtype;
+    int64_t n;
+    void *p;
+} nb_state_buffer;
+
+/* Neighbouring parameters that are updated in one call. */
+typedef struct nb_update_run {
+    int64_t at, n;  /* elements of the adapter's flat buffers */
+    int64_t state;  /* where its moments begin in M and V, or in M8 and V8 */
+    int64_t scales; /* where its scales begin in M_SCALE and V_SCALE */
+    bool decays, eight_bits;
+} nb_update_run;
+
 typedef struct nb_optimizer {
     nb_adapter *adapter;
-    float *m, *v; /* [adapter->n] each, on the device */
+    nb_state_buffer state[NB_STATE_COUNT];
+    nb_update_run *runs;
+    int n_runs;
     nb_update *update; /* on the device: norm and clipping never wait for the host */
     double beta1, beta2, epsilon, weight_decay, max_grad_norm; /* max_grad_norm 0: no clipping */
 } nb_optimizer;
 
-nb_status nb_optimizer_open(nb_optimizer *o, nb_adapter *a);
+nb_status nb_optimizer_open(nb_optimizer *o, nb_adapter *a, bool eight_bits);
 void nb_optimizer_close(nb_optimizer *o);
+size_t nb_optimizer_bytes(const nb_optimizer *o); /* of the state */
 /* Before the first micro-batch of a step: gradients count as unwritten. */
 void nb_optimizer_begin(nb_optimizer *o);
 /* After the last: gradients nothing wrote become zero, the whole gradient's norm is found and clipped, and the weights

@@ -113,7 +113,7 @@ nb_status nb_run_open_adapter(nb_run *r) {
             o.targets = (const char *const *)c->lora_target_modules.v, o.n_targets = c->lora_target_modules.n;
         NB_TRY(nb_adapter_new(&r->adapter, r->model, &o));
     }
-    NB_TRY(nb_optimizer_open(&r->optimizer, r->adapter));
+    NB_TRY(nb_optimizer_open(&r->optimizer, r->adapter, c->optimizer == NB_OPTIMIZER_ADAMW_8BIT));
     nb_optimizer *o = &r->optimizer;
     o->beta1 = c->adam_beta1, o->beta2 = c->adam_beta2, o->epsilon = c->adam_epsilon;
     o->weight_decay = c->weight_decay, o->max_grad_norm = c->max_grad_norm;
@@ -227,7 +227,7 @@ nb_memory_plan nb_run_memory(const nb_run *r) {
     size_t one = r->adapter ? (size_t)r->adapter->n * sizeof(float) : 0;
     m.base = r->dev->be->host_memory ? (size_t)nb_base_bytes(r->base, false) : nb_resident_bytes(r->base);
     m.adapter = m.gradients = one;
-    m.optimizer = 2 * one;
+    m.optimizer = nb_optimizer_bytes(&r->optimizer);
     m.activations = r->arena.bytes;
     if (r->evaluator.generator) m.generation = nb_generator_bytes(r->evaluator.generator);
     m.scratch = r->dev->ws_size;
