@@ -67,6 +67,11 @@ EMU_FLAGS := -std=c++17 -O2 -g -I. -DNB_EMU -fno-exceptions -fno-rtti -fno-threa
 	-Wshadow $(if $(WERROR),-Werror) $(if $(SAN),$(SANITIZE) -fno-omit-frame-pointer -O1)
 EMU_OBJ   := $(CUDA_CU:%.cu=$(BUILD)/emu/%.o) $(CUDA_C:%.c=$(BUILD)/emu/%.o) $(EMU_CC:%.cc=$(BUILD)/emu/%.o)
 
+# The checker of emulated kernels, tests/emu: they are built with the thread sanitizer's hooks, which are its own.
+CHECK_OBJ := $(CUDA_CU:%.cu=$(BUILD)/emu-check/%.o) $(filter-out $(CUDA_CU:%.cu=$(BUILD)/emu/%.o),$(EMU_OBJ)) \
+	$(BUILD)/emu/tests/emu/check.o
+CHECKERS  := $(if $(SAN),,$(BUILD)/tests/rows-check)
+
 OBJ       := $(SRC:%.c=$(BUILD)/%.o)
 CLI_OBJ   := $(CLI:%.c=$(BUILD)/%.o)
 TEST_BIN  := $(TESTS:%.c=$(BUILD)/%)
@@ -120,6 +125,13 @@ $(BUILD)/emu/%.o: %.cc | $(BUILD)/probed-test
 	@mkdir -p $(@D)
 	$(call run,emu,$(CXX) $(EMU_FLAGS) -MMD -MP -c -o $@ $<)
 
+$(BUILD)/emu-check/%.o: %.cu | $(BUILD)/probed-test
+	@mkdir -p $(@D)
+	$(call run,check,$(CXX) -x c++ $(EMU_FLAGS) -O1 -fsanitize=thread -MMD -MP -c -o $@ $<)
+
+$(BUILD)/tests/rows-check: $(BUILD)/tests/test_rows.o $(ROWS_OBJ) $(CHECK_OBJ) $(BUILD)/libnibble.a
+	$(call run,link,$(CXX) -no-pie -o $@ $^ -lcmocka $(LIBS))
+
 $(BUILD)/emu/%.o: %.c | $(BUILD)/probed-test
 	@mkdir -p $(@D)
 	$(call run,emu,$(CC) $(ALL_CFLAGS) -DNB_EMU -MMD -MP -c -o $@ $<)
@@ -145,9 +157,9 @@ $(BUILD)/probed-%:
 test: tests-built  ## build and run all tests
 	tests/run.sh $(BUILD)
 
-tests-built: $(BUILD)/nibble $(BUILD)/nibble-emu $(TEST_BIN)
+tests-built: $(BUILD)/nibble $(BUILD)/nibble-emu $(TEST_BIN) $(CHECKERS)
 
-objects: $(OBJ) $(CLI_OBJ) $(CUDA_OBJ) $(EMU_OBJ) $(ROWS_OBJ) $(TEST_BIN:%=%.o) $(BENCH_BIN:%=%.o)
+objects: $(OBJ) $(CLI_OBJ) $(CUDA_OBJ) $(sort $(EMU_OBJ) $(CHECK_OBJ)) $(ROWS_OBJ) $(TEST_BIN:%=%.o) $(BENCH_BIN:%=%.o)
 
 quickstart: nibble  ## fine-tune, evaluate and generate with the sample base and data
 	configs/quickstart.sh ./nibble
@@ -178,4 +190,4 @@ help:  ## this list
 
 .PHONY: all nibble quickstart test tests-built objects lint bench probe install uninstall clean help now
 .SECONDARY:
--include $(OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(CUDA_OBJ:.o=.d) $(EMU_OBJ:.o=.d) $(ROWS_OBJ:.o=.d) $(TEST_BIN:%=%.d) $(BENCH_BIN:%=%.d)
+-include $(OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(CUDA_OBJ:.o=.d) $(sort $(EMU_OBJ:.o=.d) $(CHECK_OBJ:.o=.d)) $(ROWS_OBJ:.o=.d) $(TEST_BIN:%=%.d) $(BENCH_BIN:%=%.d)

@@ -148,7 +148,7 @@ static bool runs_late() {
     static int late = -1;
     if (late < 0) {
         const char *s = getenv("EMU_STREAM");
-        late = s && !strcmp(s, "late");
+        late = !s || !strcmp(s, "late");
     }
     return late;
 }
