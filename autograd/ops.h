@@ -38,6 +38,11 @@ typedef struct nb_rmsnorm_attr {
     float eps, offset;
 } nb_rmsnorm_attr;
 
+/* y[T,C] = (x - mean(x)) * rstd(x) * w + bias. in: x[T,C], w[C], bias[C] or NULL. */
+typedef struct nb_layernorm_attr {
+    float eps;
+} nb_layernorm_attr;
+
 /* Rotates q[T,H*D] and k[T,KV*D] by their positions. in: q, k; out: q, k. */
 typedef struct nb_rope_attr {
     const float *cos, *sin; /* [positions, rot/2] */

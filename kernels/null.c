@@ -54,6 +54,12 @@ static nb_status need_rmsnorm_bwd(nb_dev *d, nb_elem *dx, float beta_x, float *d
     return need_rows(d, T, C);
 }
 
+static nb_status need_layernorm_bwd(nb_dev *d, nb_elem *dx, float beta_x, float *dw, float beta_w, float *dbias,
+                                    float beta_b, const nb_elem *dy, const nb_elem *x, const float *w,
+                                    const float *mean, const float *rstd, int64_t T, int64_t C) {
+    return need_rows(d, T, C);
+}
+
 static nb_status need_bias_bwd(nb_dev *d, float *dbias, const nb_elem *dy, int64_t T, int64_t C, float beta) {
     return need_rows(d, T, C);
 }
@@ -77,6 +83,7 @@ static nb_status need_sum_squares(nb_dev *d, nb_update *u, const float *x, int64
 #define null_attention_fwd need_attention_fwd
 #define null_attention_bwd need_attention_bwd
 #define null_rmsnorm_bwd need_rmsnorm_bwd
+#define null_layernorm_bwd need_layernorm_bwd
 #define null_bias_bwd need_bias_bwd
 #define null_embedding_bwd need_embedding_bwd
 #define null_replace_rows_bwd need_replace_rows_bwd

@@ -38,6 +38,39 @@ static inline void ref_rmsnorm_bwd(double *dx, double *dw, const double *dy, con
     }
 }
 
+/* bias NULL: none. */
+static inline void ref_layernorm_fwd(double *y, double *mean, double *rstd, const double *x, const double *w,
+                                     const double *bias, int64_t T, int64_t C, double eps) {
+    for (int64_t t = 0; t < T; t++) {
+        const double *xt = x + t * C;
+        double sum = 0, squares = 0;
+        for (int64_t c = 0; c < C; c++) sum += xt[c];
+        mean[t] = sum / (double)C;
+        for (int64_t c = 0; c < C; c++) squares += (xt[c] - mean[t]) * (xt[c] - mean[t]);
+        rstd[t] = 1 / sqrt(squares / (double)C + eps);
+        for (int64_t c = 0; c < C; c++) y[t * C + c] = (xt[c] - mean[t]) * rstd[t] * w[c] + (bias ? bias[c] : 0);
+    }
+}
+
+static inline void ref_layernorm_bwd(double *dx, double *dw, double *db, const double *dy, const double *x,
+                                     const double *w, int64_t T, int64_t C, double eps) {
+    for (int64_t c = 0; c < C; c++) dw[c] = db[c] = 0;
+    for (int64_t t = 0; t < T; t++) {
+        const double *xt = x + t * C, *dyt = dy + t * C;
+        double mean = 0, squares = 0, sum = 0, dot = 0;
+        for (int64_t c = 0; c < C; c++) mean += xt[c] / (double)C;
+        for (int64_t c = 0; c < C; c++) squares += (xt[c] - mean) * (xt[c] - mean);
+        double r = 1 / sqrt(squares / (double)C + eps);
+        for (int64_t c = 0; c < C; c++) sum += dyt[c] * w[c], dot += dyt[c] * w[c] * (xt[c] - mean) * r;
+        for (int64_t c = 0; c < C; c++) {
+            double n = (xt[c] - mean) * r;
+            dx[t * C + c] = r * (dyt[c] * w[c] - sum / (double)C - n * dot / (double)C);
+            dw[c] += dyt[c] * n;
+            db[c] += dyt[c];
+        }
+    }
+}
+
 /* y may not equal x. inverse = the transposed rotation. */
 static inline void ref_rope(double *y, const double *x, const double *cosine, const double *sine, const int32_t *pos,
                             int64_t T, int64_t n_heads, int64_t D, int64_t rot, bool inverse) {

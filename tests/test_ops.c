@@ -78,6 +78,12 @@ static void ref_op_rmsnorm(call *k) {
                     (double)a->offset);
 }
 
+static void ref_op_layernorm(call *k) {
+    double mean[MAX_TOKENS], rstd[MAX_TOKENS];
+    ref_layernorm_fwd(k->out[0], mean, rstd, k->in[0], k->in[1], k->in[2], rows_of(k, 0), cols_of(k, 0),
+                      (double)((const nb_layernorm_attr *)k->c->attr)->eps);
+}
+
 static void ref_op_rope(call *k) {
     const nb_rope_attr *a = k->c->attr;
     double cosine[64], sine[64];
@@ -124,8 +130,9 @@ static void ref_op_linear_xent(call *k) {
 }
 
 static const struct { const char *name; void (*forward)(call *k); } references[] = {
-    {"embedding", ref_embedding}, {"linear", ref_linear}, {"rmsnorm", ref_op_rmsnorm}, {"rope", ref_op_rope},
-    {"attention", ref_op_attention}, {"glu", ref_op_glu}, {"add", ref_op_add}, {"linear_xent", ref_op_linear_xent},
+    {"embedding", ref_embedding}, {"linear", ref_linear}, {"rmsnorm", ref_op_rmsnorm},
+    {"layernorm", ref_op_layernorm}, {"rope", ref_op_rope}, {"attention", ref_op_attention}, {"glu", ref_op_glu},
+    {"add", ref_op_add}, {"linear_xent", ref_op_linear_xent},
 };
 
 static void reference(call *k) {
@@ -181,8 +188,8 @@ static void give_back(nb_dev *d, const nb_tensor *x, void *p) {
 /* How many of the first inputs are activations; the others are parameters, which are always F32. */
 static int activations(const nb_op *op) {
     static const struct { const char *name; int n; } known[] = {
-        {"embedding", 0}, {"linear", 1}, {"rmsnorm", 1}, {"rope", 2}, {"attention", 3}, {"glu", 2}, {"add", 2},
-        {"linear_xent", 1},
+        {"embedding", 0}, {"linear", 1}, {"rmsnorm", 1}, {"layernorm", 1}, {"rope", 2}, {"attention", 3}, {"glu", 2},
+        {"add", 2}, {"linear_xent", 1},
     };
     for (int i = 0; i < NB_LEN(known); i++)
         if (!strcmp(known[i].name, op->name)) return known[i].n;
@@ -205,7 +212,7 @@ static void open_case(bench_case *b, nb_dev *dev, const nb_op *op, const nb_case
     /* operations with optional inputs take them all */
     if (!strcmp(op->name, "linear")) n = 1 + 4 * ((const nb_linear_attr *)c->attr)->n;
     if (!strcmp(op->name, "embedding")) n = 2;
-    if (!strcmp(op->name, "linear_xent")) n = 3;
+    if (!strcmp(op->name, "linear_xent") || !strcmp(op->name, "layernorm")) n = 3;
     b->k.n_in = n;
     for (int i = 0; i < n; i++) {
         int64_t rows = c->in[i][0], cols = c->in[i][1], size = rows * (cols ? cols : 1);

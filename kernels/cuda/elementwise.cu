@@ -1,0 +1,220 @@
+/* Element by element: gated activations, additions, biases, fills, dropout. Each tensor is read and written once. */
+#include "kernels/cuda/vec.h"
+
+#include "core/rng.h"
+
+namespace {
+
+enum { THREADS = 256 };
+
+/* The groups of a flat array of n elements that a thread takes. */
+#define FOR_FLAT(i, T, n)                                                                                 \
+    for (int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * GROUP<T>, i##_step =              \
+             (int64_t)gridDim.x * blockDim.x * GROUP<T>; i < (n); i += i##_step)
+
+template <class T> unsigned flat_grid(int64_t n) { return grid_for(div_up(n, GROUP<T>), THREADS); }
+/* Arrays without rows: the tail is shorter, whatever n is. */
+template <class... P> bool flat_wide(const P *...p) { return all_wide<float>(0, p...); }
+
+/* 1/(1 + e^-x), within 3 ulp; 0 where the quotient would be smaller than a float. */
+__device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + expf(-x)); }
+
+/* x := act(x), and its derivative at x. */
+__device__ __forceinline__ void activate(float &x, float &slope, nb_act act) {
+    if (act == NB_ACT_SILU) {
+        float s = sigmoid(x);
+        slope = s * (1 + x * (1 - s));
+        x *= s;
+    } else if (act == NB_ACT_GELU_TANH) { /* (1 + tanh(u)) / 2 = sigmoid(2u) does not cancel where it is small */
+        const float k = 2 * 0.7978845608f, cube = 0.044715f;
+        float z = x * x, s = sigmoid(k * x * (1 + cube * z));
+        slope = s + x * s * (1 - s) * k * (1 + 3 * cube * z);
+        x *= s;
+    } else if (act == NB_ACT_GELU_ERF) {
+        float cdf = 0.5f * erfcf(x * -0.7071067812f);
+        slope = cdf + x * 0.3989422804f * expf(-0.5f * x * x);
+        x *= cdf;
+    } else {
+        slope = x > 0 ? 1 : 0;
+        x = x > 0 ? x : x * 0; /* NaN stays */
+    }
+}
+
+template <class T>
+__global__ void glu_fwd_kernel(T *y, const T *gate, const T *up, int64_t n, nb_act act, bool wide) {
+    constexpr int N = GROUP<T>;
+    FOR_FLAT(i, T, n) {
+        float g[N], u[N], slope;
+        load(g, gate + i, n - i, wide);
+        load(u, up + i, n - i, wide);
+        for (int k = 0; k < N; k++) {
+            activate(g[k], slope, act);
+            u[k] *= g[k];
+        }
+        store(y + i, u, n - i, wide);
+    }
+}
+
+template <class T>
+__global__ void glu_bwd_kernel(T *dgate, float beta_gate, T *dup, float beta_up, const T *dy, const T *gate, const T *up,
+                               int64_t n, nb_act act, bool wide) {
+    constexpr int N = GROUP<T>;
+    FOR_FLAT(i, T, n) {
+        float g[N], u[N], v[N], slope;
+        load(g, gate + i, n - i, wide);
+        load(u, up + i, n - i, wide);
+        load(v, dy + i, n - i, wide);
+        for (int k = 0; k < N; k++) {
+            activate(g[k], slope, act);
+            u[k] *= v[k] * slope;
+            g[k] *= v[k];
+        }
+        if (dgate) put(dgate + i, u, beta_gate, n - i, wide);
+        if (dup) put(dup + i, g, beta_up, n - i, wide);
+    }
+}
+
+template <class T>
+__global__ void add_kernel(T *y, const T *x1, const T *x2, int64_t n, float beta, bool wide) {
+    constexpr int N = GROUP<T>;
+    FOR_FLAT(i, T, n) {
+        float v[N], u[N];
+        load(v, x1 + i, n - i, wide);
+        if (x2) {
+            load(u, x2 + i, n - i, wide);
+            for (int k = 0; k < N; k++) v[k] += u[k];
+        }
+        put(y + i, v, beta, n - i, wide);
+    }
+}
+
+template <class T> __global__ void fill_kernel(T *x, float value, int64_t n, bool wide) {
+    float v[GROUP<T>];
+    for (int k = 0; k < GROUP<T>; k++) v[k] = value;
+    FOR_FLAT(i, T, n) store(x + i, v, n - i, wide);
+}
+
+template <class T> __global__ void bias_kernel(T *y, const float *bias, int64_t rows, int64_t C, bool wide) {
+    constexpr int N = GROUP<T>;
+    FOR_ROWS(t, rows)
+        FOR_GROUPS(c, T, C) {
+            float v[N], b[N];
+            load(v, y + t * C + c, C - c, wide);
+            load(b, bias + c, C - c, wide);
+            for (int k = 0; k < N; k++) v[k] += b[k];
+            store(y + t * C + c, v, C - c, wide);
+        }
+}
+
+/* Philox4x32-10, as core/rng.h has it. */
+__device__ __forceinline__ void philox(uint32_t out[4], uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint2 key) {
+#pragma unroll
+    for (int i = 0; i < 10; i++) {
+        uint64_t p0 = (uint64_t)0xD2511F53u * c0, p1 = (uint64_t)0xCD9E8D57u * c2;
+        c0 = (uint32_t)(p1 >> 32) ^ c1 ^ key.x;
+        c1 = (uint32_t)p1;
+        c2 = (uint32_t)(p0 >> 32) ^ c3 ^ key.y;
+        c3 = (uint32_t)p0;
+        key.x += 0x9E3779B9u;
+        key.y += 0xBB67AE85u;
+    }
+    out[0] = c0, out[1] = c1, out[2] = c2, out[3] = c3;
+}
+
+template <class T>
+__global__ void dropout_kernel(T *y, const T *x, const uint32_t *sample, const int32_t *pos, int64_t rows, int64_t C,
+                               uint2 key, uint32_t site, uint64_t threshold, float scale, float beta, bool wide) {
+    constexpr int N = GROUP<T>;
+    FOR_ROWS(t, rows)
+        FOR_GROUPS(c, T, C) {
+            float v[N];
+            load(v, x + t * C + c, C - c, wide);
+            for (int q = 0; q < N / 4; q++) {
+                uint32_t word[4];
+                philox(word, (uint32_t)(c / 4) + (uint32_t)q, (uint32_t)pos[t], sample[t], site, key);
+                for (int k = 0; k < 4; k++) v[4 * q + k] *= word[k] >= threshold ? scale : 0;
+            }
+            put(y + t * C + c, v, beta, C - c, wide);
+        }
+}
+
+template <class T>
+nb_status glu_fwd(nb_dev *d, nb_elem *y, const nb_elem *gate, const nb_elem *up, int64_t n, nb_act act) {
+    if (!n) return NB_OK;
+    LAUNCH(glu_fwd_kernel<T>, flat_grid<T>(n), THREADS, 0, gpu_stream(d), (T *)y, (const T *)gate, (const T *)up, n, act,
+           flat_wide(y, gate, up));
+    return gpu_launched(d, "glu_fwd");
+}
+
+template <class T>
+nb_status glu_bwd(nb_dev *d, nb_elem *dgate, float beta_gate, nb_elem *dup, float beta_up, const nb_elem *dy,
+                  const nb_elem *gate, const nb_elem *up, int64_t n, nb_act act) {
+    if (!n || (!dgate && !dup)) return NB_OK;
+    LAUNCH(glu_bwd_kernel<T>, flat_grid<T>(n), THREADS, 0, gpu_stream(d), (T *)dgate, beta_gate, (T *)dup, beta_up,
+           (const T *)dy, (const T *)gate, (const T *)up, n, act, flat_wide(dgate, dup, dy, gate, up));
+    return gpu_launched(d, "glu_bwd");
+}
+
+template <class T>
+nb_status add(nb_dev *d, nb_elem *y, const nb_elem *x1, const nb_elem *x2, int64_t n, float beta) {
+    if (!n) return NB_OK;
+    LAUNCH(add_kernel<T>, flat_grid<T>(n), THREADS, 0, gpu_stream(d), (T *)y, (const T *)x1, (const T *)x2, n, beta,
+           flat_wide(y, x1, x2));
+    return gpu_launched(d, "add");
+}
+
+template <class T> nb_status fill(nb_dev *d, void *x, float value, int64_t n) {
+    if (!n) return NB_OK;
+    LAUNCH(fill_kernel<T>, flat_grid<T>(n), THREADS, 0, gpu_stream(d), (T *)x, value, n, flat_wide(x));
+    return gpu_launched(d, "fill");
+}
+
+template <class T> nb_status bias_fwd(nb_dev *d, nb_elem *y, const float *bias, int64_t rows, int64_t C) {
+    if (!rows || !C) return NB_OK;
+    dim3 block = block_for_rows(div_up(C, GROUP<T>));
+    LAUNCH(bias_kernel<T>, grid_for(rows, block.y), block, 0, gpu_stream(d), (T *)y, bias, rows, C,
+           all_wide<T>(C, y, bias));
+    return gpu_launched(d, "bias_fwd");
+}
+
+template <class T>
+nb_status dropout(nb_dev *d, nb_elem *y, const nb_elem *x, const uint32_t *sample, const int32_t *pos, int64_t rows,
+                  int64_t C, float p, uint64_t seed, uint32_t step, uint32_t site, float beta) {
+    if (!rows || !C) return NB_OK;
+    const uint2 key = make_uint2((uint32_t)seed ^ (uint32_t)NB_RNG_DROPOUT << 24, (uint32_t)(seed >> 32) ^ step);
+    const uint64_t threshold = (uint64_t)ceil((double)p * 4294967296.0);
+    dim3 block = block_for_rows(div_up(C, GROUP<T>));
+    LAUNCH(dropout_kernel<T>, grid_for(rows, block.y), block, 0, gpu_stream(d), (T *)y, (const T *)x, sample, pos, rows,
+           C, key, site, threshold, (float)(1 / (1 - (double)p)), beta, all_wide<T>(C, y, x));
+    return gpu_launched(d, "dropout");
+}
+
+} // namespace
+
+extern "C" nb_status NB_GPU(glu_fwd)(nb_dev *d, nb_elem *y, const nb_elem *gate, const nb_elem *up, int64_t n,
+                                     nb_act act) {
+    return BY_ELEM(glu_fwd, d, y, gate, up, n, act);
+}
+
+extern "C" nb_status NB_GPU(glu_bwd)(nb_dev *d, nb_elem *dgate, float beta_gate, nb_elem *dup, float beta_up,
+                                     const nb_elem *dy, const nb_elem *gate, const nb_elem *up, int64_t n, nb_act act) {
+    return BY_ELEM(glu_bwd, d, dgate, beta_gate, dup, beta_up, dy, gate, up, n, act);
+}
+
+extern "C" nb_status NB_GPU(add)(nb_dev *d, nb_elem *y, const nb_elem *x1, const nb_elem *x2, int64_t n, float beta) {
+    return BY_ELEM(add, d, y, x1, x2, n, beta);
+}
+
+extern "C" nb_status NB_GPU(fill)(nb_dev *d, void *x, nb_dtype dtype, float value, int64_t n) {
+    return dtype == NB_BF16 ? fill<bf16>(d, x, value, n) : fill<float>(d, x, value, n);
+}
+
+extern "C" nb_status NB_GPU(bias_fwd)(nb_dev *d, nb_elem *y, const float *bias, int64_t T, int64_t C) {
+    return BY_ELEM(bias_fwd, d, y, bias, T, C);
+}
+
+extern "C" nb_status NB_GPU(dropout)(nb_dev *d, nb_elem *y, const nb_elem *x, const uint32_t *sample, const int32_t *pos,
+                                     int64_t T, int64_t C, float p, uint64_t seed, uint32_t step, uint32_t site,
+                                     float beta) {
+    return BY_ELEM(dropout, d, y, x, sample, pos, T, C, p, seed, step, site, beta);
+}

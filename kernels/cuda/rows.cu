@@ -1,0 +1,86 @@
+/* Whole rows and columns by index: gathers, scatters, scaled rows, columns of logits put and taken. */
+#include "kernels/cuda/vec.h"
+
+namespace {
+
+enum { THREADS = 256 };
+
+/* y[to[i]] = x[from[i]] * scale[i] + beta * y[to[i]]; to, from NULL: i; scale NULL: 1. */
+template <class T>
+__global__ void rows_kernel(T *y, const int32_t *to, const T *x, const int32_t *from, const float *scale, int64_t rows,
+                            int64_t C, float beta, bool wide) {
+    FOR_ROWS(i, rows) {
+        T *yi = y + (to ? to[i] : i) * C;
+        const T *xi = x + (from ? from[i] : i) * C;
+        float k = scale ? scale[i] : 1;
+        FOR_GROUPS(c, T, C) {
+            float v[GROUP<T>];
+            load(v, xi + c, C - c, wide);
+            for (int j = 0; j < GROUP<T>; j++) v[j] *= k;
+            put(yi + c, v, beta, C - c, wide);
+        }
+    }
+}
+
+template <class T>
+nb_status move_rows(nb_dev *d, nb_elem *y, const int32_t *to, const nb_elem *x, const int32_t *from, const float *scale,
+                    int64_t rows, int64_t C, float beta) {
+    if (!rows || !C) return NB_OK;
+    dim3 block = block_for_rows(div_up(C, GROUP<T>));
+    LAUNCH(rows_kernel<T>, grid_for(rows, block.y), block, 0, gpu_stream(d), (T *)y, to, (const T *)x, from, scale, rows,
+           C, beta, all_wide<T>(C, y, x));
+    return gpu_launched(d, "rows by index");
+}
+
+/* Columns are few, and far apart in the rows of y[m,V]: a thread an element. */
+#define FOR_ELEMENTS(i, n)                                                                                \
+    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < (n); i += (int64_t)gridDim.x * blockDim.x)
+
+__global__ void put_columns_kernel(float *y, const float *x, const int32_t *columns, int64_t m, int64_t V, int64_t n) {
+    FOR_ELEMENTS(i, m * n) y[i / n * V + columns[i % n]] = x[i];
+}
+
+template <class T>
+__global__ void take_columns_kernel(T *x, T *y, const int32_t *columns, int64_t m, int64_t V, int64_t n) {
+    FOR_ELEMENTS(i, m * n) {
+        T *from = y + i / n * V + columns[i % n];
+        x[i] = *from;
+        from_f32(*from, 0);
+    }
+}
+
+template <class T>
+nb_status take_columns(nb_dev *d, nb_elem *x, nb_elem *y, const int32_t *columns, int64_t m, int64_t V, int64_t n) {
+    if (!m || !n) return NB_OK;
+    LAUNCH(take_columns_kernel<T>, grid_for(m * n, THREADS), THREADS, 0, gpu_stream(d), (T *)x, (T *)y, columns, m, V, n);
+    return gpu_launched(d, "take_columns");
+}
+
+} // namespace
+
+extern "C" nb_status NB_GPU(gather_rows)(nb_dev *d, nb_elem *y, const nb_elem *x, const int32_t *index, int64_t n,
+                                         int64_t C) {
+    return BY_ELEM(move_rows, d, y, NULL, x, index, NULL, n, C, 0.0f);
+}
+
+extern "C" nb_status NB_GPU(scatter_rows)(nb_dev *d, nb_elem *y, const nb_elem *x, const int32_t *index,
+                                          const float *row_scale, int64_t n, int64_t C, float beta) {
+    return BY_ELEM(move_rows, d, y, index, x, NULL, row_scale, n, C, beta);
+}
+
+extern "C" nb_status NB_GPU(scale_rows)(nb_dev *d, nb_elem *y, const nb_elem *x, const float *row_scale, int64_t n,
+                                        int64_t C, float beta) {
+    return BY_ELEM(move_rows, d, y, NULL, x, NULL, row_scale, n, C, beta);
+}
+
+extern "C" nb_status NB_GPU(put_columns)(nb_dev *d, float *y, const float *x, const int32_t *columns, int64_t m,
+                                         int64_t V, int64_t n) {
+    if (!m || !n) return NB_OK;
+    LAUNCH(put_columns_kernel, grid_for(m * n, THREADS), THREADS, 0, gpu_stream(d), y, x, columns, m, V, n);
+    return gpu_launched(d, "put_columns");
+}
+
+extern "C" nb_status NB_GPU(take_columns)(nb_dev *d, nb_elem *x, nb_elem *y, const int32_t *columns, int64_t m,
+                                          int64_t V, int64_t n) {
+    return BY_ELEM(take_columns, d, x, y, columns, m, V, n);
+}
