@@ -1,8 +1,8 @@
 /* Products of the GPU backend: the rows gemm, weight_fwd and weight_bwd decide here who computes them.
  *
  *   thin     (thin.cu)  one size is an adapter's rank: an own kernel that reads the f32 adapter as it lies
- *   few rows (nf4.cu)   generation: an own kernel that decodes the weight on its way
- *   all else            the general product: cuBLAS, or our own tensor-core kernel (gemm.cu) where cuBLAS is not there
+ *   few rows (gemv.cu)  generation: an own kernel that decodes the weight on its way
+ *   all else            the general product: cuBLAS, or our own tensor-core kernel (matmul.cu) where cuBLAS is not there
  *
  * The general product wants both operands in d->compute. A frozen weight in another format is decoded whole into d->ws:
  * on sm_80 and later that costs a few percent of a product with a thousand rows. F32 operands (weights that are trained)
@@ -15,26 +15,6 @@
 #include "kernels/cuda/host.h"
 #include "kernels/cuda/library.h"
 #include "kernels/cuda/products.h"
-
-/* To come. */
-#pragma weak nb_cuda_decode
-#pragma weak nb_cuda_round_matrix
-#pragma weak nb_cuda_few_fits
-#pragma weak nb_cuda_few_ws
-#pragma weak nb_cuda_few_fwd
-#pragma weak nb_cuda_gemm_mma
-#pragma weak nb_cuda_thin_fits
-#pragma weak nb_cuda_thin_ws
-#pragma weak nb_cuda_thin
-#pragma weak nb_emu_decode
-#pragma weak nb_emu_round_matrix
-#pragma weak nb_emu_few_fits
-#pragma weak nb_emu_few_ws
-#pragma weak nb_emu_few_fwd
-#pragma weak nb_emu_gemm_mma
-#pragma weak nb_emu_thin_fits
-#pragma weak nb_emu_thin_ws
-#pragma weak nb_emu_thin
 
 /* A general product; x and y in d->compute, c in that or F32. */
 typedef nb_status (*general)(nb_dev *d, nb_mat c, nb_mat x, nb_mat y, int64_t M, int64_t N, int64_t K, float alpha,

@@ -27,14 +27,17 @@ nb_status NB_GPU(decode)(nb_dev *d, void *out, nb_dtype dtype, const nb_weight *
 /* out[rows, cols], compact bf16, = an F32 matrix with ld elements between its rows, rounded. Takes no scratch. */
 nb_status NB_GPU(round_matrix)(nb_dev *d, void *out, const float *in, int64_t ld, int64_t rows, int64_t cols);
 
-/* y[T,N] = x[T,K] W^T + beta * y for few rows (T <= 8: generation), decoding W on the way: y BF16 or F32, ld y.ld.
- * few_fits: does it take this format, these sizes? At least NF4 with even cols; other formats where it gains.
+/* ---- gemv.cu ---- */
+
+/* y[T,N] = x[T,K] W^T + beta * y for few rows (generation), decoding W on the way: y BF16 or F32, ld y.ld. A row of y has
+ * the same bits for every T that fits. few_fits: at most 8 rows of any format, 32 where tensor cores do it: x BF16, and NF4
+ * with whole blocks of 32 a row or BF16 with whole groups of 8.
  * Scratch from the start of d->ws, few_ws(T, N, K) bytes (0 if it needs none). */
 bool NB_GPU(few_fits)(const nb_dev *d, const nb_weight *w, int64_t T);
 size_t NB_GPU(few_ws)(const nb_dev *d, int64_t T, int64_t N, int64_t K);
 nb_status NB_GPU(few_fwd)(nb_dev *d, nb_mat y, const nb_elem *x, const nb_weight *w, int64_t T, float beta);
 
-/* ---- gemm.cu ---- */
+/* ---- matmul.cu ---- */
 
 /* The general product, any transposes. x and y both BF16 (tensor cores, mma.sync), or both F32 (a plain tile kernel). Takes
  * no scratch: an operand may lie in d->ws. */
