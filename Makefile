@@ -76,6 +76,7 @@ OBJ       := $(SRC:%.c=$(BUILD)/%.o)
 CLI_OBJ   := $(CLI:%.c=$(BUILD)/%.o)
 TEST_BIN  := $(TESTS:%.c=$(BUILD)/%)
 ROWS_OBJ  := $(ROWS:%.c=$(BUILD)/%.o)
+GPUCHECK_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(filter-out %/device.c,$(sort $(wildcard tests/gpu/*.c)))) $(ROWS_OBJ)
 BENCH_BIN := $(BENCHES:%.c=$(BUILD)/%)
 
 # One short line a command; V=1 shows it whole.
@@ -103,6 +104,9 @@ $(BUILD)/%.o: %.c | $(BUILD)/probed-build
 $(BUILD)/kernels/cuda/%.o: kernels/cuda/%.c $(if $(filter 1,$(CUDA)),build/cuda/flags.txt) | $(BUILD)/probed-build
 	@mkdir -p $(@D)
 	$(call run,compile,$(CC) $(ALL_CFLAGS) $(CUDA_HOME:%=-isystem %/include) -DNB_CUDA_ARCHS='"$(strip $(CUDA_ARCHS))"' -MMD -MP -c -o $@ $<)
+
+$(BUILD)/tests/gpu/device.o: $(BUILD)/cuda.txt
+$(BUILD)/tests/gpu/device.o: CFLAGS += $(if $(filter 1,$(CUDA)),-DGC_CUDA -isystem $(CUDA_HOME)/include)
 
 # What ptxas says (registers, spills) and nvcc warns of stays beside the object; warnings and errors are shown.
 build/cuda/%.o: %.cu build/cuda/flags.txt
@@ -145,6 +149,23 @@ $(BUILD)/tests/test_%: $(BUILD)/tests/test_%.o $(EMU_OBJ) $(BUILD)/libnibble.a
 
 $(BUILD)/tests/test_rows: $(ROWS_OBJ)
 
+# Checks and measures kernels and steps, on the card at hand or on the emulator.
+$(BUILD)/gpucheck: $(GPUCHECK_OBJ) $(BUILD)/tests/gpu/device.o $(CUDA_OBJ) $(BUILD)/libnibble.a $(BUILD)/cuda.txt
+	$(call run,link,$(CC) -o $@ $(filter %.o %.a,$^) $(CUDA_LIBS) $(LIBS))
+$(BUILD)/gpucheck-emu: $(GPUCHECK_OBJ) $(BUILD)/emu/tests/gpu/device.o $(EMU_OBJ) $(BUILD)/libnibble.a
+	$(call run,link,$(CC) -o $@ $^ $(LIBS))
+
+# For a GPU machine without these libraries: everything but glibc linked in (tests/gpu/run.sh pack).
+PACK_LIBS := -static-libgcc -Wl$(comma)-Bstatic -ljansson -lpcre2-8 -lutf8proc -lcrypto -lyaml -lopenblas -lgomp \
+	-Wl$(comma)-Bdynamic -lm -ldl -lpthread
+pack: build/gpu/nibble build/gpu/gpucheck
+build/gpu/nibble: $(CLI_OBJ) $(CUDA_OBJ) $(BUILD)/libnibble.a
+	@mkdir -p $(@D)
+	$(call run,link,$(CC) -s -o $@ $^ $(CUDA_LIBS) $(PACK_LIBS))
+build/gpu/gpucheck: $(GPUCHECK_OBJ) $(BUILD)/tests/gpu/device.o $(CUDA_OBJ) $(BUILD)/libnibble.a
+	@mkdir -p $(@D)
+	$(call run,link,$(CC) -s -o $@ $^ $(CUDA_LIBS) $(PACK_LIBS))
+
 $(BUILD)/bench/bench_%: $(BUILD)/bench/bench_%.o $(BUILD)/libnibble.a
 	$(call run,link,$(CC) -o $@ $^ $(LIBS))
 
@@ -157,9 +178,9 @@ $(BUILD)/probed-%:
 test: tests-built  ## build and run all tests
 	tests/run.sh $(BUILD)
 
-tests-built: $(BUILD)/nibble $(BUILD)/nibble-emu $(TEST_BIN) $(CHECKERS)
+tests-built: $(BUILD)/nibble $(BUILD)/nibble-emu $(BUILD)/gpucheck-emu $(TEST_BIN) $(CHECKERS)
 
-objects: $(OBJ) $(CLI_OBJ) $(CUDA_OBJ) $(sort $(EMU_OBJ) $(CHECK_OBJ)) $(ROWS_OBJ) $(TEST_BIN:%=%.o) $(BENCH_BIN:%=%.o)
+objects: $(OBJ) $(CLI_OBJ) $(CUDA_OBJ) $(sort $(EMU_OBJ) $(CHECK_OBJ)) $(GPUCHECK_OBJ) $(BUILD)/tests/gpu/device.o $(TEST_BIN:%=%.o) $(BENCH_BIN:%=%.o)
 
 quickstart: nibble  ## fine-tune, evaluate and generate with the sample base and data
 	configs/quickstart.sh ./nibble
@@ -188,6 +209,6 @@ clean:  ## remove everything that was built
 help:  ## this list
 	@awk -F '## ' '/^[a-z]+:.*## / { split($$1, t, ":"); printf "  %-10s %s\n", t[1], $$2 }' Makefile
 
-.PHONY: all nibble quickstart test tests-built objects lint bench probe install uninstall clean help now
+.PHONY: all nibble quickstart test tests-built pack objects lint bench probe install uninstall clean help now
 .SECONDARY:
--include $(OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(CUDA_OBJ:.o=.d) $(sort $(EMU_OBJ:.o=.d) $(CHECK_OBJ:.o=.d)) $(ROWS_OBJ:.o=.d) $(TEST_BIN:%=%.d) $(BENCH_BIN:%=%.d)
+-include $(OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(CUDA_OBJ:.o=.d) $(sort $(EMU_OBJ:.o=.d) $(CHECK_OBJ:.o=.d)) $(GPUCHECK_OBJ:.o=.d) $(BUILD)/tests/gpu/device.d $(TEST_BIN:%=%.d) $(BENCH_BIN:%=%.d)

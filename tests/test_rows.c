@@ -5,9 +5,6 @@
 
 #include "tests/rows.h"
 
-/* Linked in where the cuda backend's source is built for the emulator. */
-extern const nb_backend nb_backend_emu __attribute__((weak));
-
 static const struct device {
     const char *name;
     nb_dtype compute;
