@@ -12,6 +12,15 @@
 #include "core/mem.h"
 #include "kernels/cuda/host.h"
 
+#ifdef NB_EMU
+#define BACKEND nb_backend_emu
+#define NAME "emu"
+#define NB_CUDA_ARCHS "emulated"
+#else
+#define BACKEND nb_backend_cuda
+#define NAME "cuda"
+#endif
+
 enum { OLDEST = 80 };
 
 /* Small copies to the device go through page-locked memory, which the device reads by itself later; the caller's bytes are
@@ -211,9 +220,9 @@ static nb_status find_gpu(const char *where, int *device) {
     errno = 0;
     long number = strtol(where, &end, 10);
     if (*end || end == where || errno || number < 0)
-        return nb_fail(NB_EINPUT, "device \"cuda:%s\": a GPU's number stands behind the colon, as in cuda:0", where);
+        return nb_fail(NB_EINPUT, "device \"" NAME ":%s\": a GPU's number stands behind the colon, as in " NAME ":0", where);
     if (number >= n)
-        return nb_fail(NB_EINPUT, "device \"cuda:%s\": there %s %d GPU%s here, numbered from 0", where, n == 1 ? "is" : "are",
+        return nb_fail(NB_EINPUT, "device \"" NAME ":%s\": there %s %d GPU%s here, numbered from 0", where, n == 1 ? "is" : "are",
                        n, n == 1 ? "" : "s");
     *device = (int)number;
     return new_enough(*device);
@@ -284,15 +293,6 @@ static const nb_kernels gpu_kernels = {
 #include "kernels/kernels.def"
 #undef KERNEL
 };
-
-#ifdef NB_EMU
-#define BACKEND nb_backend_emu
-#define NAME "emu"
-#define NB_CUDA_ARCHS "emulated"
-#else
-#define BACKEND nb_backend_cuda
-#define NAME "cuda"
-#endif
 
 const nb_backend BACKEND = {
     .name = NAME,

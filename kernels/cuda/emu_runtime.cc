@@ -126,7 +126,7 @@ cudaError_t cudaGetDeviceProperties(cudaDeviceProp *p, int device) {
     return cudaSuccess;
 }
 cudaError_t cudaDriverGetVersion(int *version) {
-    *version = 13000;
+    *version = (int)setting("EMU_DRIVER", setting("EMU_ERROR", 0) == cudaErrorInsufficientDriver ? 0 : 13000);
     return cudaSuccess;
 }
 cudaError_t cudaRuntimeGetVersion(int *version) {

@@ -7,7 +7,8 @@
  * Environment: EMU_STREAM=late|now   now: work runs at once, and device memory stays open to the host
  *              EMU_ARCH=90           compute capability of the card it pretends to be
  *              EMU_MEMORY=bytes      of device memory (16 GiB)
- *              EMU_ERROR=n           cudaGetDeviceCount answers this error (35: no driver, 100: no device) */
+ *              EMU_ERROR=n           cudaGetDeviceCount answers this error (35: no driver, 100: no device)
+ *              EMU_DRIVER=n          CUDA version of the driver (13000; 0, no driver, with error 35) */
 #ifndef NB_KERNELS_CUDA_EMU_RUNTIME_H
 #define NB_KERNELS_CUDA_EMU_RUNTIME_H
 

@@ -114,7 +114,8 @@ void NB_GPU(gemm_close)(nb_dev *d) {
 
 /* ---- operands ---- */
 
-enum { PANEL = 32 << 20 }; /* bytes of rounded operand at a time */
+/* Bytes of rounded operand at a time; few in the emulator, so that small tests need several. */
+enum { PANEL = NB_EMULATED ? 1 << 20 : 32 << 20 };
 
 static int64_t aligned(int64_t bytes) { return (bytes + NB_ALIGN - 1) / NB_ALIGN * NB_ALIGN; }
 
