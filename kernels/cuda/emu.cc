@@ -246,6 +246,7 @@ int emu_barrier(int id, unsigned n, int value, const char *file, int line) {
         if (order != FORWARD) next();
     }
     f->warp_epoch++;
+    f->meet_epoch++;
     return b->results[turn];
 }
 static room *room_for(unsigned warp, uint32_t mask, const char *file, int line) {
@@ -286,6 +287,7 @@ emu_slot *emu_meet(uint32_t mask, int kind, const void *mine, size_t n, void (*l
         if (order != FORWARD) next();
     }
     f->warp_epoch += kind == EMU_SYNCWARP;
+    f->meet_epoch++;
     return slots;
 }
 
@@ -518,7 +520,7 @@ static void run_block(uint3 at) {
         f->done = f->waiting = false;
         f->line = f->n_copies = f->copy_group = 0;
         f->barrier = -1;
-        f->warp_epoch = 1;
+        f->warp_epoch = f->meet_epoch = 1;
         list[i] = i;
     }
     if (emu_check) emu_check->block(fibers[0]);

@@ -6,8 +6,9 @@
  * emulator itself (emu_checker).
  *
  * Happens-before: two accesses of different threads, at least one a write and not both atomic, race unless barriers order
- * them: __syncthreads and bar_sync between warps (a vector clock of warps), also __syncwarp within a warp; different
- * blocks of a launch are never ordered, launches always. Each half-word of memory remembers its last writer and the last
+ * them: __syncthreads and bar_sync between warps (a vector clock of warps), also __syncwarp within a warp, where a shuffle
+ * between a read and a later write does as well (it waits for the value that was read); different blocks of a launch are
+ * never ordered, launches always. Each half-word of memory remembers its last writer and the last
  * readers of two warps. A "last block" that trusts __threadfence and a counter would be reported: kernels here use two
  * launches instead. */
 #include <stdio.h>
@@ -34,7 +35,7 @@ struct who { /* made an access */
     place where;
     uint32_t block;       /* counted over all launches; 0: nobody */
     uint32_t clock;       /* of its warp */
-    uint32_t warp_epoch;
+    uint32_t warp_epoch, meet_epoch;
     uint16_t thread;
     uint8_t mask;         /* bytes of the half-word */
     bool atomic;
@@ -202,11 +203,12 @@ static void write_profile() {
 }
 
 /* ---- happens-before ---- */
-static bool ordered(const who &before, const who &now) {
+static bool ordered(const who &before, const who &now, bool write_after_read) {
     if (before.block < first_block) return true; /* nobody, or an earlier launch */
     if (before.block != now.block) return false;
     if (before.thread == now.thread) return true;
-    if (before.thread / 32 == now.thread / 32) return before.warp_epoch < now.warp_epoch;
+    if (before.thread / 32 == now.thread / 32)
+        return write_after_read ? before.meet_epoch < now.meet_epoch : before.warp_epoch < now.warp_epoch;
     return clocks[now.thread / 32][before.thread / 32] >= before.clock;
 }
 static void on_barrier(uint32_t warps) {
@@ -238,7 +240,7 @@ static cell *cells_at(uintptr_t a, bool shared) {
 static who here(place where, bool atomic) {
     const emu_thread *t = emu_cur;
     unsigned warp = t->index / 32;
-    return {where, block_number, clocks[warp][warp], t->warp_epoch, (uint16_t)t->index, 0, atomic};
+    return {where, block_number, clocks[warp][warp], t->warp_epoch, t->meet_epoch, (uint16_t)t->index, 0, atomic};
 }
 /* The bytes of [a, a + n) in the half-word at b. */
 static uint8_t bytes_in(uintptr_t b, uintptr_t a, size_t n) {
@@ -255,7 +257,7 @@ static void see(cell *k, const who &now, bool write, bool shared, const void *ad
         report(write ? "write over a cp.async on its way" : "read before the wait for cp.async", now.where, address, 0, 0);
     else if (shared && !write && (k->written & now.mask) != now.mask)
         report("read of shared memory nobody wrote", now.where, address, 0, 0);
-    if (k->write.mask & now.mask && !(k->write.atomic && now.atomic) && !ordered(k->write, now))
+    if (k->write.mask & now.mask && !(k->write.atomic && now.atomic) && !ordered(k->write, now, false))
         report(write ? "race: write" : "race: read", now.where, address, &k->write, "written");
     if (!write) {
         bool same_warp = k->reads[0].block == now.block && k->reads[0].thread / 32 == now.thread / 32;
@@ -264,7 +266,7 @@ static void see(cell *k, const who &now, bool write, bool shared, const void *ad
         return;
     }
     for (const who &r : k->reads)
-        if (r.mask & now.mask && !(r.atomic && now.atomic) && !ordered(r, now))
+        if (r.mask & now.mask && !(r.atomic && now.atomic) && !ordered(r, now, true))
             report("race: write", now.where, address, &r, "read");
     k->write = now;
     k->written |= now.mask;
