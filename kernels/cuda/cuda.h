@@ -1,5 +1,6 @@
-/* What the .cu files include; what they share with the C files of the GPU backend is in host.h. All of it is compiled twice: by nvcc for the backend
- * "cuda" (NB_GPU(x) is nb_cuda_x), and by a host C++ compiler against the emulator for "emu" (nb_emu_x, NB_EMU defined).
+/* What the .cu files include; what they share with the C files of the GPU backend is in host.h. All of it is compiled
+ * twice: by nvcc for the backend "cuda" (NB_GPU(x) is nb_cuda_x), and by a host C++ compiler against the emulator for
+ * "emu" (nb_emu_x, NB_EMU defined).
  * A .cu file holds: purpose, kernels, launchers. A launcher is the row of kernels.def itself:
  *
  *     extern "C" nb_status NB_GPU(add)(nb_dev *d, nb_elem *y, ...) {

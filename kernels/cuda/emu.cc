@@ -34,7 +34,8 @@ enum : size_t {
     GUARD = 4 * KB,
     STACK = 256 * KB,
     FIBER_ROOM = 16 * KB, /* of a struct fiber, above its stack */
-    FIBER = GUARD + STACK + FIBER_ROOM
+    COLORS = 4 * KB, /* fibers lie at different offsets in their pages, or they would share a few cache lines' places */
+    FIBER = GUARD + COLORS + STACK + FIBER_ROOM
 };
 enum { FORWARD, REVERSE, RANDOM };
 
@@ -491,10 +492,10 @@ static void set_up() {
 }
 static fiber *fiber_of(unsigned i) {
     if (fibers[i]) return fibers[i];
-    char *at = (char *)emu_at.threads + i * FIBER;
+    char *at = (char *)emu_at.threads + i * FIBER, *stack = at + GUARD + i * 192 % COLORS;
     mprotect(at, GUARD, PROT_NONE);
-    fiber *f = fibers[i] = (fiber *)(at + GUARD + STACK);
-    f->stack = at + GUARD;
+    fiber *f = fibers[i] = (fiber *)(stack + STACK);
+    f->stack = stack;
     f->sp = first_frame(f->stack + STACK, fiber_runs);
     f->index = i;
     f->lane = i % 32;

@@ -8,7 +8,7 @@
  * Happens-before: two accesses of different threads, at least one a write and not both atomic, race unless barriers order
  * them: __syncthreads and bar_sync between warps (a vector clock of warps), also __syncwarp within a warp, where a shuffle
  * between a read and a later write does as well (it waits for the value that was read); different blocks of a launch are
- * never ordered, launches always. Each half-word of memory remembers its last writer and the last
+ * never ordered, launches always. Each word of memory remembers its last writer and the last
  * readers of two warps. A "last block" that trusts __threadfence and a counter would be reported: kernels here use two
  * launches instead. */
 #include <stdio.h>
@@ -37,15 +37,15 @@ struct who { /* made an access */
     uint32_t clock;       /* of its warp */
     uint32_t warp_epoch, meet_epoch;
     uint16_t thread;
-    uint8_t mask;         /* bytes of the half-word */
+    uint8_t mask;         /* bytes of the word */
     bool atomic;
 };
-struct cell { /* a half-word */
+struct cell { /* a word */
     who write, reads[2];
     uint32_t block; /* in shared memory: what follows is of this block */
     uint8_t written, landing; /* bytes that hold something; bytes a cp.async may write at any time */
 };
-enum : size_t { GRAIN = 2, PAGE = 4096, MAX_REPORTS = 20 };
+enum : size_t { GRAIN = 4, PAGE = 4096, MAX_REPORTS = 20 };
 
 static uint32_t block_number, first_block; /* first_block: of this launch */
 static uint32_t clocks[32][32];
@@ -242,9 +242,10 @@ static who here(place where, bool atomic) {
     unsigned warp = t->index / 32;
     return {where, block_number, clocks[warp][warp], t->warp_epoch, t->meet_epoch, (uint16_t)t->index, 0, atomic};
 }
-/* The bytes of [a, a + n) in the half-word at b. */
+/* The bytes of [a, a + n) in the word at b. */
 static uint8_t bytes_in(uintptr_t b, uintptr_t a, size_t n) {
-    return (uint8_t)((b >= a && b < a + n ? 1 : 0) | (b + 1 >= a && b + 1 < a + n ? 2 : 0));
+    unsigned from = b < a ? (unsigned)(a - b) : 0, to = b + GRAIN > a + n ? (unsigned)(a + n - b) : (unsigned)GRAIN;
+    return (uint8_t)((1u << to) - (1u << from));
 }
 static void begin_cell(cell *k, bool shared) {
     if (!shared || k->block == block_number) return;
@@ -332,11 +333,11 @@ static void on_copy_begin(const emu_copy *c) {
     place where = place_of(c->file, c->line);
     if (c->read) access(c->src, (size_t)c->read, false, false, where);
     access(c->dst, (size_t)c->size, true, false, where);
-    for (int i = 0; i < c->size; i += (int)GRAIN) cells_at((uintptr_t)c->dst + (uintptr_t)i, true)->landing = 3;
+    for (int i = 0; i < c->size; i += (int)GRAIN) cells_at((uintptr_t)c->dst + (uintptr_t)i, true)->landing = 15;
 }
 static void on_copy_land(const emu_copy *c) {
     who now = here(place_of(c->file, c->line), false);
-    now.mask = 3;
+    now.mask = 15;
     for (int i = 0; i < c->size; i += (int)GRAIN) {
         cell *k = cells_at((uintptr_t)c->dst + (uintptr_t)i, true);
         k->landing = 0;
