@@ -51,7 +51,7 @@ __global__ void __launch_bounds__(THREADS) add_parts(nb_update *u, const double 
 /* A step's numbers as kernels/cpu/optim.c has them, derived in double: p*shrink - rate*m / (sqrt(v)/root + eps). */
 struct step_scalars {
     float shrink, rise1, beta2, rise2, rate, root, eps, clip;
-    bool finite;
+    int finite; /* no padding behind it: whole structs go through shared memory */
 };
 
 __device__ __forceinline__ step_scalars scalars_of(const nb_update *u, float beta1, float beta2, float eps, float wd) {
