@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/interrupt.h"
+#include "generate/tops.h"
 
 typedef struct slot {
     const nb_gen_request *request; /* NULL: free */
@@ -22,6 +23,7 @@ struct nb_generator {
     nb_runner *runner;
     nb_kv_cache cache;
     nb_sampler sampler;
+    nb_tops tops; /* open where the device's memory is not the host's */
     slot *slots;
     int64_t n_slots, slot_len, max_tokens;
     int32_t *stop_ids;
@@ -33,7 +35,7 @@ struct nb_generator {
     int32_t *ids, *pos, *kv_rows, *rows; /* [max_tokens] x 3, [slots] */
     uint32_t *sample;                    /* [max_tokens] */
     nb_seg *segs;                        /* [slots] */
-    float *logits;                       /* [slots, V] */
+    float *logits;                       /* [V] of one sequence, on the host */
 };
 
 const char *nb_stop_name(nb_stop s) {
@@ -82,8 +84,9 @@ nb_status nb_generator_open(nb_generator **out, nb_model *m, nb_arena *arena, co
     nb_sampler_open(&g->sampler, m->spec->vocab);
     void *logits;
     nb_status st;
-    NB_GO(st, nb_big_alloc(&logits, slots * (size_t)m->spec->vocab * sizeof *g->logits, "logits"), failed);
+    NB_GO(st, nb_big_alloc(&logits, (size_t)m->spec->vocab * sizeof *g->logits, "logits"), failed);
     g->logits = logits;
+    if (!m->dev->be->host_memory) NB_GO(st, nb_tops_open(&g->tops, m->dev, o->slots, m->spec->vocab), failed);
     NB_GO(st, nb_kv_cache_open(&g->cache, m, o->slots * o->slot_len), failed);
     NB_GO(st, nb_runner_open_logits(&g->runner, m, arena, o->max_tokens, o->slots, &g->cache), failed);
     *out = g;
@@ -98,7 +101,8 @@ void nb_generator_free(nb_generator *g) {
     if (g->runner) nb_runner_free(g->runner);
     if (g->cache.rows) nb_kv_cache_close(&g->cache);
     nb_sampler_close(&g->sampler);
-    if (g->logits) nb_big_free(g->logits, (size_t)(g->n_slots * g->model->spec->vocab) * sizeof *g->logits);
+    nb_tops_close(&g->tops);
+    if (g->logits) nb_big_free(g->logits, (size_t)g->model->spec->vocab * sizeof *g->logits);
     for (int64_t s = 0; s < g->n_slots; s++) {
         free(g->slots[s].ids);
         nb_decoder_free(g->slots[s].decoder);
@@ -109,7 +113,7 @@ void nb_generator_free(nb_generator *g) {
 }
 
 size_t nb_generator_bytes(const nb_generator *g) {
-    return g->cache.bytes + (size_t)(g->n_slots * g->model->spec->vocab) * sizeof *g->logits;
+    return g->cache.bytes + (size_t)g->model->spec->vocab * sizeof *g->logits;
 }
 int64_t nb_generator_slot_len(const nb_generator *g) { return g->slot_len; }
 
@@ -233,6 +237,21 @@ static void add_tokens(nb_generator *g, nb_batch *b, slot *s) {
     b->n += s->take;
 }
 
+/* A token from row i of the logits: from its most likely ones if they are at hand and decide it. */
+static nb_status choose(nb_generator *g, const nb_sampling *o, bool tops, const float *logits, int64_t i, const slot *s,
+                        int32_t *token) {
+    nb_dev *dev = g->model->dev;
+    const int64_t V = g->model->spec->vocab;
+    bool sure = false;
+    if (tops) {
+        nb_top top = nb_tops_row(&g->tops, i);
+        nb_sampler_next_of_top(&g->sampler, o, &top, s->n, s->request->sequence, token, &sure);
+    }
+    if (sure) return NB_OK;
+    NB_TRY(dev->be->get(dev, g->logits, logits + i * V, (size_t)V * sizeof *logits));
+    return nb_sampler_next(&g->sampler, o, g->logits, s->ids, s->n, s->request->sequence, token);
+}
+
 /* Tokens of every busy slot, sequences being answered first; then a token for each slot that caught up. */
 static nb_status pass(nb_generator *g, const nb_sampling *o, nb_progress *progress) {
     nb_batch b = {.ids = g->ids, .pos = g->pos, .sample = g->sample, .segs = g->segs, .kv_rows = g->kv_rows};
@@ -248,15 +267,17 @@ static nb_status pass(nb_generator *g, const nb_sampling *o, nb_progress *progre
             ready[n_ready++] = s;
         }
     if (!n_ready) g->rows[0] = (int32_t)b.n - 1; /* prompts alone: a row nobody looks at */
-    NB_TRY(nb_runner_logits(g->runner, &b, &g->cache, g->rows, n_ready ? n_ready : 1, g->logits));
+    const float *logits;
+    NB_TRY(nb_runner_logits_there(g->runner, &b, &g->cache, g->rows, n_ready ? n_ready : 1, &logits));
+    const bool tops = g->tops.dev && n_ready && nb_sampling_of_top(o);
+    if (tops) NB_TRY(nb_tops_find(&g->tops, logits, n_ready, g->model->spec->vocab, nb_sampling_rate(o)));
     for (int64_t i = 0; i < g->n_slots; i++)
         if (g->slots[i].request) g->slots[i].cached += g->slots[i].take;
     for (int64_t i = 0; i < n_ready; i++) {
         slot *s = ready[i];
         int32_t token;
         bool done;
-        NB_TRY(nb_sampler_next(&g->sampler, o, g->logits + i * g->model->spec->vocab, s->ids, s->n,
-                               s->request->sequence, &token));
+        NB_TRY(choose(g, o, tops, logits, i, s, &token));
         NB_TRY(take_token(g, s, token, &done));
         if (done && progress) nb_progress_set(progress, progress->done + 1, NULL);
     }

@@ -7,6 +7,7 @@
 #ifndef NB_GENERATE_SAMPLER_H
 #define NB_GENERATE_SAMPLER_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "core/status.h"
@@ -42,6 +43,21 @@ void nb_sampler_close(nb_sampler *s);
  * are passed over. Allocates nothing. */
 nb_status nb_sampler_next(nb_sampler *s, const nb_sampling *o, float *logits, const int32_t *history, int64_t n,
                           uint64_t sequence, int32_t *token);
+
+/* The most likely tokens of a row, most likely first, as the kernel top_logits finds them at rate
+ * nb_sampling_rate(o). */
+typedef struct nb_top {
+    const float *values;
+    const int32_t *ids;
+    int64_t n;
+    float mass;
+} nb_top;
+float nb_sampling_rate(const nb_sampling *o);
+bool nb_sampling_of_top(const nb_sampling *o); /* may they be enough to draw from? */
+/* nb_sampler_next from the most likely alone: the same token, or *sure is false, where the whole row has to be seen: more
+ * than these may be drawn, a repetition penalty may reorder them, or a number is not finite. */
+void nb_sampler_next_of_top(nb_sampler *s, const nb_sampling *o, const nb_top *top, int64_t n, uint64_t sequence,
+                            int32_t *token, bool *sure);
 
 /* The distribution a draw is taken from, probability[vocab], after all filters (greedy: one 1). */
 nb_status nb_sampler_distribution(nb_sampler *s, const nb_sampling *o, float *logits, const int32_t *history,

@@ -1,6 +1,6 @@
 /* The 8-bit state of AdamW (Dettmers et al., "8-bit optimizers via block-wise quantization", 2021): blocks of 256
- * elements share the scale absmax, and a byte names one of 256 levels in [-1, 1] of "dynamic" spacing: decades from 1e-7
- * to 1, each with twice the levels of the one below, evenly spread over it. m has a sign, v has none:
+ * elements share the scale absmax, and a byte names one of 256 levels in [-1, 1] of "dynamic" spacing: decades from
+ * 1e-7 to 1, each with twice the levels of the one below, evenly spread over it. m has a sign, v has none:
  *
  *   without sign   level 0 = 0;      1 .. 254 positive; 255 = 1    (2 levels from 1e-7 on, ..., 128 from 0.1 on)
  *   with sign      level 127 = 0;  128 .. 254 positive; 255 = 1    (1 level, ..., 64), and 0 .. 126 their negatives
@@ -21,9 +21,9 @@
 
 enum { NB_STATE8_BLOCK = 256 };
 
-/* Decade d = 0..6 begins at 10^(d-7) and has n = 2^d (with sign) or 2^(d+1) levels; level i is in the middle of the i-th of
- * n equal steps: (0.1 + 0.9 (i + 1/2) / n) 10^(d-6) = (2n + 18i + 9) / (2n 10^(7-d)). Both numbers are exact in f32, so
- * the quotient is correctly rounded, and the same, everywhere. */
+/* Decade d = 0..6 begins at 10^(d-7) and has n = 2^d (with sign) or 2^(d+1) levels; level i is in the middle of the i-th
+ * of n equal steps: (0.1 + 0.9 (i + 1/2) / n) 10^(d-6) = (2n + 18i + 9) / (2n 10^(7-d)). Both numbers are exact in f32,
+ * so the quotient is correctly rounded, and the same, everywhere. */
 NB_STATE8 float nb_state8_level(int byte, bool with_sign) {
     bool negative = with_sign && byte < 127;
     int j = !with_sign ? byte + 1 : negative ? 127 - byte : byte - 127, n = 1, decade = with_sign ? 0 : -1;
@@ -36,8 +36,8 @@ NB_STATE8 float nb_state8_level(int byte, bool with_sign) {
     return negative ? -level : level;
 }
 
-/* middle[k] lies between levels k and k + 1, so the byte of the nearest level (the lower one of equals) is the number of
- * middles below x. */
+/* middle[k] lies between levels k and k + 1, so the byte of the nearest level (the lower one of equals) is the number
+ * of middles below x. */
 NB_STATE8 float nb_state8_middle(int byte, bool with_sign) {
     return (nb_state8_level(byte, with_sign) + nb_state8_level(byte + 1, with_sign)) * 0.5f;
 }

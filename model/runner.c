@@ -284,9 +284,8 @@ static nb_status launch_logits(nb_runner *r, const nb_batch *b, nb_kv_cache *cac
     return dev->be->replay(dev, c->launches);
 }
 
-nb_status nb_runner_logits(nb_runner *r, const nb_batch *b, nb_kv_cache *cache, const int32_t *rows, int64_t n,
-                           float *logits) {
-    nb_dev *dev = r->model->dev;
+nb_status nb_runner_logits_there(nb_runner *r, const nb_batch *b, nb_kv_cache *cache, const int32_t *rows, int64_t n,
+                                 const float **logits) {
     nb_batch there;
     if (b->n > r->max_tokens || n > r->max_logits)
         return nb_fail(NB_EINPUT, "a batch of %lld tokens, %lld logits where %lld and %lld were planned for",
@@ -294,7 +293,13 @@ nb_status nb_runner_logits(nb_runner *r, const nb_batch *b, nb_kv_cache *cache, 
     NB_TRY(check_ids(r, b));
     const int32_t *none = NULL;
     NB_TRY(to_device(r, b, &there, &rows, &none, n));
+    return launch_logits(r, &there, cache, rows, n, logits);
+}
+
+nb_status nb_runner_logits(nb_runner *r, const nb_batch *b, nb_kv_cache *cache, const int32_t *rows, int64_t n,
+                           float *logits) {
+    nb_dev *dev = r->model->dev;
     const float *at;
-    NB_TRY(launch_logits(r, &there, cache, rows, n, &at));
+    NB_TRY(nb_runner_logits_there(r, b, cache, rows, n, &at));
     return dev->be->get(dev, logits, at, (size_t)(n * r->model->spec->vocab) * sizeof(float));
 }

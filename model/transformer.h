@@ -150,7 +150,9 @@ size_t nb_runner_bytes(const nb_runner *r); /* activation bytes its plan takes *
 /* Forward (and backward, gradients scaled by grad_scale, into the leaves). *loss_sum = sum of the losses; nll (host,
  * [n_trained], may be NULL) receives each. A batch without trained tokens is skipped with loss 0. */
 nb_status nb_runner_loss(nb_runner *r, const nb_batch *b, float grad_scale, double *loss_sum, float *nll);
-/* logits: host [n, V] at rows[n]. */
+/* logits: host [n, V] at rows[n]. _there: they stay on the device, until the runner (or another of its arena) runs again. */
+nb_status nb_runner_logits_there(nb_runner *r, const nb_batch *b, nb_kv_cache *cache, const int32_t *rows, int64_t n,
+                                 const float **logits);
 nb_status nb_runner_logits(nb_runner *r, const nb_batch *b, nb_kv_cache *cache, const int32_t *rows, int64_t n,
                            float *logits);
 

@@ -49,7 +49,8 @@ static void sum_squares(nb_rowtest *t, const void *arg) {
     rows_ok(t, nb_dev_reserve(t->d, t->d->be->rows_ws(t->d, 1, c->n)));
     rows_ok(t, t->d->k->sum_squares(t->d, u, device + c->skip, c->n));
     nb_update got = get_update(t, u);
-    rows_expect(t, fabs(got.sum_squares - want) <= 1e-12 * want, "sum of squares %.17g, wanted %.17g", got.sum_squares, want);
+    rows_expect(t, fabs(got.sum_squares - want) <= 1e-12 * want, "sum of squares %.17g, wanted %.17g", got.sum_squares,
+                want);
     got.sum_squares = before.sum_squares;
     rows_expect(t, !memcmp(&got, &before, sizeof got), "more than the sum was changed");
 }
@@ -65,7 +66,8 @@ static void adamw(nb_rowtest *t, const void *arg) {
     const adam_case *c = arg;
     const int64_t n = c->n, skip = c->skip;
     float *p = rows_draw(t, skip + n, 1, NB_F32), *g = rows_draw(t, c->skip_g + n, 1e-2, NB_F32);
-    double *want_p = rows_doubles(t, n), *want_m = rows_doubles(t, n), *want_v = rows_doubles(t, n), *g64 = rows_doubles(t, n);
+    double *want_p = rows_doubles(t, n), *want_m = rows_doubles(t, n), *want_v = rows_doubles(t, n),
+           *g64 = rows_doubles(t, n);
     float *dp = rows_put(t, p, skip + n, NB_F32), *dm = put_zeros(t, skip + n), *dv = put_zeros(t, skip + n);
     float *dg = rows_put(t, g, c->skip_g + n, NB_F32);
     double norm = 0;
@@ -77,10 +79,11 @@ static void adamw(nb_rowtest *t, const void *arg) {
         const float lr = 0.01f / (float)step;
         nb_update *u = put_update(t, update_of(step, lr, c->max_norm));
         rows_ok(t, t->d->k->sum_squares(t->d, u, dg + c->skip_g, n));
-        rows_ok(t, t->d->k->adamw(t->d, dp + skip, dm + skip, dv + skip, dg + c->skip_g, n, u, BETA1, BETA2, EPS, c->wd));
+        rows_ok(t, t->d->k->adamw(t->d, dp + skip, dm + skip, dv + skip, dg + c->skip_g, n, u, BETA1, BETA2, EPS,
+                                  c->wd));
         double clip = c->max_norm > 0 ? (double)c->max_norm / (norm + 1e-6) : 1;
-        ref_adamw(want_p, want_m, want_v, g64, n, (double)lr, (double)BETA1, (double)BETA2, (double)EPS, (double)c->wd, step,
-                  clip < 1 ? clip : 1);
+        ref_adamw(want_p, want_m, want_v, g64, n, (double)lr, (double)BETA1, (double)BETA2, (double)EPS,
+                  (double)c->wd, step, clip < 1 ? clip : 1);
     }
     rows_compare(t, "p", dp + skip, want_p, n, NB_F32, 2e-6);
     rows_compare(t, "m", dm + skip, want_m, n, NB_F32, 2e-6);
@@ -120,15 +123,16 @@ static void not_finite(nb_rowtest *t, const void *arg) {
 
 /* ---- AdamW with 8-bit state ---- */
 
-/* bitsandbytes' create_dynamic_map(signed, max_exponent_bits=7, total_bits=8), in double: means of neighbouring points of
- * an even division of [0.1, 1] times a power of ten; 0, 1 and, with sign, their negatives; ascending. */
+/* bitsandbytes' create_dynamic_map(signed, max_exponent_bits=7, total_bits=8), in double: means of neighbouring points
+ * of an even division of [0.1, 1], times a power of ten; their negatives, with sign; 0 and 1; ascending. */
 static void dynamic_map(double *level, bool with_sign) {
     int n = 0;
     level[n++] = 0;
     for (int i = 0; i < 7; i++) {
         int parts = with_sign ? 1 << i : 2 << i;
         for (int k = 0; k < parts; k++) {
-            double low = 0.1 + 0.9 * k / parts, high = 0.1 + 0.9 * (k + 1) / parts, x = pow(10, i - 6) * (low + high) / 2;
+            double low = 0.1 + 0.9 * k / parts, high = 0.1 + 0.9 * (k + 1) / parts;
+            double x = pow(10, i - 6) * (low + high) / 2;
             level[n++] = x;
             if (with_sign) level[n++] = -x;
         }
@@ -149,7 +153,8 @@ static void levels(nb_rowtest *t, const void *arg) {
         dynamic_map(want, with_sign);
         for (int k = 0; k < 256; k++) {
             double got = (double)nb_state8_level(k, with_sign);
-            rows_expect(t, fabs(got - want[k]) <= 6e-8 * fabs(want[k]), "level %d is %.9g, wanted %.9g", k, got, want[k]);
+            rows_expect(t, fabs(got - want[k]) <= 6e-8 * fabs(want[k]), "level %d is %.9g, wanted %.9g", k, got,
+                        want[k]);
             if (k < 255) middle[k] = nb_state8_middle(k, with_sign);
         }
         for (int k = 0; k < 256; k++)
@@ -178,19 +183,19 @@ static void one_step(nb_rowtest *t, const void *arg) {
     for (int64_t b = 0; b < blocks; b++) m_scale[b] = fabsf(m_scale[b]), v_scale[b] = fabsf(v_scale[b]);
     for (int64_t i = 0; i < n; i++) {
         want_p[i] = p[skip + i], g64[i] = g[skip + i];
-        m[i] = map_m[bytes[skip + i]] * (double)m_scale[i / 256], v[i] = map_v[bytes[all + skip + i]] * (double)v_scale[i / 256];
+        m[i] = map_m[bytes[skip + i]] * (double)m_scale[i / 256];
+        v[i] = map_v[bytes[all + skip + i]] * (double)v_scale[i / 256];
     }
     ref_adamw(want_p, m, v, g64, n, 0.01, (double)BETA1, (double)BETA2, (double)EPS, (double)c->wd, 7, 1);
-    for (int64_t i = 0; i < n; i++) {
+    for (int64_t i = 0; i < n; i++)
         want_m[i / 256] = fmax(want_m[i / 256], fabs(m[i])), want_v[i / 256] = fmax(want_v[i / 256], v[i]);
-    }
     nb_update u = update_of(7, 0.01f, 0);
     u.sum_squares = 1;
     float *dp = rows_put(t, p, all, NB_F32), *dg = rows_put(t, g, all, NB_F32);
     float *dms = rows_put(t, m_scale, blocks, NB_F32), *dvs = rows_put(t, v_scale, blocks, NB_F32);
     uint8_t *dm = rows_put_bytes(t, bytes, (size_t)all), *dv = rows_put_bytes(t, bytes + all, (size_t)all);
-    rows_ok(t, t->d->k->adamw8(t->d, dp + skip, dm + skip, dv + skip, dms, dvs, dg + skip, n, put_update(t, u), BETA1, BETA2,
-                               EPS, c->wd));
+    rows_ok(t, t->d->k->adamw8(t->d, dp + skip, dm + skip, dv + skip, dms, dvs, dg + skip, n, put_update(t, u), BETA1,
+                               BETA2, EPS, c->wd));
     rows_compare(t, "p", dp + skip, want_p, n, NB_F32, 2e-6);
     rows_compare(t, "scales of m", dms, want_m, blocks, NB_F32, 2e-6);
     rows_compare(t, "scales of v", dvs, want_v, blocks, NB_F32, 2e-6);
@@ -201,7 +206,8 @@ static void one_step(nb_rowtest *t, const void *arg) {
         if (got_v[i] != 1) top_v = fmax(top_v, excess(map_v, got_v[i], xv));
         rows_expect(t, got_v[i] > 0 || xv == 0, "v of element %lld became 0", (long long)i);
     }
-    rows_expect(t, top_m <= 1e-5 && top_v <= 1e-5, "bytes are not the nearest levels': m %g, v %g too far", top_m, top_v);
+    rows_expect(t, top_m <= 1e-5 && top_v <= 1e-5, "bytes are not the nearest levels': m %g, v %g too far", top_m,
+                top_v);
 }
 
 /* Twenty steps beside AdamW with f32 state, from zero: the weights go the same way. */
@@ -215,7 +221,8 @@ static void twenty_steps(nb_rowtest *t, const void *arg) {
     rows_ok(t, nb_dev_reserve(t->d, t->d->be->rows_ws(t->d, 1, n)));
     for (int64_t step = 1; step <= 20; step++) {
         float *g = rows_draw(t, n, 5e-3, NB_F32);
-        for (int64_t i = 0; i < n; i++) g[i] = i % 7 == 3 ? 0 : g[i] + slope[i] * (i % 5 ? 1 : 1e-3f); /* of very unequal size */
+        for (int64_t i = 0; i < n; i++) /* of very unequal size, and some none */
+            g[i] = i % 7 == 3 ? 0 : g[i] + slope[i] * (i % 5 ? 1 : 1e-3f);
         float *dg = rows_put(t, g, n, NB_F32);
         nb_update *u = put_update(t, update_of(step, 1e-3f, c->max_norm));
         rows_ok(t, t->d->k->sum_squares(t->d, u, dg, n));
@@ -227,18 +234,21 @@ static void twenty_steps(nb_rowtest *t, const void *arg) {
     for (int64_t i = 0; i < n; i++) {
         double e = (double)x8[i] - x32[i], s = (double)x32[i] - p0[i];
         off += e * e, way += s * s;
-        if (i % 7 == 3 && c->wd == 0) rows_expect(t, x8[i] == p0[i], "element %lld moved without a gradient", (long long)i);
+        if (i % 7 == 3 && c->wd == 0)
+            rows_expect(t, x8[i] == p0[i], "element %lld moved without a gradient", (long long)i);
     }
     rows_expect(t, sqrt(off / way) <= 0.02, "8-bit state went astray by %.3g of the way", sqrt(off / way));
 }
 
 static const sum_case one = {1, 0, 1}, few = {1000, 1, 1}, parts = {70003, 0, 1e-3}, huge_values = {9000, 3, 1e25},
                       many = {5000001, 0, 1};
-static const adam_case small = {.n = 5, .wd = 0.1f}, odd = {.n = 1003, .wd = 0.1f}, inside = {.n = 2049, .skip = 3, .skip_g = 3},
-                       apart = {.n = 777, .skip = 1, .skip_g = 2, .wd = 0.01f}, clipped = {.n = 40000, .max_norm = 0.1f},
-                       unclipped = {.n = 300, .max_norm = 100, .wd = 0.5f};
-static const adam_case step_short = {.n = 77, .wd = 0.1f}, step_tail = {.n = 5 * 256 + 77}, step_inside = {.n = 1030, .skip = 3},
-                       way_short = {.n = 300, .wd = 0.1f}, way_long = {.n = 9000, .max_norm = 0.2f};
+static const adam_case small = {.n = 5, .wd = 0.1f}, odd = {.n = 1003, .wd = 0.1f},
+                       inside = {.n = 2049, .skip = 3, .skip_g = 3},
+                       apart = {.n = 777, .skip = 1, .skip_g = 2, .wd = 0.01f},
+                       clipped = {.n = 40000, .max_norm = 0.1f}, unclipped = {.n = 300, .max_norm = 100, .wd = 0.5f};
+static const adam_case step_short = {.n = 77, .wd = 0.1f}, step_tail = {.n = 5 * 256 + 77},
+                       step_inside = {.n = 1030, .skip = 3}, way_short = {.n = 300, .wd = 0.1f},
+                       way_long = {.n = 9000, .max_norm = 0.2f};
 static const float nan_value = NAN, infinite = INFINITY, minus_infinite = -INFINITY;
 static const nb_rowcheck checks[] = {
     {"sum_squares/one", sum_squares, &one},         {"sum_squares/few", sum_squares, &few},

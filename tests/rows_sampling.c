@@ -28,7 +28,7 @@ static float *draw_logits(nb_rowtest *t, const top_case *c) {
         if (c->kind == TIES) x[i] = rintf(x[i]);
         if (c->kind == SAME) x[i] = i / c->V ? -0.0f : 0.0f;
         if (c->kind == MASKED && i % c->V != c->V / 2) x[i] = i % 5 ? -INFINITY : x[i] - 100;
-        if (c->kind == STRIPE) x[i] = (i % c->V) / 4 % 1024 < 240 ? x[i] + 100 : x[i]; /* the largest gathered in few threads */
+        if (c->kind == STRIPE && i % c->V / 4 % 1024 < 240) x[i] += 100; /* the largest belong to few threads */
     }
     return x;
 }
@@ -74,7 +74,8 @@ static void no_mass(nb_rowtest *t, const void *arg) {
 }
 
 static const top_case tiny = {2, 5, 5, PLAIN, 1}, odd = {5, 1001, 40, PLAIN, 1.25f}, one = {3, 4099, 1, PLAIN, 1},
-                      wide = {2, 128256, 256, PLAIN, 0.5f}, ties = {3, 9001, 50, TIES, 1}, same = {2, 30011, 256, SAME, 1},
+                      wide = {2, 128256, 256, PLAIN, 0.5f}, ties = {3, 9001, 50, TIES, 1},
+                      same = {2, 30011, 256, SAME, 1},
                       masked = {3, 7003, 64, MASKED, 1}, huge_logits = {2, 5001, 100, HUGE_LOGITS, 1e-3f},
                       stripe = {1, 32771, 250, STRIPE, 1}, most = {1, 257, 256, PLAIN, 1};
 static const nb_rowcheck checks[] = {

@@ -15,15 +15,22 @@ typedef struct fixture {
     nb_generator *generator;
 } fixture;
 
-static void open_model(fixture *f) {
+/* elsewhere: as if the device had memory of its own. */
+static void open_model_on(fixture *f, bool elsewhere) {
+    static nb_backend other;
     const char *dir = VECTORS("stories260K-hf");
     nb_base_options o = {.quantized_cache = ""};
     *f = (fixture){0};
     assert_ok(nb_dev_open(&f->dev, "cpu", NB_F32));
+    other = *f->dev->be;
+    other.host_memory = false;
+    if (elsewhere) f->dev->be = &other;
     assert_ok(nb_base_load(&f->base, dir, &o));
     assert_ok(nb_tokenizer_load(&f->tokenizer, dir));
     assert_ok(nb_model_open(&f->model, f->base, f->dev, 512));
 }
+
+static void open_model(fixture *f) { open_model_on(f, false); }
 
 static void open_generator(fixture *f, nb_gen_options o) {
     nb_generator_free(f->generator);
@@ -88,6 +95,41 @@ static void greedy_texts_are_exact(void **st) {
     }
     json_decref(all);
     close_model(&f);
+}
+
+/* Where logits stay on the device and only the most likely tokens are fetched, texts are the same. */
+static void fetched_tokens_are_the_same(void **st) {
+    (void)st;
+    static const nb_sampling ways[] = {
+        {.top_p = 1, .repetition_penalty = 1},
+        {.temperature = 1, .top_k = 40, .top_p = 0.95, .repetition_penalty = 1, .seed = 3},
+        {.temperature = 0.8, .top_p = 0.9, .repetition_penalty = 1, .seed = 4},
+        {.temperature = 1.5, .top_p = 1, .min_p = 0.05, .repetition_penalty = 1, .seed = 5},
+        {.temperature = 1, .top_p = 1, .repetition_penalty = 1, .seed = 6},
+        {.temperature = 1, .top_k = 20, .top_p = 1, .repetition_penalty = 1.2, .seed = 7},
+    };
+    enum { WAYS = NB_LEN(ways), TEXTS = 3 };
+    nb_gen_result r[2][WAYS][TEXTS];
+    for (int elsewhere = 0; elsewhere < 2; elsewhere++) {
+        fixture f;
+        open_model_on(&f, elsewhere);
+        open_generator(&f, (nb_gen_options){.slots = 2, .slot_len = 256, .max_tokens = 16});
+        nb_ids prompt = encode(&f, "Once upon a time");
+        nb_gen_request q[TEXTS];
+        for (int i = 0; i < TEXTS; i++)
+            q[i] = (nb_gen_request){.prompt = prompt.id, .prompt_n = prompt.n - i, .max_new_tokens = 100,
+                                    .sequence = (uint64_t)i};
+        for (int w = 0; w < WAYS; w++) assert_ok(nb_generate(f.generator, &ways[w], q, TEXTS, r[elsewhere][w], NULL));
+        nb_ids_free(&prompt);
+        close_model(&f);
+    }
+    for (int w = 0; w < WAYS; w++)
+        for (int i = 0; i < TEXTS; i++) {
+            nb_gen_result *here = &r[0][w][i], *there = &r[1][w][i];
+            assert_int_equal(here->n, there->n);
+            assert_memory_equal(here->ids, there->ids, (size_t)here->n * sizeof *here->ids);
+            nb_gen_result_free(here), nb_gen_result_free(there);
+        }
 }
 
 static void adapter_on_and_off(void **st) {
@@ -399,7 +441,7 @@ static void answers_are_scored(void **st) {
 int main(void) {
     nb_threads_set(1); /* the model is tiny: threads only wait for each other */
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(greedy_texts_are_exact), cmocka_unit_test(adapter_on_and_off),
+        cmocka_unit_test(greedy_texts_are_exact), cmocka_unit_test(fetched_tokens_are_the_same), cmocka_unit_test(adapter_on_and_off),
         cmocka_unit_test(company_changes_nothing), cmocka_unit_test(stopping),
         cmocka_unit_test(context_end_and_bad_requests), cmocka_unit_test(kept_prefixes_change_nothing),
         cmocka_unit_test(loss_of_rows), cmocka_unit_test(answers_are_scored),

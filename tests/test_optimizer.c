@@ -45,7 +45,8 @@ static void open_fixture(fixture *f, bool eight_bits) {
     assert_ok(f->dev->be->alloc(f->dev, (void **)&a->data, (size_t)a->n * sizeof(float), "weights"));
     assert_ok(f->dev->be->alloc(f->dev, (void **)&a->grad, (size_t)a->n * sizeof(float), "gradients"));
     for (int i = 0; i < COUNT; i++)
-        f->params[i] = nb_leaf("p", a->data + at[i], a->grad + at[i], shapes[i].cols ? 2 : 1, shapes[i].rows, shapes[i].cols);
+        f->params[i] = nb_leaf("p", a->data + at[i], a->grad + at[i], shapes[i].cols ? 2 : 1, shapes[i].rows,
+                               shapes[i].cols);
     assert_ok(nb_optimizer_open(&f->o, a, eight_bits));
     f->o.beta1 = 0.9, f->o.beta2 = 0.999, f->o.epsilon = 1e-8, f->o.max_grad_norm = 1, f->o.weight_decay = 0.1;
 }
@@ -73,12 +74,13 @@ static void update_alone(const fixture *f, int i, bool eight_bits, float *out) {
     const nb_tensor *p = &f->params[i];
     const int64_t n = nb_tensor_size(p), blocks = (n + 255) / 256;
     nb_kernels const *k = f->dev->k;
-    float *m = calloc((size_t)n, sizeof *m), *v = calloc((size_t)n, sizeof *v), *ms = calloc((size_t)blocks, sizeof *ms),
-          *vs = calloc((size_t)blocks, sizeof *vs), wd = p->n_dims > 1 ? 0.1f : 0;
+    float *m = calloc((size_t)n, sizeof *m), *v = calloc((size_t)n, sizeof *v), wd = p->n_dims > 1 ? 0.1f : 0;
+    float *ms = calloc((size_t)blocks, sizeof *ms), *vs = calloc((size_t)blocks, sizeof *vs);
     uint8_t *m8 = calloc((size_t)n, 1), *v8 = calloc((size_t)n, 1);
     draw(f, false, 0);
     for (int step = 1; step <= STEPS; step++) {
-        nb_update u = {.bias1 = 1 - pow((double)0.9f, step), .bias2 = 1 - pow((double)0.999f, step), .lr = 1e-2f, .max_norm = 1};
+        nb_update u = {.bias1 = 1 - pow((double)0.9f, step), .bias2 = 1 - pow((double)0.999f, step), .lr = 1e-2f,
+                       .max_norm = 1};
         draw(f, true, (uint64_t)step);
         assert_ok(k->sum_squares(f->dev, &u, f->adapter.grad, f->adapter.n));
         if (eight_bits) assert_ok(k->adamw8(f->dev, p->data, m8, v8, ms, vs, p->grad, n, &u, 0.9f, 0.999f, 1e-8f, wd));

@@ -1,6 +1,7 @@
 /* Distributions worked out by hand from the filters' definitions, the order of the filters, ties, and draws. */
 #include "core/mem.h"
-#include "generate/sampler.h"
+#include "core/rng.h"
+#include "generate/tops.h"
 #include "tests/test.h"
 
 enum { V = 5 };
@@ -185,6 +186,83 @@ static void heap_equals_sorting(void **st) {
     nb_sampler_close(&s);
 }
 
+/* The most likely tokens alone give the same draws as the whole row, or say that they cannot. least, most: how often,
+ * of 100 draws, they can. */
+static void most_likely_draw_the_same(void **st) {
+    (void)st;
+    enum { N = 3001, TRIALS = 100 };
+    static const struct {
+        double temperature, top_p, min_p, penalty, spread;
+        int64_t top_k;
+        bool ties;
+        int least, most;
+    } cases[] = {
+        {0, 1, 0, 1, 8, 0, false, 100, 100}, {0, 1, 0, 1, 8, 0, true, 100, 100},     /* greedy */
+        {1, 1, 0, 1, 8, 40, false, 100, 100}, {0.7, 0.9, 0.05, 1, 8, 40, false, 100, 100},
+        {1, 1, 0, 1, 2, 40, true, 0, 20}, /* hundreds equal the 40th, except where most are masked */
+        {1, 1, 0, 1, 8, 255, false, 100, 100}, {1, 1, 0, 1, 8, 256, false, 0, 0},    /* is the 257th equal? */
+        {0.5, 0.9, 0, 1, 12, 0, false, 95, 100}, {0.5, 0.9, 0.01, 1, 12, 0, false, 95, 100},
+        {5, 0.9, 0, 1, 8, 0, false, 0, 0},                                           /* spread over thousands */
+        {1, 1, 0.2, 1, 8, 0, false, 95, 100}, {9, 1, 0.2, 1, 8, 0, false, 0, 0},
+        {1, 1, 0, 1, 8, 0, false, 0, 0}, {1, 1, 0, 1.1, 8, 40, false, 0, 0}, {0, 1, 0, 1.1, 8, 0, false, 0, 0},
+    };
+    nb_dev *d;
+    nb_tops tops;
+    nb_sampler s;
+    assert_ok(nb_dev_open(&d, "cpu", NB_F32));
+    assert_ok(nb_tops_open(&tops, d, 1, N));
+    nb_sampler_open(&s, N);
+    float logits[N];
+    for (int c = 0; c < NB_LEN(cases); c++) {
+        int sure_of = 0;
+        for (int trial = 0; trial < TRIALS; trial++) {
+            nb_sampling o = {.temperature = cases[c].temperature, .top_k = cases[c].top_k, .top_p = cases[c].top_p,
+                             .min_p = cases[c].min_p, .repetition_penalty = cases[c].penalty, .seed = (uint64_t)trial};
+            nb_rng r = nb_rng_open(o.seed, NB_RNG_TEST, (uint64_t)c);
+            for (int i = 0; i < N; i++) {
+                logits[i] = (float)(cases[c].spread * nb_rng_normal(&r) / 4);
+                if (cases[c].ties) logits[i] = rintf(logits[i]);
+                if (trial % 5 == 0 && i % 3) logits[i] = -INFINITY;
+            }
+            int32_t of_top, of_all;
+            bool sure;
+            assert_ok(nb_tops_find(&tops, logits, 1, N, nb_sampling_rate(&o)));
+            nb_top top = nb_tops_row(&tops, 0);
+            nb_sampler_next_of_top(&s, &o, &top, trial, 7, &of_top, &sure);
+            assert_ok(nb_sampler_next(&s, &o, logits, (int32_t[]){1, 2, 3}, 3, 7, &of_all));
+            if (!sure) continue;
+            sure_of++;
+            assert_ok(nb_sampler_next(&s, &o, logits, NULL, trial, 7, &of_all));
+            if (of_top != of_all) fail_msg("case %d, trial %d: token %d, wanted %d", c, trial, of_top, of_all);
+        }
+        if (sure_of < cases[c].least || sure_of > cases[c].most) fail_msg("case %d: sure of %d draws", c, sure_of);
+    }
+    /* few tokens, all at hand; and rows there is nothing to draw from */
+    nb_sampling o = {.temperature = 1, .top_p = 0.9, .repetition_penalty = 1};
+    nb_tops_close(&tops);
+    assert_ok(nb_tops_open(&tops, d, 1, 40));
+    s.vocab = 40;
+    for (int trial = 0; trial < 50; trial++) {
+        int32_t of_top, of_all;
+        bool sure;
+        for (int i = 0; i < 40; i++) logits[i] = (float)((i * 7 + trial) % 11);
+        assert_ok(nb_tops_find(&tops, logits, 1, 40, 1));
+        nb_top top = nb_tops_row(&tops, 0);
+        nb_sampler_next_of_top(&s, &o, &top, trial, 7, &of_top, &sure);
+        assert_ok(nb_sampler_next(&s, &o, logits, NULL, trial, 7, &of_all));
+        assert_true(sure);
+        assert_int_equal(of_top, of_all);
+        logits[trial % 40] = trial % 2 ? NAN : INFINITY;
+        assert_ok(nb_tops_find(&tops, logits, 1, 40, 1));
+        top = nb_tops_row(&tops, 0);
+        nb_sampler_next_of_top(&s, &o, &top, trial, 7, &of_top, &sure);
+        assert_false(sure);
+    }
+    nb_sampler_close(&s);
+    nb_tops_close(&tops);
+    nb_dev_close(d);
+}
+
 static void bad_values(void **st) {
     (void)st;
     nb_sampling o = plain();
@@ -219,7 +297,8 @@ int main(void) {
         cmocka_unit_test(order_of_filters), cmocka_unit_test(repetition_penalty),
         cmocka_unit_test(draws_follow_the_distribution),
         cmocka_unit_test(draws_depend_on_seed_sequence_and_position_alone),
-        cmocka_unit_test(heap_equals_sorting), cmocka_unit_test(bad_values),
+        cmocka_unit_test(heap_equals_sorting), cmocka_unit_test(most_likely_draw_the_same),
+        cmocka_unit_test(bad_values),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

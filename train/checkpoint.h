@@ -1,6 +1,6 @@
 /* Checkpoints: OUTPUT_DIR/checkpoint-STEP holds all that is needed to go on as if nothing had happened.
  *
- *   state.safetensors    param, exp_avg, exp_avg_sq: the flat buffers, f32; of 8-bit state also the bytes and their scales
+ *   state.safetensors    param, exp_avg, exp_avg_sq: the flat buffers, f32; of 8-bit state also the bytes and the scales
  *   trainer_state.json   step, best metric, counters, sha256 of state.safetensors, and what the run is: the resolved
  *                        configuration and the sha256 of base, tokenizer and data
  *   adapter/             the same weights as a PEFT folder (not with adapter: full)

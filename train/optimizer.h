@@ -1,6 +1,6 @@
-/* AdamW over an adapter's flat buffers, with the gradient's norm, clipping and the finite check before it. Its moments are
- * f32, or with eight_bits one byte each (kernels/state8.h); then, as in bitsandbytes and transformers' Trainer, small
- * parameters and embeddings keep f32 moments. */
+/* AdamW over an adapter's flat buffers, with the gradient's norm, clipping and the finite check before it. Its moments
+ * are f32, or with eight_bits one byte each (kernels/state8.h); then, as in bitsandbytes and transformers' Trainer,
+ * small parameters and embeddings keep f32 moments. */
 #ifndef NB_TRAIN_OPTIMIZER_H
 #define NB_TRAIN_OPTIMIZER_H
 

@@ -1,8 +1,8 @@
 /* Softmax cross entropy over long rows of logits, and its gradient.
  *
- * A block owns a row. One read finds maximum and sum together: whenever a larger logit turns up, the sum so far is scaled
- * down to it (Milakov & Gimelshein, "Online normalizer calculation for softmax", 2018). The gradient is a second read,
- * and may be written where the logits were. V may be odd, so a row is cut where its 16-byte vectors begin:
+ * A block owns a row. One read finds maximum and sum together: whenever a larger logit turns up, the sum so far is
+ * scaled down to it (Milakov & Gimelshein, "Online normalizer calculation for softmax", 2018). The gradient is a second
+ * read, and may be written where the logits were. V may be odd, so a row is cut where its 16-byte vectors begin:
  *
  *   0 .. head      single elements, at most 3
  *   head .. +4*n4  vectors
@@ -15,7 +15,7 @@ namespace {
 constexpr int THREADS = 512, WARPS = THREADS / 32;
 constexpr int FLIGHT = 4; /* vectors a thread has in flight */
 
-/* Of the logits seen so far; the sum is of exp(logit - best). It begins below every finite logit: rows may hold -inf. */
+/* Of the logits so far; the sum is of exp(logit - best). best begins below every finite logit: rows may hold -inf. */
 struct stats {
     float best, sum;
     int arg;

@@ -1,5 +1,5 @@
-/* The gradient's norm and the optimizer's update. The norm stays on the device: sum_squares leaves it in nb_update, where
- * the update's blocks find it and work out clipping, or that nothing may be changed. */
+/* The gradient's norm and the optimizer's update. The norm stays on the device: sum_squares leaves it in nb_update,
+ * where the update's blocks find it and work out clipping, or that nothing may be changed. */
 #include "kernels/cuda/cuda.h"
 #include "kernels/state8.h"
 
@@ -247,7 +247,7 @@ extern "C" nb_status NB_GPU(adamw8)(nb_dev *d, float *p, uint8_t *m, uint8_t *v,
                                     float wd) {
     if (n == 0) return NB_OK;
     const bool aligned = (((uintptr_t)p | (uintptr_t)g) & 15) == 0 && (((uintptr_t)m | (uintptr_t)v) & 3) == 0;
-    LAUNCH(adamw8_kernel, blocks_for(d, (n + THREADS * EACH - 1) / (THREADS * EACH)), THREADS, 0, gpu_stream(d), p, m, v,
-           m_absmax, v_absmax, g, n, aligned, u, beta1, beta2, eps, wd);
+    LAUNCH(adamw8_kernel, blocks_for(d, (n + THREADS * EACH - 1) / (THREADS * EACH)), THREADS, 0, gpu_stream(d), p, m,
+           v, m_absmax, v_absmax, g, n, aligned, u, beta1, beta2, eps, wd);
     return gpu_launched(d, "adamw8");
 }

@@ -26,8 +26,8 @@ __device__ __forceinline__ float logit_of(key_t64 key) {
 }
 __device__ __forceinline__ int id_of(key_t64 key) { return (int)~(uint32_t)key; }
 
-/* Calls f(logit, id) for this thread's part of the row, ids ascending: single elements up to the first vector and behind
- * the last, as V may be odd. */
+/* Calls f(logit, id) for this thread's part of the row, ids ascending: single elements up to the first vector and
+ * behind the last, as V may be odd. */
 template <class F> __device__ __forceinline__ void each(const float *x, int V, F f) {
     int head = (int)(-(uintptr_t)x / sizeof(float) & 3), me = threadIdx.x;
     if (head > V) head = V;
