@@ -15,7 +15,7 @@ template <int N>
 __device__ __forceinline__ void sum_block(float *out, float beta, const float (&mine)[N], int64_t c0, int64_t C) {
     SHARED(float, part, [DEPTH][LANES * N]);
     __syncthreads(); /* an earlier call's readers are done */
-    store(&part[threadIdx.y][threadIdx.x * N], mine, N, true);
+    store(&part[threadIdx.y][threadIdx.x * N], mine);
     __syncthreads();
     int i = (int)(threadIdx.y * LANES + threadIdx.x);
     if (i >= LANES * N || c0 + i >= C) return;
@@ -25,11 +25,10 @@ __device__ __forceinline__ void sum_block(float *out, float beta, const float (&
 }
 
 /* Block (strip, part): out_w[part][C] = sum of dy * (x - mean) * rstd, out_b[part][C] = sum of dy. */
-template <class T>
+template <class T, int N>
 __global__ void __launch_bounds__(LANES * DEPTH)
 sums_kernel(float *out_w, float beta_w, float *out_b, float beta_b, const T *dy, const T *x, const float *mean,
-            const float *rstd, int64_t rows, int64_t part_rows, int64_t C, bool wide) {
-    constexpr int N = GROUP<T>;
+            const float *rstd, int64_t rows, int64_t part_rows, int64_t C) {
     int64_t c0 = (int64_t)blockIdx.x * LANES * N, c = c0 + threadIdx.x * N;
     int64_t first = blockIdx.y * part_rows, end = first + part_rows < rows ? first + part_rows : rows;
     float sum_w[N], sum_b[N];
@@ -37,10 +36,10 @@ sums_kernel(float *out_w, float beta_w, float *out_b, float beta_b, const T *dy,
     if (c < C)
         for (int64_t t = first + threadIdx.y; t < end; t += DEPTH) {
             float g[N], v[N];
-            load(g, dy + t * C + c, C - c, wide);
+            load(g, dy + t * C + c);
             for (int k = 0; k < N; k++) sum_b[k] += g[k];
             if (!out_w) continue;
-            load(v, x + t * C + c, C - c, wide);
+            load(v, x + t * C + c);
             float mu = mean ? mean[t] : 0, r = rstd[t];
             for (int k = 0; k < N; k++) sum_w[k] += g[k] * ((v[k] - mu) * r);
         }
@@ -56,9 +55,11 @@ int64_t part_rows(int64_t T) {
 template <class T>
 void sums(nb_dev *d, float *out_w, float beta_w, float *out_b, float beta_b, const void *dy, const void *x,
           const float *mean, const float *rstd, int64_t rows, int64_t part, int64_t C) {
-    dim3 grid((unsigned)div_up(C, LANES * GROUP<T>), rows ? (unsigned)div_up(rows, part) : 1);
-    LAUNCH(sums_kernel<T>, grid, dim3(LANES, DEPTH, 1), 0, gpu_stream(d), out_w, beta_w, out_b, beta_b, (const T *)dy,
-           (const T *)x, mean, rstd, rows, part, C, all_wide<T>(C, dy, x));
+    const int N = group_of<T>(C, dy, x);
+    const dim3 grid((unsigned)div_up(C, LANES * N), rows ? (unsigned)div_up(rows, part) : 1);
+    auto kernel = N > 1 ? sums_kernel<T, GROUP<T>> : sums_kernel<T, 1>;
+    LAUNCH(kernel, grid, dim3(LANES, DEPTH, 1), 0, gpu_stream(d), out_w, beta_w, out_b, beta_b, (const T *)dy,
+           (const T *)x, mean, rstd, rows, part, C);
 }
 
 template <class T>

@@ -7,15 +7,6 @@ namespace {
 
 enum { THREADS = 256 };
 
-/* The groups of a flat array of n elements that a thread takes. */
-#define FOR_FLAT(i, T, n)                                                                                 \
-    for (int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * GROUP<T>, i##_step =              \
-             (int64_t)gridDim.x * blockDim.x * GROUP<T>; i < (n); i += i##_step)
-
-template <class T> unsigned flat_grid(int64_t n) { return grid_for(div_up(n, GROUP<T>), THREADS); }
-/* Arrays without rows: the tail is shorter, whatever n is. */
-template <class... P> bool flat_wide(const P *...p) { return all_wide<float>(0, p...); }
-
 /* 1/(1 + e^-x), within 3 ulp; 0 where the quotient would be smaller than a float. */
 __device__ __forceinline__ float sigmoid(float x) { return __fdividef(1.0f, 1.0f + expf(-x)); }
 
@@ -40,69 +31,65 @@ __device__ __forceinline__ void activate(float &x, float &slope, nb_act act) {
     }
 }
 
-template <class T>
-__global__ void glu_fwd_kernel(T *y, const T *gate, const T *up, int64_t n, nb_act act, bool wide) {
-    constexpr int N = GROUP<T>;
-    FOR_FLAT(i, T, n) {
+template <class T, int N>
+__global__ void glu_fwd_kernel(T *y, const T *gate, const T *up, int64_t n, nb_act act) {
+    FOR_FLAT(i, N, n) {
         float g[N], u[N], slope;
-        load(g, gate + i, n - i, wide);
-        load(u, up + i, n - i, wide);
+        load(g, gate + i);
+        load(u, up + i);
         for (int k = 0; k < N; k++) {
             activate(g[k], slope, act);
             u[k] *= g[k];
         }
-        store(y + i, u, n - i, wide);
+        store(y + i, u);
     }
 }
 
-template <class T>
+template <class T, int N>
 __global__ void glu_bwd_kernel(T *dgate, float beta_gate, T *dup, float beta_up, const T *dy, const T *gate, const T *up,
-                               int64_t n, nb_act act, bool wide) {
-    constexpr int N = GROUP<T>;
-    FOR_FLAT(i, T, n) {
+                               int64_t n, nb_act act) {
+    FOR_FLAT(i, N, n) {
         float g[N], u[N], v[N], slope;
-        load(g, gate + i, n - i, wide);
-        load(u, up + i, n - i, wide);
-        load(v, dy + i, n - i, wide);
+        load(g, gate + i);
+        load(u, up + i);
+        load(v, dy + i);
         for (int k = 0; k < N; k++) {
             activate(g[k], slope, act);
             u[k] *= v[k] * slope;
             g[k] *= v[k];
         }
-        if (dgate) put(dgate + i, u, beta_gate, n - i, wide);
-        if (dup) put(dup + i, g, beta_up, n - i, wide);
+        if (dgate) put(dgate + i, u, beta_gate);
+        if (dup) put(dup + i, g, beta_up);
     }
 }
 
-template <class T>
-__global__ void add_kernel(T *y, const T *x1, const T *x2, int64_t n, float beta, bool wide) {
-    constexpr int N = GROUP<T>;
-    FOR_FLAT(i, T, n) {
+template <class T, int N>
+__global__ void add_kernel(T *y, const T *x1, const T *x2, int64_t n, float beta) {
+    FOR_FLAT(i, N, n) {
         float v[N], u[N];
-        load(v, x1 + i, n - i, wide);
+        load(v, x1 + i);
         if (x2) {
-            load(u, x2 + i, n - i, wide);
+            load(u, x2 + i);
             for (int k = 0; k < N; k++) v[k] += u[k];
         }
-        put(y + i, v, beta, n - i, wide);
+        put(y + i, v, beta);
     }
 }
 
-template <class T> __global__ void fill_kernel(T *x, float value, int64_t n, bool wide) {
-    float v[GROUP<T>];
-    for (int k = 0; k < GROUP<T>; k++) v[k] = value;
-    FOR_FLAT(i, T, n) store(x + i, v, n - i, wide);
+template <class T, int N> __global__ void fill_kernel(T *x, float value, int64_t n) {
+    float v[N];
+    for (int k = 0; k < N; k++) v[k] = value;
+    FOR_FLAT(i, N, n) store(x + i, v);
 }
 
-template <class T> __global__ void bias_kernel(T *y, const float *bias, int64_t rows, int64_t C, bool wide) {
-    constexpr int N = GROUP<T>;
+template <class T, int N> __global__ void bias_kernel(T *y, const float *bias, int64_t rows, int64_t C) {
     FOR_ROWS(t, rows)
-        FOR_GROUPS(c, T, C) {
+        FOR_GROUPS(c, N, C) {
             float v[N], b[N];
-            load(v, y + t * C + c, C - c, wide);
-            load(b, bias + c, C - c, wide);
+            load(v, y + t * C + c);
+            load(b, bias + c);
             for (int k = 0; k < N; k++) v[k] += b[k];
-            store(y + t * C + c, v, C - c, wide);
+            store(y + t * C + c, v);
         }
 }
 
@@ -121,28 +108,31 @@ __device__ __forceinline__ void philox(uint32_t out[4], uint32_t c0, uint32_t c1
     out[0] = c0, out[1] = c1, out[2] = c2, out[3] = c3;
 }
 
-template <class T>
+template <class T, int N>
 __global__ void dropout_kernel(T *y, const T *x, const uint32_t *sample, const int32_t *pos, int64_t rows, int64_t C,
-                               uint2 key, uint32_t site, uint64_t threshold, float scale, float beta, bool wide) {
-    constexpr int N = GROUP<T>;
+                               uint2 key, uint32_t site, uint64_t threshold, float scale, float beta) {
     FOR_ROWS(t, rows)
-        FOR_GROUPS(c, T, C) {
+        FOR_GROUPS(c, N, C) {
             float v[N];
-            load(v, x + t * C + c, C - c, wide);
-            for (int q = 0; q < N / 4; q++) {
+            load(v, x + t * C + c);
+            for (int k = 0; k < N; k += 4) {
                 uint32_t word[4];
-                philox(word, (uint32_t)(c / 4) + (uint32_t)q, (uint32_t)pos[t], sample[t], site, key);
-                for (int k = 0; k < 4; k++) v[4 * q + k] *= word[k] >= threshold ? scale : 0;
+                philox(word, (uint32_t)((c + k) / 4), (uint32_t)pos[t], sample[t], site, key);
+                if (N == 1) { /* an array indexed at run time would lie in memory */
+                    word[0] = c % 4 == 0 ? word[0] : c % 4 == 1 ? word[1] : c % 4 == 2 ? word[2] : word[3];
+                }
+                for (int j = 0; j < 4 && k + j < N; j++) v[k + j] *= word[j] >= threshold ? scale : 0;
             }
-            put(y + t * C + c, v, beta, C - c, wide);
+            put(y + t * C + c, v, beta);
         }
 }
 
 template <class T>
 nb_status glu_fwd(nb_dev *d, nb_elem *y, const nb_elem *gate, const nb_elem *up, int64_t n, nb_act act) {
     if (!n) return NB_OK;
-    LAUNCH(glu_fwd_kernel<T>, flat_grid<T>(n), THREADS, 0, gpu_stream(d), (T *)y, (const T *)gate, (const T *)up, n, act,
-           flat_wide(y, gate, up));
+    const int N = group_of<T>(n, y, gate, up);
+    auto kernel = N > 1 ? glu_fwd_kernel<T, GROUP<T>> : glu_fwd_kernel<T, 1>;
+    LAUNCH(kernel, grid_for(n / N, THREADS), THREADS, 0, gpu_stream(d), (T *)y, (const T *)gate, (const T *)up, n, act);
     return gpu_launched(d, "glu_fwd");
 }
 
@@ -150,30 +140,36 @@ template <class T>
 nb_status glu_bwd(nb_dev *d, nb_elem *dgate, float beta_gate, nb_elem *dup, float beta_up, const nb_elem *dy,
                   const nb_elem *gate, const nb_elem *up, int64_t n, nb_act act) {
     if (!n || (!dgate && !dup)) return NB_OK;
-    LAUNCH(glu_bwd_kernel<T>, flat_grid<T>(n), THREADS, 0, gpu_stream(d), (T *)dgate, beta_gate, (T *)dup, beta_up,
-           (const T *)dy, (const T *)gate, (const T *)up, n, act, flat_wide(dgate, dup, dy, gate, up));
+    const int N = group_of<T>(n, dgate, dup, dy, gate, up);
+    auto kernel = N > 1 ? glu_bwd_kernel<T, GROUP<T>> : glu_bwd_kernel<T, 1>;
+    LAUNCH(kernel, grid_for(n / N, THREADS), THREADS, 0, gpu_stream(d), (T *)dgate, beta_gate, (T *)dup, beta_up,
+           (const T *)dy, (const T *)gate, (const T *)up, n, act);
     return gpu_launched(d, "glu_bwd");
 }
 
 template <class T>
 nb_status add(nb_dev *d, nb_elem *y, const nb_elem *x1, const nb_elem *x2, int64_t n, float beta) {
     if (!n) return NB_OK;
-    LAUNCH(add_kernel<T>, flat_grid<T>(n), THREADS, 0, gpu_stream(d), (T *)y, (const T *)x1, (const T *)x2, n, beta,
-           flat_wide(y, x1, x2));
+    const int N = group_of<T>(n, y, x1, x2);
+    auto kernel = N > 1 ? add_kernel<T, GROUP<T>> : add_kernel<T, 1>;
+    LAUNCH(kernel, grid_for(n / N, THREADS), THREADS, 0, gpu_stream(d), (T *)y, (const T *)x1, (const T *)x2, n, beta);
     return gpu_launched(d, "add");
 }
 
 template <class T> nb_status fill(nb_dev *d, void *x, float value, int64_t n) {
     if (!n) return NB_OK;
-    LAUNCH(fill_kernel<T>, flat_grid<T>(n), THREADS, 0, gpu_stream(d), (T *)x, value, n, flat_wide(x));
+    const int N = group_of<T>(n, x);
+    auto kernel = N > 1 ? fill_kernel<T, GROUP<T>> : fill_kernel<T, 1>;
+    LAUNCH(kernel, grid_for(n / N, THREADS), THREADS, 0, gpu_stream(d), (T *)x, value, n);
     return gpu_launched(d, "fill");
 }
 
 template <class T> nb_status bias_fwd(nb_dev *d, nb_elem *y, const float *bias, int64_t rows, int64_t C) {
     if (!rows || !C) return NB_OK;
-    dim3 block = block_for_rows(div_up(C, GROUP<T>));
-    LAUNCH(bias_kernel<T>, grid_for(rows, block.y), block, 0, gpu_stream(d), (T *)y, bias, rows, C,
-           all_wide<T>(C, y, bias));
+    const int N = group_of<T>(C, y, bias);
+    const dim3 block = block_for_rows(C / N);
+    auto kernel = N > 1 ? bias_kernel<T, GROUP<T>> : bias_kernel<T, 1>;
+    LAUNCH(kernel, grid_for(rows, block.y), block, 0, gpu_stream(d), (T *)y, bias, rows, C);
     return gpu_launched(d, "bias_fwd");
 }
 
@@ -183,9 +179,11 @@ nb_status dropout(nb_dev *d, nb_elem *y, const nb_elem *x, const uint32_t *sampl
     if (!rows || !C) return NB_OK;
     const uint2 key = make_uint2((uint32_t)seed ^ (uint32_t)NB_RNG_DROPOUT << 24, (uint32_t)(seed >> 32) ^ step);
     const uint64_t threshold = (uint64_t)ceil((double)p * 4294967296.0);
-    dim3 block = block_for_rows(div_up(C, GROUP<T>));
-    LAUNCH(dropout_kernel<T>, grid_for(rows, block.y), block, 0, gpu_stream(d), (T *)y, (const T *)x, sample, pos, rows,
-           C, key, site, threshold, (float)(1 / (1 - (double)p)), beta, all_wide<T>(C, y, x));
+    const int N = group_of<T>(C, y, x);
+    const dim3 block = block_for_rows(C / N);
+    auto kernel = N > 1 ? dropout_kernel<T, GROUP<T>> : dropout_kernel<T, 1>;
+    LAUNCH(kernel, grid_for(rows, block.y), block, 0, gpu_stream(d), (T *)y, (const T *)x, sample, pos, rows,
+           C, key, site, threshold, (float)(1 / (1 - (double)p)), beta);
     return gpu_launched(d, "dropout");
 }
 

@@ -4,15 +4,15 @@
 
 namespace {
 
-template <class T, class S>
-__global__ void embedding_kernel(T *y, const S *w, const int32_t *ids, int64_t rows, int64_t C, float scale, bool wide) {
+template <class T, class S, int N>
+__global__ void embedding_kernel(T *y, const S *w, const int32_t *ids, int64_t rows, int64_t C, float scale) {
     FOR_ROWS(t, rows) {
         const S *row = w + ids[t] * C;
-        FOR_GROUPS(c, T, C) {
-            float v[GROUP<T>];
-            load(v, row + c, C - c, wide);
-            for (int k = 0; k < GROUP<T>; k++) v[k] *= scale;
-            store(y + t * C + c, v, C - c, wide);
+        FOR_GROUPS(c, N, C) {
+            float v[N];
+            load(v, row + c);
+            for (int k = 0; k < N; k++) v[k] *= scale;
+            store(y + t * C + c, v);
         }
     }
 }
@@ -28,30 +28,29 @@ __device__ __forceinline__ int64_t lower_bound(const int32_t *ids, int64_t n, in
     return lo;
 }
 
-template <class T>
+template <class T, int N>
 __global__ void replace_kernel(T *y, const float *rows, const int32_t *ids, int64_t T_, const int32_t *row_ids,
-                               int64_t n_rows, int64_t C, float scale, bool wide) {
+                               int64_t n_rows, int64_t C, float scale) {
     FOR_ROWS(t, T_) {
         int64_t j = lower_bound(row_ids, n_rows, ids[t]);
         if (j == n_rows || row_ids[j] != ids[t]) continue;
-        FOR_GROUPS(c, T, C) {
-            float v[GROUP<T>];
-            load(v, rows + j * C + c, C - c, wide);
-            for (int k = 0; k < GROUP<T>; k++) v[k] *= scale;
-            store(y + t * C + c, v, C - c, wide);
+        FOR_GROUPS(c, N, C) {
+            float v[N];
+            load(v, rows + j * C + c);
+            for (int k = 0; k < N; k++) v[k] *= scale;
+            store(y + t * C + c, v);
         }
     }
 }
 
 /* ---- gradients ---- */
 
-__global__ void scale_kernel(float *x, float beta, int64_t n, bool wide) {
-    const int64_t step = (int64_t)gridDim.x * blockDim.x * 4;
-    for (int64_t i = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) * 4; i < n; i += step) {
-        float v[4] = {0, 0, 0, 0};
-        if (beta != 0) load(v, x + i, n - i, wide);
-        for (int k = 0; k < 4; k++) v[k] *= beta;
-        store(x + i, v, n - i, wide);
+/* x = beta * x. */
+template <int N> __global__ void scale_kernel(float *x, float beta, int64_t n) {
+    FOR_FLAT(i, N, n) {
+        float zero[N];
+        for (int k = 0; k < N; k++) zero[k] = 0;
+        put(x + i, zero, beta);
     }
 }
 
@@ -80,24 +79,23 @@ enum { AHEAD = 4 }; /* rows whose loads are under way together */
 
 /* out[row] += sum over the tokens of one id, in order, of dy[t] * scale. Block x takes the run of equal ids that begins
  * at place x of the sorted ones (row: the id), or with row_ids the run of id row_ids[x] (row: x). */
-template <class T>
+template <class T, int N>
 __global__ void runs_kernel(float *out, const T *dy, const int32_t *token, const int32_t *sorted_id, int64_t n,
-                            const int32_t *row_ids, int64_t C, float scale, bool wide) {
-    constexpr int N = GROUP<T>;
+                            const int32_t *row_ids, int64_t C, float scale) {
     int64_t first = row_ids ? lower_bound(sorted_id, n, row_ids[blockIdx.x]) : (int64_t)blockIdx.x, end = first;
     if (!row_ids && first > 0 && sorted_id[first - 1] == sorted_id[first]) return;
     const int32_t id = row_ids ? row_ids[blockIdx.x] : sorted_id[first];
     end = lower_bound(sorted_id + first, n - first, id + 1) + first;
     if (first == end) return;
     float *row = out + (row_ids ? (int64_t)blockIdx.x : (int64_t)id) * C;
-    FOR_GROUPS(c, T, C) {
+    FOR_GROUPS(c, N, C) {
         float sum[N];
-        load(sum, row + c, C - c, wide);
+        load(sum, row + c);
         for (int64_t i = first; i < end; i += AHEAD) {
-            uint4 group[AHEAD];
+            typename Raw<N>::type group[AHEAD];
 #pragma unroll
             for (int a = 0; a < AHEAD; a++)
-                if (i + a < end) group[a] = fetch(dy + token[i + a] * C + c, C - c, wide);
+                if (i + a < end) group[a] = fetch<N>(dy + token[i + a] * C + c);
 #pragma unroll
             for (int a = 0; a < AHEAD; a++) {
                 float v[N];
@@ -106,7 +104,7 @@ __global__ void runs_kernel(float *out, const T *dy, const int32_t *token, const
                 for (int k = 0; k < N; k++) sum[k] += v[k] * scale;
             }
         }
-        store(row + c, sum, C - c, wide);
+        store(row + c, sum);
     }
 }
 
@@ -116,15 +114,19 @@ nb_status sum_by_id(nb_dev *d, float *out, int64_t rows, const nb_elem *dy, cons
                     const int32_t *row_ids, int64_t C, float scale, float beta) {
     const int64_t size = rows * C;
     if (!size) return NB_OK;
-    if (beta != 1)
-        LAUNCH(scale_kernel, grid_for(size, 4 * 256), 256, 0, gpu_stream(d), out, beta, size, all_wide<float>(0, out));
+    if (beta != 1) {
+        const int N = group_of<float>(size, out);
+        auto kernel = N > 1 ? scale_kernel<4> : scale_kernel<1>;
+        LAUNCH(kernel, grid_for(size / N, 256), 256, 0, gpu_stream(d), out, beta, size);
+    }
     if (n) {
         int32_t *token = (int32_t *)gpu_ws(d, 2 * (size_t)n * sizeof(int32_t)), *sorted_id = token + n;
         LAUNCH(rank_kernel, (unsigned)div_up(n, SORT_TOKENS), dim3(SORT_TOKENS, SORT_SLICES, 1), 0, gpu_stream(d), token,
                sorted_id, ids, (int32_t)n);
-        dim3 block = block_for_rows(div_up(C, GROUP<T>));
-        LAUNCH(runs_kernel<T>, (unsigned)(row_ids ? rows : n), block.x, 0, gpu_stream(d), out, (const T *)dy, token,
-               sorted_id, n, row_ids, C, scale, all_wide<T>(C, out, dy));
+        const int N = group_of<T>(C, out, dy);
+        auto kernel = N > 1 ? runs_kernel<T, GROUP<T>> : runs_kernel<T, 1>;
+        LAUNCH(kernel, (unsigned)(row_ids ? rows : n), block_for_rows(C / N).x, 0, gpu_stream(d), out, (const T *)dy, token,
+               sorted_id, n, row_ids, C, scale);
     }
     return gpu_launched(d, "sums of rows by id");
 }
@@ -132,9 +134,11 @@ nb_status sum_by_id(nb_dev *d, float *out, int64_t rows, const nb_elem *dy, cons
 template <class T, class S>
 void embed(nb_dev *d, nb_elem *y, const nb_weight *w, const int32_t *ids, int64_t rows, float scale) {
     const int64_t C = w->cols;
-    dim3 block = block_for_rows(div_up(C, GROUP<T>));
-    LAUNCH((embedding_kernel<T, S>), grid_for(rows, block.y), block, 0, gpu_stream(d), (T *)y, (const S *)w->data, ids,
-           rows, C, scale, all_wide<T>(C, y, w->data));
+    const int N = group_of<T>(C, y, w->data);
+    const dim3 block = block_for_rows(C / N);
+    auto kernel = N > 1 ? embedding_kernel<T, S, GROUP<T>> : embedding_kernel<T, S, 1>;
+    LAUNCH(kernel, grid_for(rows, block.y), block, 0, gpu_stream(d), (T *)y, (const S *)w->data, ids,
+           rows, C, scale);
 }
 
 template <class T>
@@ -151,9 +155,11 @@ template <class T>
 nb_status replace_rows(nb_dev *d, nb_elem *y, const float *rows, const int32_t *ids, int64_t T_, const int32_t *row_ids,
                        int64_t n_rows, int64_t C, float scale) {
     if (!T_ || !n_rows || !C) return NB_OK;
-    dim3 block = block_for_rows(div_up(C, GROUP<T>));
-    LAUNCH(replace_kernel<T>, grid_for(T_, block.y), block, 0, gpu_stream(d), (T *)y, rows, ids, T_, row_ids, n_rows, C,
-           scale, all_wide<T>(C, y, rows));
+    const int N = group_of<T>(C, y, rows);
+    const dim3 block = block_for_rows(C / N);
+    auto kernel = N > 1 ? replace_kernel<T, GROUP<T>> : replace_kernel<T, 1>;
+    LAUNCH(kernel, grid_for(T_, block.y), block, 0, gpu_stream(d), (T *)y, rows, ids, T_, row_ids, n_rows, C,
+           scale);
     return gpu_launched(d, "replace_rows_fwd");
 }
 

@@ -6,39 +6,62 @@
 namespace {
 
 enum {
-    KEEP = 4,         /* groups of a row a thread keeps; rows with more are read again */
+    KEEP = 2,         /* groups of a row a thread keeps: 1,024 in all (8,192 bf16); longer rows are read again */
     MOST_THREADS = 512,
     SHORT_BLOCK = 128 /* threads of a block of several rows */
 };
 
-/* A thread's groups of a row: group r starts at element (threadIdx.x + r * blockDim.x) * GROUP. */
-template <class T> struct Row {
+/* A thread's groups of a row of C: group r starts at element (threadIdx.x + r * blockDim.x) * N. */
+template <class T, int N> struct Row {
     const T *p;
-    int64_t C;
-    bool wide;
-    uint4 kept[KEEP];
-    __device__ __forceinline__ Row(const T *row, int64_t n, bool w) : p(row), C(n), wide(w) {
+    typename Raw<N>::type kept[KEEP];
+    __device__ __forceinline__ Row(const T *row, int C) : p(row) {
 #pragma unroll
         for (int r = 0; r < KEEP; r++) {
-            int64_t c = ((int64_t)threadIdx.x + r * (int64_t)blockDim.x) * GROUP<T>;
-            if (c < C) kept[r] = fetch(p + c, C - c, wide);
+            int c = (int)(threadIdx.x + r * blockDim.x) * N;
+            if (c < C) kept[r] = fetch<N>(p + c);
         }
     }
 };
 
-/* f(c, group of each row at element c) for all groups of this thread. */
-template <class T, class F, class... Rows>
-__device__ __forceinline__ void each_group(F f, const Row<T> &first, const Rows &...more) {
-    const int64_t C = first.C, step = (int64_t)blockDim.x * GROUP<T>;
-    int64_t c = (int64_t)threadIdx.x * GROUP<T>;
+/* f(c, v of each row at element c) for all groups of this thread. */
+template <class T, int N, class F>
+__device__ __forceinline__ void each_group(int C, const Row<T, N> &x, F f) {
+    const int step = (int)blockDim.x * N;
+    int c = (int)threadIdx.x * N;
+    float v[N];
 #pragma unroll
     for (int r = 0; r < KEEP; r++, c += step)
-        if (c < C) f(c, first.kept[r], more.kept[r]...);
-    for (; c < C; c += step) f(c, fetch(first.p + c, C - c, first.wide), fetch(more.p + c, C - c, more.wide)...);
+        if (c < C) {
+            decode<T>(v, x.kept[r]);
+            f(c, v);
+        }
+    for (; c < C; c += step) {
+        load(v, x.p + c);
+        f(c, v);
+    }
+}
+template <class T, int N, class F>
+__device__ __forceinline__ void each_group(int C, const Row<T, N> &x, const Row<T, N> &y, F f) {
+    const int step = (int)blockDim.x * N;
+    int c = (int)threadIdx.x * N;
+    float v[N], u[N];
+#pragma unroll
+    for (int r = 0; r < KEEP; r++, c += step)
+        if (c < C) {
+            decode<T>(v, x.kept[r]);
+            decode<T>(u, y.kept[r]);
+            f(c, v, u);
+        }
+    for (; c < C; c += step) {
+        load(v, x.p + c);
+        load(u, y.p + c);
+        f(c, v, u);
+    }
 }
 
-/* The sum of v over the blockDim.x threads of a row, in the same order for each of them. Calls between which a thread
- * of the block may still be reading take another slot. */
+/* The sum of v over the blockDim.x threads of a row, in the same order for each of them. Two calls of a block take
+ * different slots: some threads may still be reading the first when others write the second. */
 __device__ __forceinline__ float row_sum(float v, int slot) {
     const int width = blockDim.x < 32 ? (int)blockDim.x : 32, warps = (int)blockDim.x / 32;
     SHARED(float, part, [2][MOST_THREADS / 32]);
@@ -51,101 +74,90 @@ __device__ __forceinline__ float row_sum(float v, int slot) {
     return v;
 }
 
-/* Rows past the last one are computed with the others of their block, as the last, and not written. */
 __device__ __forceinline__ int64_t row_of_thread() { return (int64_t)blockIdx.x * blockDim.y + threadIdx.y; }
 
-template <class T, bool CENTER>
+/* mean NULL: RMS norm. Rows past the last are computed with the others of their block, as the last, and not written. */
+template <class T, int N>
 __global__ void __launch_bounds__(MOST_THREADS)
-norm_fwd_kernel(T *y, float *mean, float *rstd, const T *x, const float *w, const float *bias, int64_t rows, int64_t C,
-                float eps, float offset, bool wide) {
-    constexpr int N = GROUP<T>;
-    int64_t mine = row_of_thread(), at = mine < rows ? mine : rows - 1;
-    Row<T> row(x + at * C, C, wide);
+norm_fwd_kernel(T *y, float *mean, float *rstd, const T *x, const float *w, const float *bias, int64_t rows, int C,
+                float eps, float offset) {
+    const int64_t mine = row_of_thread(), at = mine < rows ? mine : rows - 1;
+    const Row<T, N> row(x + at * C, C);
     float mu = 0, sum = 0;
-    if (CENTER) {
-        each_group<T>([&](int64_t, const uint4 &group) {
-            float v[N];
-            decode<T>(v, group);
-            for (int k = 0; k < N; k++) sum += v[k]; /* zeros behind the row's end */
-        }, row);
+    if (mean) {
+        each_group(C, row, [&](int, float(&v)[N]) {
+            for (int k = 0; k < N; k++) sum += v[k];
+        });
         mu = row_sum(sum, 0) / (float)C;
         sum = 0;
     }
-    each_group<T>([&](int64_t c, const uint4 &group) {
-        float v[N];
-        decode<T>(v, group);
-        for (int k = 0; k < N; k++) sum += !CENTER ? v[k] * v[k] : k < C - c ? (v[k] - mu) * (v[k] - mu) : 0;
-    }, row);
-    float r = 1 / sqrtf(row_sum(sum, 1) / (float)C + eps);
+    each_group(C, row, [&](int, float(&v)[N]) {
+        for (int k = 0; k < N; k++) sum += (v[k] - mu) * (v[k] - mu);
+    });
+    const float r = 1 / sqrtf(row_sum(sum, 1) / (float)C + eps);
     if (mine >= rows) return;
     if (threadIdx.x == 0) {
         rstd[mine] = r;
-        if (CENTER) mean[mine] = mu;
+        if (mean) mean[mine] = mu;
     }
-    each_group<T>([&](int64_t c, const uint4 &group) {
-        float v[N], wv[N], b[N];
-        decode<T>(v, group);
-        load(wv, w + c, C - c, wide);
-        if (bias) load(b, bias + c, C - c, wide);
+    each_group(C, row, [&](int c, float(&v)[N]) {
+        float wv[N], b[N];
+        load(wv, w + c);
+        if (bias) load(b, bias + c);
         for (int k = 0; k < N; k++) v[k] = (v[k] - mu) * r * (wv[k] + offset) + (bias ? b[k] : 0);
-        store(y + mine * C + c, v, C - c, wide);
-    }, row);
+        store(y + mine * C + c, v);
+    });
 }
 
 /* With g = dy*(w+offset) and n = (x-mean)*rstd:  dx = rstd*(g - mean(g) - n*mean(g*n)), RMS norm without mean(g). */
-template <class T, bool CENTER>
+template <class T, int N>
 __global__ void __launch_bounds__(MOST_THREADS)
 norm_bwd_kernel(T *dx, float beta, const T *dy, const T *x, const float *w, const float *mean, const float *rstd,
-                int64_t rows, int64_t C, float offset, bool wide) {
-    constexpr int N = GROUP<T>;
-    int64_t mine = row_of_thread(), at = mine < rows ? mine : rows - 1;
-    Row<T> row_x(x + at * C, C, wide), row_dy(dy + at * C, C, wide);
-    float r = rstd[at], mu = CENTER ? mean[at] : 0, sum = 0, dot = 0;
-    each_group<T>([&](int64_t c, const uint4 &group_x, const uint4 &group_dy) {
-        float v[N], g[N], wv[N];
-        decode<T>(v, group_x);
-        decode<T>(g, group_dy); /* zeros behind the row's end */
-        load(wv, w + c, C - c, wide);
+                int64_t rows, int C, float offset) {
+    const int64_t mine = row_of_thread(), at = mine < rows ? mine : rows - 1;
+    const Row<T, N> row_x(x + at * C, C), row_dy(dy + at * C, C);
+    const float r = rstd[at], mu = mean ? mean[at] : 0;
+    float sum = 0, dot = 0;
+    each_group(C, row_x, row_dy, [&](int c, float(&v)[N], float(&g)[N]) {
+        float wv[N];
+        load(wv, w + c);
         for (int k = 0; k < N; k++) {
             g[k] *= wv[k] + offset;
             sum += g[k];
             dot += g[k] * ((v[k] - mu) * r);
         }
-    }, row_x, row_dy);
+    });
     dot = row_sum(dot, 0) / (float)C;
-    sum = CENTER ? row_sum(sum, 1) / (float)C : 0;
+    sum = mean ? row_sum(sum, 1) / (float)C : 0;
     if (mine >= rows) return;
-    each_group<T>([&](int64_t c, const uint4 &group_x, const uint4 &group_dy) {
-        float v[N], g[N], wv[N];
-        decode<T>(v, group_x);
-        decode<T>(g, group_dy);
-        load(wv, w + c, C - c, wide);
+    each_group(C, row_x, row_dy, [&](int c, float(&v)[N], float(&g)[N]) {
+        float wv[N];
+        load(wv, w + c);
         for (int k = 0; k < N; k++) v[k] = r * (g[k] * (wv[k] + offset) - sum - (v[k] - mu) * r * dot);
-        put(dx + mine * C + c, v, beta, C - c, wide);
-    }, row_x, row_dy);
+        put(dx + mine * C + c, v, beta);
+    });
 }
 
-/* About two groups a thread: up to 32 threads (a power of 2) a row with several rows a block, or a block a row. */
+/* Two groups a thread: up to 32 threads (a power of 2) a row with several rows a block, or a block a row. */
 dim3 norm_block(int64_t groups) {
     unsigned x = 1;
     if (groups <= 32 * KEEP) {
         while (x < 32 && x < groups) x *= 2;
         return dim3(x, SHORT_BLOCK / x, 1);
     }
-    int64_t threads = div_up(groups, 2 * 32) * 32;
+    int64_t threads = div_up(groups, KEEP * 32) * 32;
     if (threads > MOST_THREADS) threads = MOST_THREADS;
     return dim3((unsigned)threads, 1, 1);
 }
 
-/* mean NULL: RMS norm. */
 template <class T>
 nb_status norm_fwd(nb_dev *d, nb_elem *y, float *mean, float *rstd, const nb_elem *x, const float *w, const float *bias,
                    int64_t rows, int64_t C, float eps, float offset) {
     if (!rows || !C) return NB_OK;
-    auto kernel = mean ? norm_fwd_kernel<T, true> : norm_fwd_kernel<T, false>;
-    dim3 block = norm_block(div_up(C, GROUP<T>)), grid((unsigned)div_up(rows, block.y));
-    LAUNCH(kernel, grid, block, 0, gpu_stream(d), (T *)y, mean, rstd, (const T *)x, w, bias, rows, C, eps, offset,
-           all_wide<T>(C, y, x, w, bias));
+    const int N = group_of<T>(C, y, x, w, bias);
+    const dim3 block = norm_block(C / N), grid((unsigned)div_up(rows, block.y));
+    auto kernel = N > 1 ? norm_fwd_kernel<T, GROUP<T>> : norm_fwd_kernel<T, 1>;
+    LAUNCH(kernel, grid, block, 0, gpu_stream(d), (T *)y, mean, rstd, (const T *)x, w, bias, rows, (int)C, eps, offset);
     return gpu_launched(d, mean ? "layernorm_fwd" : "rmsnorm_fwd");
 }
 
@@ -153,10 +165,11 @@ template <class T>
 nb_status norm_bwd(nb_dev *d, nb_elem *dx, float beta, const nb_elem *dy, const nb_elem *x, const float *w,
                    const float *mean, const float *rstd, int64_t rows, int64_t C, float offset) {
     if (!rows || !C) return NB_OK;
-    auto kernel = mean ? norm_bwd_kernel<T, true> : norm_bwd_kernel<T, false>;
-    dim3 block = norm_block(div_up(C, GROUP<T>)), grid((unsigned)div_up(rows, block.y));
-    LAUNCH(kernel, grid, block, 0, gpu_stream(d), (T *)dx, beta, (const T *)dy, (const T *)x, w, mean, rstd, rows, C,
-           offset, all_wide<T>(C, dx, dy, x, w));
+    const int N = group_of<T>(C, dx, dy, x, w);
+    const dim3 block = norm_block(C / N), grid((unsigned)div_up(rows, block.y));
+    auto kernel = N > 1 ? norm_bwd_kernel<T, GROUP<T>> : norm_bwd_kernel<T, 1>;
+    LAUNCH(kernel, grid, block, 0, gpu_stream(d), (T *)dx, beta, (const T *)dy, (const T *)x, w, mean, rstd, rows, (int)C,
+           offset);
     return gpu_launched(d, mean ? "layernorm_bwd" : "rmsnorm_bwd");
 }
 
@@ -179,9 +192,9 @@ extern "C" nb_status NB_GPU(layernorm_fwd)(nb_dev *d, nb_elem *y, float *mean, f
     return BY_ELEM(norm_fwd, d, y, mean, rstd, x, w, bias, T, C, eps, 0.0f);
 }
 
-extern "C" nb_status NB_GPU(layernorm_bwd)(nb_dev *d, nb_elem *dx, float beta_x, float *dw, float beta_w, float *db,
+extern "C" nb_status NB_GPU(layernorm_bwd)(nb_dev *d, nb_elem *dx, float beta_x, float *dw, float beta_w, float *dbias,
                                            float beta_b, const nb_elem *dy, const nb_elem *x, const float *w,
                                            const float *mean, const float *rstd, int64_t T, int64_t C) {
-    if (dw || db) NB_TRY(NB_GPU(column_sums)(d, dw, beta_w, db, beta_b, dy, x, mean, rstd, T, C));
+    if (dw || dbias) NB_TRY(NB_GPU(column_sums)(d, dw, beta_w, dbias, beta_b, dy, x, mean, rstd, T, C));
     return dx ? BY_ELEM(norm_bwd, d, dx, beta_x, dy, x, w, mean, rstd, T, C, 0.0f) : NB_OK;
 }

@@ -4,11 +4,10 @@
 
 namespace {
 
-template <class T>
+template <class T, int N>
 __global__ void rope_kernel(T *y, const T *x, const float *cosine, const float *sine, const int32_t *pos, int64_t rows,
-                            int heads, int D, int rot, float sign, float beta, bool wide) {
-    constexpr int N = GROUP<T>;
-    const int half = rot / 2, pairs = (half + N - 1) / N, per_head = pairs + (D - rot + N - 1) / N;
+                            int heads, int D, int rot, float sign, float beta) {
+    const int half = rot / 2, pairs = half / N, per_head = pairs + (D - rot) / N;
     FOR_ROWS(t, rows) {
         const float *ct = cosine + (int64_t)pos[t] * half, *st = sine + (int64_t)pos[t] * half;
         for (int item = (int)threadIdx.x; item < heads * per_head; item += (int)blockDim.x) {
@@ -17,22 +16,22 @@ __global__ void rope_kernel(T *y, const T *x, const float *cosine, const float *
             float lo[N], hi[N], c[N], s[N];
             if (at >= pairs) {
                 int i = rot + (at - pairs) * N;
-                load(lo, x + head + i, D - i, wide);
-                put(y + head + i, lo, beta, D - i, wide);
+                load(lo, x + head + i);
+                put(y + head + i, lo, beta);
                 continue;
             }
-            const int i = at * N, left = half - i;
-            load(lo, x + head + i, left, wide);
-            load(hi, x + head + half + i, left, wide);
-            load(c, ct + i, left, wide);
-            load(s, st + i, left, wide);
+            const int i = at * N;
+            load(lo, x + head + i);
+            load(hi, x + head + half + i);
+            load(c, ct + i);
+            load(s, st + i);
             for (int k = 0; k < N; k++) {
                 float turned = lo[k] * c[k] - hi[k] * (sign * s[k]);
                 hi[k] = hi[k] * c[k] + lo[k] * (sign * s[k]);
                 lo[k] = turned;
             }
-            put(y + head + i, lo, beta, left, wide);
-            put(y + head + half + i, hi, beta, left, wide);
+            put(y + head + i, lo, beta);
+            put(y + head + half + i, hi, beta);
         }
     }
 }
@@ -40,13 +39,14 @@ __global__ void rope_kernel(T *y, const T *x, const float *cosine, const float *
 template <class T>
 nb_status rope(nb_dev *d, nb_elem *y, const nb_elem *x, const float *cosine, const float *sine, const int32_t *pos,
                int64_t rows, int64_t heads, int64_t D, int64_t rot, bool inverse, float beta) {
-    int64_t half = rot / 2, items = heads * (div_up(half, GROUP<T>) + div_up(D - rot, GROUP<T>));
-    if (!rows || !items) return NB_OK;
-    /* Every group begins on 16 bytes when heads, halves and what follows them are whole groups. */
-    bool wide = half % GROUP<T> == 0 && all_wide<T>(D, y, x, cosine, sine);
-    dim3 block = block_for_rows(items);
-    LAUNCH(rope_kernel<T>, grid_for(rows, block.y), block, 0, gpu_stream(d), (T *)y, (const T *)x, cosine, sine, pos,
-           rows, (int)heads, (int)D, (int)rot, inverse ? -1.0f : 1.0f, beta, wide);
+    int64_t half = rot / 2;
+    if (!rows || !heads || !D) return NB_OK;
+    /* Groups are whole where heads, halves and what follows them are. */
+    const int N = half % GROUP<T> ? 1 : group_of<T>(D, y, x, cosine, sine);
+    const dim3 block = block_for_rows(heads * (D - half) / N);
+    auto kernel = N > 1 ? rope_kernel<T, GROUP<T>> : rope_kernel<T, 1>;
+    LAUNCH(kernel, grid_for(rows, block.y), block, 0, gpu_stream(d), (T *)y, (const T *)x, cosine, sine, pos,
+           rows, (int)heads, (int)D, (int)rot, inverse ? -1.0f : 1.0f, beta);
     return gpu_launched(d, "rope");
 }
 

@@ -6,18 +6,18 @@ namespace {
 enum { THREADS = 256 };
 
 /* y[to[i]] = x[from[i]] * scale[i] + beta * y[to[i]]; to, from NULL: i; scale NULL: 1. */
-template <class T>
+template <class T, int N>
 __global__ void rows_kernel(T *y, const int32_t *to, const T *x, const int32_t *from, const float *scale, int64_t rows,
-                            int64_t C, float beta, bool wide) {
+                            int64_t C, float beta) {
     FOR_ROWS(i, rows) {
         T *yi = y + (to ? to[i] : i) * C;
         const T *xi = x + (from ? from[i] : i) * C;
         float k = scale ? scale[i] : 1;
-        FOR_GROUPS(c, T, C) {
-            float v[GROUP<T>];
-            load(v, xi + c, C - c, wide);
-            for (int j = 0; j < GROUP<T>; j++) v[j] *= k;
-            put(yi + c, v, beta, C - c, wide);
+        FOR_GROUPS(c, N, C) {
+            float v[N];
+            load(v, xi + c);
+            for (int j = 0; j < N; j++) v[j] *= k;
+            put(yi + c, v, beta);
         }
     }
 }
@@ -26,23 +26,22 @@ template <class T>
 nb_status move_rows(nb_dev *d, nb_elem *y, const int32_t *to, const nb_elem *x, const int32_t *from, const float *scale,
                     int64_t rows, int64_t C, float beta) {
     if (!rows || !C) return NB_OK;
-    dim3 block = block_for_rows(div_up(C, GROUP<T>));
-    LAUNCH(rows_kernel<T>, grid_for(rows, block.y), block, 0, gpu_stream(d), (T *)y, to, (const T *)x, from, scale, rows,
-           C, beta, all_wide<T>(C, y, x));
+    const int N = group_of<T>(C, y, x);
+    const dim3 block = block_for_rows(C / N);
+    auto kernel = N > 1 ? rows_kernel<T, GROUP<T>> : rows_kernel<T, 1>;
+    LAUNCH(kernel, grid_for(rows, block.y), block, 0, gpu_stream(d), (T *)y, to, (const T *)x, from, scale, rows,
+           C, beta);
     return gpu_launched(d, "rows by index");
 }
 
 /* Columns are few, and far apart in the rows of y[m,V]: a thread an element. */
-#define FOR_ELEMENTS(i, n)                                                                                \
-    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < (n); i += (int64_t)gridDim.x * blockDim.x)
-
 __global__ void put_columns_kernel(float *y, const float *x, const int32_t *columns, int64_t m, int64_t V, int64_t n) {
-    FOR_ELEMENTS(i, m * n) y[i / n * V + columns[i % n]] = x[i];
+    FOR_FLAT(i, 1, m * n) y[i / n * V + columns[i % n]] = x[i];
 }
 
 template <class T>
 __global__ void take_columns_kernel(T *x, T *y, const int32_t *columns, int64_t m, int64_t V, int64_t n) {
-    FOR_ELEMENTS(i, m * n) {
+    FOR_FLAT(i, 1, m * n) {
         T *from = y + i / n * V + columns[i % n];
         x[i] = *from;
         from_f32(*from, 0);
