@@ -14,7 +14,8 @@ endif
 PREFIX  ?= /usr/local
 VERSION := 0.1.0
 FLOORS  := core configs kernels kernels/cpu autograd model data adapters generate eval train
-SRC     := $(foreach f,$(FLOORS),$(sort $(wildcard $(f)/*.c))) kernels/cuda/library.c
+SRC     := $(filter-out kernels/comm_mpi.c,$(foreach f,$(FLOORS),$(sort $(wildcard $(f)/*.c)))) kernels/cuda/library.c \
+	kernels/cuda/comm_nccl.c
 CLI     := $(sort $(wildcard cli/*.c))
 TESTS   := $(sort $(wildcard tests/test_*.c))
 ROWS    := $(sort $(wildcard tests/rows*.c))
@@ -28,7 +29,7 @@ WARN    := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wundef -Wpointer-arith -W
 CFLAGS  ?= -O3 -g
 ALL_CFLAGS := -std=c11 -D_GNU_SOURCE -DNB_VERSION='"$(VERSION)"' -I. -fopenmp -ffp-contract=off -fno-math-errno \
 	$(WARN) $(CFLAGS) $(if $(SAN),$(SANITIZE) -fno-omit-frame-pointer -O1)
-LIBS    := -ljansson -lpcre2-8 -lutf8proc -lcrypto -lyaml -lopenblas -lm $(SANITIZE) -fopenmp
+LIBS    := -ljansson -lpcre2-8 -lutf8proc -lcrypto -lyaml -lopenblas -lm -ldl $(SANITIZE) -fopenmp
 
 # The GPU backend, kernels/cuda, is built twice: by nvcc into nibble where there is a toolkit, and by the host's compilers
 # against an emulator ("emu") into the tests and nibble-emu, everywhere. The quick start builds for the cards at hand only.
@@ -67,6 +68,11 @@ EMU_FLAGS := -std=c++17 -O2 -g -I. -DNB_EMU -fno-exceptions -fno-rtti -fno-threa
 	-Wshadow $(if $(WERROR),-Werror) $(if $(SAN),$(SANITIZE) -fno-omit-frame-pointer -O1)
 EMU_OBJ   := $(CUDA_CU:%.cu=$(BUILD)/emu/%.o) $(CUDA_C:%.c=$(BUILD)/emu/%.o) $(EMU_CC:%.cc=$(BUILD)/emu/%.o)
 
+# What processes on several processors or machines exchange goes through MPI, a library loaded at run time: built where
+# mpicc is.
+MPICC     := $(shell command -v mpicc)
+MPI_LIB   := $(if $(MPICC),$(BUILD)/libnibble_mpi.so)
+
 # The checker of emulated kernels, tests/emu: they are built with the thread sanitizer's hooks, which are its own.
 CHECK_OBJ := $(CUDA_CU:%.cu=$(BUILD)/emu-check/%.o) $(filter-out $(CUDA_CU:%.cu=$(BUILD)/emu/%.o),$(EMU_OBJ)) \
 	$(BUILD)/emu/tests/emu/check.o
@@ -84,7 +90,7 @@ run = $(if $(V),,@printf '  %-8s %s\n' '$(1)' '$@'; )$(2)
 
 all: nibble  ## build ./nibble
 
-nibble: $(BUILD)/nibble
+nibble: $(BUILD)/nibble $(MPI_LIB)
 	@ln -sf $< $@
 
 $(BUILD)/nibble: $(CLI_OBJ) $(CUDA_OBJ) $(BUILD)/libnibble.a $(BUILD)/cuda.txt
@@ -92,6 +98,10 @@ $(BUILD)/nibble: $(CLI_OBJ) $(CUDA_OBJ) $(BUILD)/libnibble.a $(BUILD)/cuda.txt
 
 $(BUILD)/nibble-emu: $(CLI_OBJ) $(EMU_OBJ) $(BUILD)/libnibble.a
 	$(call run,link,$(CC) -o $@ $^ $(LIBS))
+
+$(BUILD)/libnibble_mpi.so: kernels/comm_mpi.c kernels/comm.h kernels/backend.h
+	@mkdir -p $(@D)
+	$(call run,mpicc,$(MPICC) -std=c11 -D_GNU_SOURCE -I. -O2 -g $(WARN) -shared -fPIC -o $@ $<)
 
 $(BUILD)/libnibble.a: $(OBJ)
 	@rm -f $@
@@ -178,7 +188,7 @@ $(BUILD)/probed-%:
 test: tests-built  ## build and run all tests
 	tests/run.sh $(BUILD)
 
-tests-built: $(BUILD)/nibble $(BUILD)/nibble-emu $(BUILD)/gpucheck-emu $(TEST_BIN) $(CHECKERS)
+tests-built: $(BUILD)/nibble $(MPI_LIB) $(BUILD)/nibble-emu $(BUILD)/gpucheck-emu $(TEST_BIN) $(CHECKERS)
 
 objects: $(OBJ) $(CLI_OBJ) $(CUDA_OBJ) $(sort $(EMU_OBJ) $(CHECK_OBJ)) $(GPUCHECK_OBJ) $(BUILD)/tests/gpu/device.o $(TEST_BIN:%=%.o) $(BENCH_BIN:%=%.o)
 
@@ -197,10 +207,12 @@ probe:  ## what is there to build with, and what is missing
 install: nibble  ## put nibble and its documents under DESTDIR/PREFIX
 	install -d "$(DESTDIR)$(PREFIX)/bin" "$(DESTDIR)$(PREFIX)/share/doc/nibble"
 	install -m 755 $(BUILD)/nibble "$(DESTDIR)$(PREFIX)/bin/nibble"
+	$(if $(MPI_LIB),install -d "$(DESTDIR)$(PREFIX)/lib/nibble" && \
+	    install -m 755 $(MPI_LIB) "$(DESTDIR)$(PREFIX)/lib/nibble")
 	install -m 644 LICENSE $(wildcard README.md CHANGELOG.md docs/*.md) "$(DESTDIR)$(PREFIX)/share/doc/nibble"
 
 uninstall:  ## remove what install put there
-	rm -f "$(DESTDIR)$(PREFIX)/bin/nibble"
+	rm -f "$(DESTDIR)$(PREFIX)/bin/nibble" "$(DESTDIR)$(PREFIX)/lib/nibble/libnibble_mpi.so"
 	rm -rf "$(DESTDIR)$(PREFIX)/share/doc/nibble"
 
 clean:  ## remove everything that was built

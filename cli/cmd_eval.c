@@ -118,7 +118,8 @@ static nb_status open_config(subject *s, const eval_args *a, char **adapter) {
     set_string(&s->config.device, a->device);
     if (!a->base_only && a->adapter) *adapter = nb_strdup(a->adapter);
     else if (!a->base_only) NB_TRY(find_result(&s->config, adapter));
-    NB_TRY(nb_run_open_model(&s->run, &s->config));
+    NB_TRY(nb_run_open(&s->run, &s->config));
+    NB_TRY(nb_run_open_model(&s->run));
     s->model = s->run.model, s->arena = &s->run.arena, s->tokenizer = s->run.tokenizer;
     if (nb_chat_template_find(&s->chat, nb_config_chat_name(&s->config), s->tokenizer) != NB_OK) s->chat = NULL;
     NB_TRY(open_held_out(s));

@@ -54,7 +54,8 @@ static nb_status print_choices(nb_run *r) {
 static nb_status plan(nb_config *c) {
     nb_run r;
     nb_text text = {0};
-    nb_status st = nb_run_open_model(&r, c);
+    nb_status st = nb_run_open(&r, c);
+    if (st == NB_OK) st = nb_run_open_model(&r);
     if (st == NB_OK) st = nb_run_open_adapter(&r);
     if (st == NB_OK) st = nb_run_open_data(&r);
     if (st == NB_OK) {

@@ -70,7 +70,7 @@ int main(int argc, char **argv) {
 int nb_exit_status(const char *name, nb_status st) {
     if (st == NB_OK) return 0;
     fflush(stdout);
-    fprintf(stderr, "nibble %s: %s\n", name, nb_message());
+    if (*nb_message()) fprintf(stderr, "nibble %s: %s\n", name, nb_message()); /* empty: another process tells */
     if (st != NB_EINTERRUPTED) return 1;
     return 128 + (nb_interrupted() ? nb_interrupted() : SIGINT);
 }

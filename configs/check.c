@@ -71,6 +71,8 @@ static void check_adapter(const nb_config *c, nb_errors *e) {
         WRONG(load_in_4bit, "load_in_4bit: adapter full trains the base's own weights, which cannot be in 4 bits");
     if (c->adapter == NB_ADAPTER_FULL && c->lora_model_dir)
         WRONG(lora_model_dir, "lora_model_dir: adapter full has no adapter to start from");
+    if (c->adapter == NB_ADAPTER_FULL && c->zero_stage == NB_ZERO_BASE)
+        WRONG(zero_stage, "zero_stage: 3 shares out the frozen base, and adapter full freezes nothing; use 1");
     if (c->adapter != NB_ADAPTER_FULL && c->reinit_weights)
         WRONG(reinit_weights, "reinit_weights: random weights need adapter: full to be trained at all");
     if (c->lora_modules_to_save.n)

@@ -3,6 +3,7 @@
 #include <signal.h>
 
 static volatile sig_atomic_t came;
+static bool held;
 
 static void note(int sig) { came = sig; }
 
@@ -13,4 +14,6 @@ void nb_interrupt_install(void) {
     sigaction(SIGTERM, &act, NULL);
 }
 
-int nb_interrupted(void) { return came; }
+int nb_interrupted(void) { return held ? 0 : came; }
+void nb_interrupt_hold(bool on) { held = on; }
+void nb_interrupt_note(int sig) { came = sig; }

@@ -68,10 +68,13 @@ void nb_data_free(nb_data *d);
 
 /* Makes training batches. Everything is a pure function of (seed, step): resuming needs no state. A "bin" is one
  * packed sequence (or one row without packing) of at most sequence_len tokens; a micro-batch is micro_batch_size
- * bins; a step is gradient_accumulation_steps micro-batches (the last of an epoch may be smaller). */
+ * bins; a step is gradient_accumulation_steps micro-batches for each process (the last of an epoch may be smaller).
+ * Processes take turns: micro-batch i of a step is rank i % ranks's. A step has the same micro-batches for 2 processes
+ * that accumulate 2 as for one that accumulates 4. */
 typedef struct nb_loader nb_loader;
 typedef struct nb_loader_options {
     int64_t sequence_len, micro_batch_size, accumulation;
+    int rank, ranks;    /* this process, and how many there are; 0, 0: it is alone */
     bool packing, shuffle;
     double epochs;      /* num_epochs */
     int64_t max_steps;  /* 0: by epochs */
@@ -83,9 +86,13 @@ int64_t nb_loader_steps(const nb_loader *l);                        /* optimizer
 double nb_loader_epoch_of(const nb_loader *l, int64_t step);        /* epochs completed after `step` steps */
 int64_t nb_loader_steps_per_epoch(const nb_loader *l);              /* of the first epoch */
 double nb_loader_fill(const nb_loader *l);                          /* tokens / bin capacity, first epoch */
-/* The micro-batches of step `step` (from 0): *n of them at *batches, valid until the next call. No allocation
- * once opened. *trained = trained tokens of the whole step. */
+/* Our micro-batches of step `step` (from 0): *n of them at *batches, valid until the next call; at the end of an epoch
+ * there may be none. No allocation once opened. *trained = trained tokens of the whole step, all processes'. */
 nb_status nb_loader_step(nb_loader *l, int64_t step, const nb_batch **batches, int *n, int64_t *trained);
+/* The most micro-batches any process has in this step. */
+int64_t nb_loader_rounds(nb_loader *l, int64_t step);
+/* The samples of the whole step, all processes', in order; valid until the next step is asked for. */
+const int64_t *nb_loader_samples(nb_loader *l, int64_t step, int64_t *n);
 
 /* Batches over one held-out set in fixed order, whole rows, at most max_tokens tokens (a longer row alone is an
  * error): batch.sample holds row numbers. *batch valid until the next call; *done when there are no more. */

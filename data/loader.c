@@ -113,7 +113,7 @@ static void plan(nb_loader *l, int64_t epoch) {
 }
 
 static int64_t bins_per_step(const nb_loader *l) {
-    return l->o.micro_batch_size * l->o.accumulation;
+    return l->o.micro_batch_size * l->o.accumulation * l->o.ranks;
 }
 
 static int64_t min64(int64_t x, int64_t y) {
@@ -189,6 +189,7 @@ nb_status nb_loader_open(nb_loader **out, const nb_data *d, const nb_loader_opti
     nb_loader *l = NB_NEW(nb_loader);
     int64_t items = 0;
     *l = (nb_loader){.d = d, .o = *o, .planned = -1};
+    if (!o->ranks) l->o.ranks = 1;
     *out = NULL;
     l->set_first = nb_calloc((size_t)d->n_train + 1, sizeof *l->set_first);
     l->sample_len = nb_calloc((size_t)d->n_samples + 1, sizeof *l->sample_len);
@@ -245,27 +246,47 @@ double nb_loader_epoch_of(const nb_loader *l, int64_t step) {
     return (double)e + (double)(step - l->first_step[e]) / (double)steps;
 }
 
-nb_status nb_loader_step(nb_loader *l, int64_t step, const nb_batch **batches, int *n, int64_t *trained) {
+/* The bins of a step: *bin .. *end - 1 of its epoch, which is planned now. */
+static void bins_of(nb_loader *l, int64_t step, int64_t *bin, int64_t *end) {
     NB_ASSERT(step >= 0 && step < l->n_steps);
     int64_t e = epoch_with(l, step);
     plan(l, e);
-    int64_t bin = (step - l->first_step[e]) * bins_per_step(l), end = min64(bin + bins_per_step(l), l->n_bins);
+    *bin = (step - l->first_step[e]) * bins_per_step(l);
+    *end = min64(*bin + bins_per_step(l), l->n_bins);
+}
+
+nb_status nb_loader_step(nb_loader *l, int64_t step, const nb_batch **batches, int *n, int64_t *trained) {
+    int64_t bin, end;
+    bins_of(l, step, &bin, &end);
     l->buf.n = l->buf.n_segs = 0;
     *n = 0;
     *trained = 0;
-    for (; bin < end; bin += l->o.micro_batch_size) {
-        nb_batch *b = &l->batches[(*n)++];
-        *b = batch_begin(&l->buf);
+    for (int64_t turn = 0; bin < end; bin += l->o.micro_batch_size, turn++) {
+        bool ours = turn % l->o.ranks == l->o.rank;
+        if (ours) l->batches[(*n)++] = batch_begin(&l->buf);
         for (int64_t i = l->bin_start[bin]; i < l->bin_start[min64(bin + l->o.micro_batch_size, end)]; i++) {
             int64_t s = l->items[i];
             nb_row r;
             nb_dataset_row(l->d->train[l->d->sample_set[s]], l->d->sample_row[s], &r);
-            batch_add(&l->buf, b, &r, s);
+            if (ours) batch_add(&l->buf, &l->batches[*n - 1], &r, s);
+            *trained += r.trained;
         }
-        *trained += b->n_trained;
     }
     *batches = l->batches;
     return NB_OK;
+}
+
+int64_t nb_loader_rounds(nb_loader *l, int64_t step) {
+    int64_t bin, end, round = l->o.micro_batch_size * l->o.ranks;
+    bins_of(l, step, &bin, &end);
+    return (end - bin + round - 1) / round;
+}
+
+const int64_t *nb_loader_samples(nb_loader *l, int64_t step, int64_t *n) {
+    int64_t bin, end;
+    bins_of(l, step, &bin, &end);
+    *n = l->bin_start[end] - l->bin_start[bin];
+    return &l->items[l->bin_start[bin]];
 }
 
 /* ---- held-out sets ---- */

@@ -88,15 +88,21 @@ void nb_evaluator_close(nb_evaluator *e) {
 
 /* ---- loss ---- */
 
+/* Ranks take turns: batches of the loss, and rows to answer. */
+static bool is_our_turn(const nb_heldout_args *a, int64_t turn) {
+    return !a->comm || turn % a->comm->size == a->comm->rank;
+}
+
 static nb_status measure_loss(nb_heldout_result *r, const nb_heldout_args *a, nb_eval_iter *it, float *nll) {
     nb_progress p;
-    int64_t seen = 0;
+    int64_t seen = 0, turn = 0;
     nb_progress_begin(&p, a->label ? a->label : r->name, (double)r->rows, "rows");
     for (bool done = false;;) {
         nb_batch b;
         double sum;
         NB_TRY(nb_eval_iter_next(it, &b, &done));
         if (done) break;
+        if (!is_our_turn(a, turn++)) continue;
         NB_TRY(nb_runner_loss(a->evaluator->loss, &b, 0, &sum, nll));
         for (int64_t t = 0, k = 0; t < b.n; t++) { /* losses come in the order of the trained tokens */
             if (b.targets[t] == NB_IGNORE) continue;
@@ -109,6 +115,10 @@ static nb_status measure_loss(nb_heldout_result *r, const nb_heldout_args *a, nb
         if (nb_interrupted()) return nb_fail(NB_EINTERRUPTED, "interrupted while evaluating %s", r->name);
     }
     nb_progress_end(&p);
+    return NB_OK;
+}
+
+static nb_status check_losses(const nb_heldout_result *r) {
     for (int64_t i = 0; i < r->rows; i++) {
         if (isfinite(r->row[i].loss_sum)) continue;
         return nb_fail(NB_ENUMERIC, "%s, record %lld: the loss is not a finite number: the weights or the adapter are "
@@ -144,20 +154,22 @@ static nb_status keep_result(nb_row_result *row, const nb_heldout_args *a, const
     return NB_OK;
 }
 
+/* requests[n].sequence is the row. */
 static nb_status run_answers(nb_heldout_result *r, const nb_heldout_args *a, nb_gen_request *requests,
-                             nb_gen_result *results) {
+                             nb_gen_result *results, int64_t n) {
     nb_sampling greedy = nb_sampling_greedy();
     nb_progress p;
     double start = nb_now();
-    nb_progress_begin(&p, a->label ? a->label : r->name, (double)r->rows, "answers");
+    nb_progress_begin(&p, a->label ? a->label : r->name, (double)n, "answers");
     nb_generator_forget(a->evaluator->generator);
-    NB_TRY(nb_generate(a->evaluator->generator, &greedy, requests, r->rows, results, &p));
+    NB_TRY(nb_generate(a->evaluator->generator, &greedy, requests, n, results, &p));
     nb_progress_end(&p);
     r->generation_seconds = nb_now() - start;
-    for (int64_t i = 0; i < r->rows; i++) {
+    for (int64_t k = 0; k < n; k++) {
         nb_row in;
+        int64_t i = (int64_t)requests[k].sequence;
         nb_dataset_row(a->set->data, i, &in);
-        nb_status st = keep_result(&r->row[i], a, &in, &results[i]);
+        nb_status st = keep_result(&r->row[i], a, &in, &results[k]);
         if (st != NB_OK) return nb_prefix(st, "%s, record %lld: ", r->name, (long long)in.line);
     }
     return NB_OK;
@@ -168,24 +180,50 @@ static nb_status generate_answers(nb_heldout_result *r, const nb_heldout_args *a
     nb_gen_request *requests = nb_calloc((size_t)r->rows + 1, sizeof *requests);
     nb_gen_result *results = nb_calloc((size_t)r->rows + 1, sizeof *results);
     nb_status st = NB_OK;
+    int64_t n = 0;
     for (int64_t i = 0; i < r->rows && st == NB_OK; i++) {
+        if (!is_our_turn(a, i)) continue;
         nb_row row;
         nb_dataset_row(a->set->data, i, &row);
-        requests[i] = (nb_gen_request){.prompt = row.ids, .prompt_n = row.prompt_n, .sequence = (uint64_t)i,
+        requests[n++] = (nb_gen_request){.prompt = row.ids, .prompt_n = row.prompt_n, .sequence = (uint64_t)i,
                                        .max_new_tokens = a->set->max_new_tokens};
         if (row.prompt_n < 1 || !row.reference)
             st = nb_fail(NB_EINPUT, "%s, record %lld has no prompt with an answer behind it, which exact_match, f1, "
                          "rouge_l, regex and json_valid need: leave `metrics: [loss]`, or use a type with prompts",
                          r->name, (long long)row.line);
     }
-    if (st == NB_OK) st = run_answers(r, a, requests, results);
-    for (int64_t i = 0; i < r->rows; i++) nb_gen_result_free(&results[i]);
+    if (st == NB_OK && n) st = run_answers(r, a, requests, results, n);
+    for (int64_t i = 0; i < n; i++) nb_gen_result_free(&results[i]);
     free(requests);
     free(results);
     return st;
 }
 
 /* ---- all of it ---- */
+
+/* Every rank gets every row: what a row was given where its turn was, added to the zeros of the other ranks. */
+static nb_status merge(nb_heldout_result *r, const nb_heldout_args *a) {
+    enum { FIRST_SCORE = 4, COLUMNS = FIRST_SCORE + NB_METRIC_COUNT };
+    double *all = nb_calloc((size_t)r->rows, COLUMNS * sizeof *all), *x = all;
+    for (int64_t i = 0; i < r->rows; i++, x += COLUMNS) {
+        const nb_row_result *row = &r->row[i];
+        x[0] = row->loss_sum, x[1] = (double)row->tokens;
+        x[2] = (double)row->answer_tokens, x[3] = (double)row->stop;
+        for (int m = NB_METRIC_LOSS + 1; m < NB_METRIC_COUNT; m++)
+            if (r->metrics & 1u << m && is_our_turn(a, i)) x[FIRST_SCORE + m] = row->score[m];
+    }
+    nb_status st = nb_comm_sum_f64(a->comm, all, r->rows * COLUMNS);
+    x = all;
+    for (int64_t i = 0; i < r->rows && st == NB_OK; i++, x += COLUMNS) {
+        nb_row_result *row = &r->row[i];
+        row->loss_sum = x[0], row->tokens = (int64_t)x[1];
+        row->answer_tokens = (int64_t)x[2], row->stop = (nb_stop)x[3];
+        for (int m = NB_METRIC_LOSS + 1; m < NB_METRIC_COUNT; m++)
+            if (r->metrics & 1u << m) row->score[m] = x[FIRST_SCORE + m];
+    }
+    free(all);
+    return st;
+}
 
 nb_status nb_heldout_eval(nb_heldout_result *out, const nb_heldout_args *a) {
     const nb_heldout_set *s = a->set;
@@ -206,6 +244,9 @@ nb_status nb_heldout_eval(nb_heldout_result *out, const nb_heldout_args *a) {
     free(nll);
     nb_eval_iter_free(it);
     if (st == NB_OK && nb_heldout_generates(s)) st = generate_answers(out, a);
+    if (a->comm) st = nb_comm_agree(a->comm, st);
+    if (st == NB_OK && a->comm && a->comm->size > 1) st = merge(out, a);
+    if (st == NB_OK) st = check_losses(out);
     if (st != NB_OK) return st;
     nb_heldout_summarize(out);
     out->seconds = nb_now() - start;

@@ -9,6 +9,7 @@
 #include "data/dataset.h"
 #include "eval/metrics.h"
 #include "generate/generate.h"
+#include "kernels/comm.h"
 #include "model/transformer.h"
 
 /* A set and what is wanted of it. */
@@ -75,6 +76,7 @@ typedef struct nb_heldout_args {
     const nb_heldout_set *set;
     const char *label; /* of the progress bar; NULL: the set's name */
     bool keep_texts;   /* prompts, references and answers, for reports */
+    nb_comm *comm;     /* ranks that share the work, all of which call this and get the same; NULL: we alone */
 } nb_heldout_args;
 /* out must be freed with nb_heldout_result_free, after an error too. A row without an answer to compare with, when a
  * metric needs one: NB_EINPUT. A loss that is not finite: NB_ENUMERIC naming the row. */

@@ -3,61 +3,22 @@
 #include <stdlib.h>
 
 #include "core/mem.h"
+#include "model/pieces.h"
 
-/* Walks over everything that is copied: first only to count, then to place each piece in the block. */
-typedef struct walk {
-    nb_dev *dev; /* NULL: count */
-    char *block;
-    size_t at;
-    nb_status st;
-} walk;
-
-/* Copies `bytes` from *p and lets *p point at the copy. */
-static void piece(walk *k, const void **p, size_t bytes) {
-    if (!*p || !bytes) return;
-    if (k->dev && k->st == NB_OK) {
-        k->st = k->dev->be->put(k->dev, k->block + k->at, *p, bytes);
-        *p = k->block + k->at;
-    }
-    k->at += (bytes + NB_ALIGN - 1) / NB_ALIGN * NB_ALIGN;
-}
-
-static void floats(walk *k, const float **p, int64_t n) {
-    const void *q = *p;
-    piece(k, &q, (size_t)n * sizeof(float));
-    *p = q;
-}
-
-static void weight(walk *k, nb_weight *w) {
-    int64_t n = w->rows * w->cols;
-    if (!n) return;
-    if (w->format != NB_FMT_NF4) {
-        piece(k, &w->data, (size_t)nb_weight_bytes(w));
-        return;
-    }
-    nb_nf4 *q = &w->nf4;
-    int64_t blocks = (n + q->blocksize - 1) / q->blocksize;
-    piece(k, &w->data, (size_t)((n + 1) / 2));
-    floats(k, &q->code, 16);
-    floats(k, &q->absmax, blocks);
-    if (!q->absmax_u8) return;
-    const void *u8 = q->absmax_u8;
-    piece(k, &u8, (size_t)blocks);
-    q->absmax_u8 = u8;
-    floats(k, &q->nested_absmax, (blocks + q->nested_blocksize - 1) / q->nested_blocksize);
-    floats(k, &q->nested_code, 256);
-}
-
-static void everything(walk *k, nb_resident *r, const nb_spec *s) {
-    weight(k, &r->embed);
+/* Everything that is copied; what is shared out is copied elsewhere. */
+static void everything(nb_pieces *k, nb_resident *r, const nb_spec *s) {
+    nb_pieces_weight(k, &r->embed);
     if (s->tied) r->head = r->embed;
-    else weight(k, &r->head);
-    floats(k, &r->head_bias, r->head.rows);
-    floats(k, &r->final_norm, s->hidden);
+    else nb_pieces_weight(k, &r->head);
+    nb_pieces_floats(k, &r->head_bias, r->head.rows);
+    nb_pieces_floats(k, &r->final_norm, s->hidden);
     for (int64_t l = 0; l < s->layers; l++) {
         nb_resident_layer *layer = &r->layer[l];
-        for (int i = 0; i < NB_SLOTS; i++) weight(k, &layer->w[i]), floats(k, &layer->bias[i], layer->w[i].rows);
-        for (int i = 0; i < NB_NORMS; i++) floats(k, &layer->norm[i], s->hidden);
+        for (int i = 0; i < NB_SLOTS; i++) {
+            if (!layer->w[i].home) nb_pieces_weight(k, &layer->w[i]);
+            nb_pieces_floats(k, &layer->bias[i], layer->w[i].rows);
+        }
+        for (int i = 0; i < NB_NORMS; i++) nb_pieces_floats(k, &layer->norm[i], s->hidden);
     }
 }
 
@@ -74,30 +35,55 @@ static void borrow(nb_resident *r, const nb_base *b) {
 
 size_t nb_resident_bytes(const nb_base *base) {
     nb_resident r;
-    walk k = {0};
+    nb_pieces k = {0};
     borrow(&r, base);
     everything(&k, &r, &base->spec);
     free(r.layer);
     return k.at;
 }
 
-nb_status nb_resident_open(nb_resident *r, const nb_base *base, nb_dev *dev) {
+/* The linear layers go to the ranks of `comm`. */
+static nb_status share_out(nb_resident *r, int64_t layers, nb_comm *comm) {
+    nb_weight **w = nb_calloc((size_t)layers, sizeof *w);
+    for (int64_t l = 0; l < layers; l++) w[l] = r->layer[l].w;
+    nb_status st = nb_shared_open(&r->shared, w, layers, r->dev, comm);
+    free(w);
+    return st;
+}
+
+static nb_status copy_all(nb_resident *r, const nb_base *base) {
+    const nb_spec *s = &base->spec;
+    nb_pieces count = {0}, k = {.dev = r->dev};
+    nb_resident look = *r; /* counting moves no pointer */
+    everything(&count, &look, s);
+    NB_TRY(r->dev->be->alloc(r->dev, (void **)&r->block, count.at, "the base's weights"));
+    r->bytes = count.at;
+    k.to = k.address = r->block;
+    everything(&k, r, s);
+    return k.st;
+}
+
+nb_status nb_resident_open(nb_resident *r, const nb_base *base, nb_dev *dev, nb_comm *comm) {
     borrow(r, base);
     r->dev = dev;
-    if (dev->be->host_memory) return NB_OK;
-    size_t bytes = nb_resident_bytes(base);
-    nb_status st = dev->be->alloc(dev, (void **)&r->block, bytes, "the base's weights");
-    walk k = {.dev = dev, .block = r->block, .st = st};
-    if (st == NB_OK) {
-        r->bytes = bytes;
-        everything(&k, r, &base->spec);
-    }
-    if (k.st != NB_OK) nb_resident_close(r);
-    return k.st;
+    nb_status st = comm && comm->size > 1 ? share_out(r, base->spec.layers, comm) : NB_OK;
+    if (st == NB_OK && !dev->be->host_memory) st = copy_all(r, base);
+    if (st != NB_OK) nb_resident_close(r);
+    return st;
+}
+
+size_t nb_resident_held(const nb_resident *r, const nb_base *base) {
+    size_t bytes = r->dev->be->host_memory ? (size_t)nb_base_bytes(base, false) : r->bytes;
+    if (!r->shared) return bytes;
+    if (r->dev->be->host_memory)
+        for (int64_t l = 0; l < base->spec.layers; l++)
+            for (int i = 0; i < NB_SLOTS; i++) bytes -= (size_t)nb_weight_bytes(&base->layer[l].lin[i].w);
+    return bytes + nb_shared_bytes(r->shared);
 }
 
 void nb_resident_close(nb_resident *r) {
     if (r->block) r->dev->be->free(r->dev, r->block, r->bytes);
+    nb_shared_close(r->shared);
     free(r->layer);
     *r = (nb_resident){0};
 }

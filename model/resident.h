@@ -4,6 +4,7 @@
 #define NB_MODEL_RESIDENT_H
 
 #include "kernels/backend.h"
+#include "model/shared.h"
 #include "model/weights.h"
 
 typedef struct nb_resident_layer {
@@ -19,12 +20,15 @@ typedef struct nb_resident {
     nb_dev *dev;
     char *block;  /* the copy; NULL where host memory serves */
     size_t bytes;
+    nb_shared *shared; /* the layers' weights, when ranks share them out; else NULL */
 } nb_resident;
 
-/* Descriptors with device pointers. The base must outlive it. */
-nb_status nb_resident_open(nb_resident *r, const nb_base *base, nb_dev *dev);
+/* Descriptors with device pointers. The base must outlive it. comm: its ranks share the layers out; NULL: all are here. */
+nb_status nb_resident_open(nb_resident *r, const nb_base *base, nb_dev *dev, nb_comm *comm);
 void nb_resident_close(nb_resident *r);
 /* Bytes the copy takes on a device with memory of its own; no more than what the base's bytes are. */
 size_t nb_resident_bytes(const nb_base *base);
+/* Bytes of weights held here, in mapped files too. */
+size_t nb_resident_held(const nb_resident *r, const nb_base *base);
 
 #endif

@@ -101,6 +101,7 @@ static nb_status make_plan(nb_runner *r, nb_kv_cache *cache) {
     nb_tape *t = r->tape;
     nb_tape_follow(t, &r->plan, NULL);
     t->dev = m->dev = null_dev;
+    if (m->weights.shared) m->weights.shared->asleep = true;
     t->training = r->backward;
     nb_status st;
     if (r->max_logits) st = nb_model_logits(m, t, &b, cache, NULL, r->max_logits, &g);
@@ -109,6 +110,7 @@ static nb_status make_plan(nb_runner *r, nb_kv_cache *cache) {
     r->plan.ws = null_dev->ws_need;
     nb_tape_reset(t);
     t->dev = m->dev = real;
+    if (m->weights.shared) m->weights.shared->asleep = false;
     nb_dev_close(null_dev);
     if (st == NB_OK) nb_plan_place(&r->plan);
     return st;
@@ -255,7 +257,8 @@ static nb_status run_logits(nb_runner *r, const nb_batch *b, nb_kv_cache *cache,
 
 /* The recording of this kind of batch, perhaps not made yet; NULL: such batches are not recorded. */
 static nb_recording *recording_of(nb_runner *r, const nb_batch *b, const nb_kv_cache *cache, int64_t n) {
-    if (!r->model->dev->be->record || b->n > RECORD_TOKENS) return NULL;
+    /* layers that come by are not where they were when they come again */
+    if (!r->model->dev->be->record || b->n > RECORD_TOKENS || r->model->weights.shared) return NULL;
     struct nb_recording_key key;
     memset(&key, 0, sizeof key); /* compared as bytes */
     key.n = b->n, key.n_segs = b->n_segs, key.n_rows = n, key.changes = r->model->changes;

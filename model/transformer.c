@@ -55,14 +55,14 @@ static void link_weights(nb_model *m) {
     m->final_norm = vector_leaf("final norm", m->weights.final_norm, m->spec->hidden);
 }
 
-nb_status nb_model_open(nb_model **out, const nb_base *base, nb_dev *dev, int64_t positions) {
+nb_status nb_model_open_shared(nb_model **out, const nb_base *base, nb_dev *dev, int64_t positions, nb_comm *comm) {
     nb_model *m = NB_NEW(nb_model);
     m->base = base;
     m->spec = &base->spec;
     m->dev = dev;
     m->positions = positions;
     m->block = nb_calloc((size_t)m->spec->layers, sizeof *m->block);
-    nb_status st = nb_resident_open(&m->weights, base, dev);
+    nb_status st = nb_resident_open(&m->weights, base, dev, comm);
     if (st == NB_OK) {
         link_weights(m);
         st = rope_tables(m);
@@ -73,6 +73,10 @@ nb_status nb_model_open(nb_model **out, const nb_base *base, nb_dev *dev, int64_
     }
     *out = m;
     return NB_OK;
+}
+
+nb_status nb_model_open(nb_model **out, const nb_base *base, nb_dev *dev, int64_t positions) {
+    return nb_model_open_shared(out, base, dev, positions, NULL);
 }
 
 void nb_model_free(nb_model *m) {

@@ -49,6 +49,8 @@ typedef struct nb_model {
 
 /* positions: longest sequence it will run (RoPE tables are made for so many). */
 nb_status nb_model_open(nb_model **out, const nb_base *base, nb_dev *dev, int64_t positions);
+/* The same with the base's layers shared out over the ranks of `comm` (NULL: all are here); see model/shared.h. */
+nb_status nb_model_open_shared(nb_model **out, const nb_base *base, nb_dev *dev, int64_t positions, nb_comm *comm);
 void nb_model_free(nb_model *m);
 /* Calls fn for every linear layer of the blocks in order (layer, slot); then, if with_head, lm_head. */
 void nb_model_each_linear(nb_model *m, bool with_head, void (*fn)(nb_linear *lin, int64_t layer, void *arg), void *arg);

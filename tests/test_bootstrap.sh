@@ -15,6 +15,7 @@ stand_in() { # NAME BODY: a new file, never through a link to the real tool
 stand_in gcc 'case "$*" in *"$(cat '"$dir"'/missing)"*) exit 1;; esac; exit 0'
 stand_in clang 'exit 0'
 stand_in g++ 'exit 0'
+stand_in mpicc 'exit 0'
 stand_in make 'echo "make $*" >>'"$dir"'/calls'
 stand_in apt-get 'echo "apt-get $*" >>'"$dir"'/calls; case "$*" in *install*) echo nothing >'"$dir"'/missing;; esac'
 stand_in id 'cat '"$dir"'/uid'

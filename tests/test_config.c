@@ -409,6 +409,8 @@ static void test_choices(void **state) {
         {&nb_keys[NB_KEY_excess_length_strategy], NB_EXCESS_DROP, "drop"},
         {&nb_keys[NB_KEY_lr_scheduler], NB_LR_LINEAR, "linear"},
         {&nb_keys[NB_KEY_lr_scheduler], NB_LR_COSINE, "cosine"},
+        {&nb_keys[NB_KEY_zero_stage], NB_ZERO_OPTIMIZER, "1"},
+        {&nb_keys[NB_KEY_zero_stage], NB_ZERO_BASE, "3"},
         {&nb_keys[NB_KEY_eval_strategy], NB_WHEN_STEPS, "steps"},
         {&nb_keys[NB_KEY_save_strategy], NB_WHEN_EPOCH, "epoch"},
         {&nb_dataset_keys[NB_DATASET_KEY_type], NB_DATA_ALPACA, "alpaca"},

@@ -182,7 +182,7 @@ static void train(const char *folder, const char *kind) {
     open_folder(&f, folder, true, true);
     const json_t *want = json_object_get(f.golden, kind), *batches = json_object_get(f.golden, "batches");
     const json_t *adamw = json_object_get(f.golden, "adamw");
-    assert_ok(nb_optimizer_open(&o, f.adapter, false));
+    assert_ok(nb_optimizer_open(&o, f.adapter, false, NULL, false));
     o.beta1 = number(adamw, "beta1"), o.beta2 = number(adamw, "beta2"), o.epsilon = number(adamw, "epsilon");
     o.weight_decay = number(adamw, "weight_decay");
     o.max_grad_norm = number(want, "max_grad_norm"); /* absent: 0 */

@@ -185,6 +185,64 @@ static void check_epoch(nb_loader *l, const nb_data *d, const nb_loader_options 
     }
 }
 
+/* Batch x is batch y, token by token. */
+static void same_batch(const nb_batch *x, const nb_batch *y) {
+    assert_int_equal(x->n, y->n);
+    assert_int_equal(x->n_segs, y->n_segs);
+    assert_int_equal(x->n_trained, y->n_trained);
+    assert_memory_equal(x->ids, y->ids, (size_t)x->n * sizeof *x->ids);
+    assert_memory_equal(x->targets, y->targets, (size_t)x->n * sizeof *x->targets);
+    assert_memory_equal(x->pos, y->pos, (size_t)x->n * sizeof *x->pos);
+    assert_memory_equal(x->sample, y->sample, (size_t)x->n * sizeof *x->sample);
+    assert_memory_equal(x->segs, y->segs, (size_t)x->n_segs * sizeof *x->segs);
+}
+
+/* Micro-batch i of a step that one process does in 6 is number i / ranks of rank i % ranks. */
+static void test_ranks_share_a_step(void **s) {
+    (void)s;
+    nb_config c = config();
+    add_set(&c, "first", 157, LEN, 1);
+    nb_data d;
+    assert_ok(nb_data_open(&d, &c, tok, LEN));
+    int64_t shorter = 0;
+    for (int ranks = 2; ranks <= 3; ranks++) {
+        nb_loader *whole, *part[3];
+        nb_loader_options o = options();
+        o.accumulation = 6;
+        assert_ok(nb_loader_open(&whole, &d, &o));
+        o.accumulation = 6 / ranks;
+        o.ranks = ranks;
+        for (o.rank = 0; o.rank < ranks; o.rank++) assert_ok(nb_loader_open(&part[o.rank], &d, &o));
+        for (int64_t step = 0; step < nb_loader_steps(whole); step++) {
+            const nb_batch *b, *p[3];
+            int n, m[3], sum = 0;
+            int64_t trained, t, n_samples, at = 0;
+            assert_ok(nb_loader_step(whole, step, &b, &n, &trained));
+            for (int r = 0; r < ranks; r++) {
+                assert_int_equal(nb_loader_steps(part[r]), nb_loader_steps(whole));
+                assert_ok(nb_loader_step(part[r], step, &p[r], &m[r], &t));
+                assert_int_equal(t, trained);
+                sum += m[r];
+            }
+            assert_int_equal(sum, n);
+            for (int i = 0; i < n; i++) same_batch(&b[i], &p[i % ranks][i / ranks]);
+            const int64_t *samples = nb_loader_samples(part[ranks - 1], step, &n_samples);
+            for (int i = 0; i < n; i++)
+                for (int64_t k = 0; k < b[i].n_segs; k++, at++) {
+                    assert_true(at < n_samples);
+                    assert_int_equal(samples[at], b[i].sample[b[i].segs[k].q0]);
+                }
+            assert_int_equal(at, n_samples);
+            shorter += n < 6;
+        }
+        nb_loader_free(whole);
+        for (int r = 0; r < ranks; r++) nb_loader_free(part[r]);
+    }
+    assert_true(shorter > 0); /* the ends of epochs were among them */
+    nb_data_free(&d);
+    nb_config_free(&c);
+}
+
 static void test_every_sample_once_an_epoch(void **s) {
     (void)s;
     for (int packing = 0; packing < 2; packing++) {
@@ -367,6 +425,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_pack),
         cmocka_unit_test(test_pure_function_of_seed_and_step),
+        cmocka_unit_test(test_ranks_share_a_step),
         cmocka_unit_test(test_every_sample_once_an_epoch),
         cmocka_unit_test(test_weights),
         cmocka_unit_test(test_length_of_a_run),

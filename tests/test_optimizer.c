@@ -32,7 +32,7 @@ typedef struct fixture {
     nb_optimizer o;
 } fixture;
 
-static void open_fixture(fixture *f, bool eight_bits) {
+static void open_shared(fixture *f, bool eight_bits, nb_comm *comm) {
     *f = (fixture){0};
     assert_ok(nb_dev_open(&f->dev, "cpu", NB_F32));
     nb_adapter *a = &f->adapter;
@@ -47,9 +47,11 @@ static void open_fixture(fixture *f, bool eight_bits) {
     for (int i = 0; i < COUNT; i++)
         f->params[i] = nb_leaf("p", a->data + at[i], a->grad + at[i], shapes[i].cols ? 2 : 1, shapes[i].rows,
                                shapes[i].cols);
-    assert_ok(nb_optimizer_open(&f->o, a, eight_bits));
+    assert_ok(nb_optimizer_open(&f->o, a, eight_bits, comm, comm != NULL));
     f->o.beta1 = 0.9, f->o.beta2 = 0.999, f->o.epsilon = 1e-8, f->o.max_grad_norm = 1, f->o.weight_decay = 0.1;
 }
+
+static void open_fixture(fixture *f, bool eight_bits) { open_shared(f, eight_bits, NULL); }
 
 static void close_fixture(fixture *f) {
     nb_adapter *a = &f->adapter;
@@ -114,6 +116,64 @@ static void each_as_if_alone(bool eight_bits) {
     }
     free(want);
     close_fixture(&f);
+}
+
+static int no_sum(nb_comm_engine *e, void *x, size_t n, bool f64) {
+    (void)e, (void)x, (void)n, (void)f64;
+    return 0;
+}
+
+static int no_broadcast(nb_comm_engine *e, void *x, size_t bytes, int root) {
+    (void)e, (void)x, (void)bytes, (void)root;
+    return 0;
+}
+
+static void run_steps(fixture *f) {
+    draw(f, false, 0);
+    for (int step = 1; step <= STEPS; step++) {
+        double norm;
+        draw(f, true, (uint64_t)step);
+        for (int i = 0; i < COUNT; i++) f->params[i].grad_written = true;
+        assert_ok(nb_optimizer_step(&f->o, step, 1e-2, &norm));
+    }
+}
+
+/* Every rank's part ends as it does where nothing is shared out; the parts and their state make up the whole, and no block
+ * of 8-bit state has two owners. Sums change nothing here, and
+ * nothing is heard from the others. */
+static void parts_make_up_the_whole(void **state) {
+    (void)state;
+    for (int eight_bits = 0; eight_bits < 2; eight_bits++)
+        for (int size = 2; size <= 200; size = size < 5 ? size + 1 : size * 4) {
+            fixture whole;
+            open_fixture(&whole, eight_bits);
+            run_steps(&whole);
+            int64_t held[NB_STATE_COUNT] = {0}, at = 0;
+            for (int rank = 0; rank < size; rank++) {
+                fixture f;
+                nb_comm comm = {.rank = rank, .size = size, .dev = whole.dev};
+                comm.host = (nb_comm_engine){.name = "nobody", .sum = no_sum, .broadcast = no_broadcast};
+                open_shared(&f, eight_bits, &comm);
+                run_steps(&f);
+                assert_int_equal(f.o.parts[rank], at);
+                at = f.o.parts[rank + 1];
+                int64_t begin = f.o.parts[rank], run = 0;
+                if (memcmp(f.adapter.data + begin, whole.adapter.data + begin, (size_t)(at - begin) * sizeof(float)))
+                    fail_msg("the part of rank %d of %d differs", rank, size);
+                for (int i = 0; i < whole.o.n_runs; i++)
+                    if (whole.o.runs[i].at <= begin) run = whole.o.runs[i].at;
+                assert_int_equal((begin - run) % 256, 0);
+                for (int i = 0; i < NB_STATE_COUNT; i++) {
+                    assert_int_equal(f.o.state[i].whole, whole.o.state[i].n);
+                    assert_int_equal(f.o.state[i].first, held[i]);
+                    held[i] += f.o.state[i].n;
+                }
+                close_fixture(&f);
+            }
+            assert_int_equal(at, whole.adapter.n);
+            for (int i = 0; i < NB_STATE_COUNT; i++) assert_int_equal(held[i], whole.o.state[i].n);
+            close_fixture(&whole);
+        }
 }
 
 static void f32_each_as_if_alone(void **state) {
@@ -207,6 +267,7 @@ static void keys_name_it(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(parts_make_up_the_whole),
         cmocka_unit_test(f32_each_as_if_alone),         cmocka_unit_test(eight_bits_each_as_if_alone),
         cmocka_unit_test(state_is_as_small_as_it_says), cmocka_unit_test(not_finite_changes_nothing),
         cmocka_unit_test(keys_name_it),

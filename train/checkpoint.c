@@ -15,8 +15,8 @@
 static int buffers(const nb_run *r, nb_state_buffer out[NB_STATE_COUNT + 1]) {
     int n = 0;
     for (int i = 0; i < NB_STATE_COUNT; i++)
-        if (r->optimizer.state[i].n) out[n++] = r->optimizer.state[i];
-    out[n++] = (nb_state_buffer){"param", NB_F32, r->adapter->n, r->adapter->data};
+        if (r->optimizer.state[i].whole) out[n++] = r->optimizer.state[i];
+    out[n++] = (nb_state_buffer){"param", NB_F32, r->adapter->n, r->adapter->n, 0, r->adapter->data};
     return n;
 }
 
@@ -26,7 +26,7 @@ static const char *const free_keys[] = {
     "save_steps", "saves_per_epoch", "save_total_limit", "load_best_model_at_end", "metric_for_best_model",
     "early_stopping_patience", "resume_from_checkpoint", "auto_resume_from_checkpoints", "threads", "device",
     "memory_limit", "quantized_cache", "dataset_prepared_path", "output_dir", "loss_watchdog_threshold",
-    "loss_watchdog_patience", "eval_batch_size", "base_model",
+    "loss_watchdog_patience", "eval_batch_size", "base_model", "zero_stage",
 };
 
 static bool is_free(const char *line, size_t n) {
@@ -53,9 +53,13 @@ static char *significant(const char *text) {
     return out.s;
 }
 
+/* The line gradient_accumulation_steps counts those of all processes: 2 that accumulate 2 go on with what one that
+ * accumulates 4 began. */
 static json_t *identity(const nb_run *r) {
     nb_text text = {0};
-    nb_config_resolve_text(r->config, &text);
+    nb_config all = *r->config;
+    all.gradient_accumulation_steps *= r->comm->size;
+    nb_config_resolve_text(&all, &text);
     char *lines = significant(text.s);
     json_t *id = json_pack("{s:s, s:s, s:s, s:s}", "config", lines, "base_sha256", r->base->sha256, "tokenizer_sha256",
                            nb_tokenizer_sha256(r->tokenizer), "data_sha256", r->data.sha256);
@@ -67,22 +71,57 @@ static json_t *identity(const nb_run *r) {
 
 /* ---- saving ---- */
 
+enum { PIECE = 4 << 20 }; /* bytes that travel at a time */
+
+/* A buffer of which every rank holds its part, whole into `host` of rank 0, where there is room for it; elsewhere there is
+ * room for a piece. A rank that cannot read its device goes through the motions: the others count on it. */
+static nb_status collect(const nb_run *r, char *host, const nb_state_buffer *b) {
+    nb_comm *c = r->comm;
+    size_t size = (size_t)nb_dtype_size(b->dtype);
+    nb_status st = NB_OK;
+    for (int k = 0; k < c->size; k++) {
+        int64_t span[2] = {b->first, b->n};
+        NB_TRY(nb_comm_broadcast(c, span, sizeof span, k));
+        size_t begin = (size_t)span[0] * size, bytes = (size_t)span[1] * size;
+        for (size_t at = 0; at < bytes; at += PIECE) {
+            size_t m = bytes - at < PIECE ? bytes - at : PIECE;
+            char *to = c->rank ? host : host + begin + at;
+            if (k == c->rank && st == NB_OK) st = r->dev->be->get(r->dev, to, (const char *)b->p + at, m);
+            NB_TRY(nb_comm_broadcast(c, to, m, k));
+        }
+    }
+    return st;
+}
+
+/* A buffer for rank 0 to write. */
+static nb_status fetch(const nb_run *r, char *host, const nb_state_buffer *b) {
+    if (r->optimizer.shared && b->p != r->adapter->data) return collect(r, host, b);
+    return r->comm->rank ? NB_OK : r->dev->be->get(r->dev, host, b->p, (size_t)b->n * (size_t)nb_dtype_size(b->dtype));
+}
+
 static nb_status put_state(const nb_run *r, const char *path) {
     nb_state_buffer from[NB_STATE_COUNT + 1];
     const int n = buffers(r, from);
-    const size_t largest = (size_t)r->adapter->n * sizeof(float);
-    void *host;
-    nb_st_writer *w;
-    NB_TRY(nb_st_write_begin(&w, path, NULL));
-    nb_status st = nb_big_alloc(&host, largest, "writing a checkpoint");
-    for (int i = 0; i < n && st == NB_OK; i++) st = nb_st_write_declare(w, from[i].name, from[i].dtype, 1, &from[i].n);
-    for (int i = 0; i < n && st == NB_OK; i++) {
-        size_t bytes = (size_t)from[i].n * (size_t)nb_dtype_size(from[i].dtype);
-        st = r->dev->be->get(r->dev, host, from[i].p, bytes);
-        if (st == NB_OK) st = nb_st_write_data(w, from[i].name, host, bytes);
+    const bool writes = !r->comm->rank;
+    const size_t room = writes ? (size_t)r->adapter->n * sizeof(float) : PIECE;
+    void *host = NULL;
+    nb_st_writer *w = NULL;
+    if (!writes && !r->optimizer.shared) return NB_OK;
+    nb_status st = nb_big_alloc(&host, room, "writing a checkpoint");
+    if (r->optimizer.shared) st = nb_comm_agree(r->comm, st);
+    if (st != NB_OK) goto done;
+    if (writes) st = nb_st_write_begin(&w, path, NULL);
+    for (int i = 0; i < n && st == NB_OK && writes; i++)
+        st = nb_st_write_declare(w, from[i].name, from[i].dtype, 1, &from[i].whole);
+    for (int i = 0; i < n && !r->comm->broken; i++) { /* to the end: after a failed write, too, the others send */
+        nb_status got = fetch(r, host, &from[i]);
+        if (st == NB_OK) st = got;
+        size_t bytes = (size_t)from[i].whole * (size_t)nb_dtype_size(from[i].dtype);
+        if (st == NB_OK && writes) st = nb_st_write_data(w, from[i].name, host, bytes);
     }
-    nb_big_free(host, largest);
-    if (st == NB_OK) return nb_st_write_end(w);
+done:
+    nb_big_free(host, room);
+    if (st == NB_OK && writes) return nb_st_write_end(w);
     nb_st_write_abort(w);
     return st;
 }
@@ -103,31 +142,41 @@ static nb_status put_trainer_state(const nb_run *r, const nb_train_state *s, con
     return st;
 }
 
-nb_status nb_checkpoint_save(const nb_run *r, const nb_train_state *s) {
-    char *dir = nb_asprintf("%s/checkpoint-%lld", r->config->output_dir, (long long)s->step),
-         *tmp = nb_asprintf("%s.tmp", dir);
+/* What rank 0 writes beside the state. */
+static nb_status put_rest(const nb_run *r, const nb_train_state *s, const char *tmp) {
     char *state = nb_path_join(tmp, "state.safetensors"), *info = nb_path_join(tmp, "trainer_state.json");
     char *adapter = nb_path_join(tmp, "adapter");
-    nb_status st;
-    NB_GO(st, nb_remove_tree(tmp), done);
-    NB_GO(st, nb_mkdirs(tmp), done);
-    NB_GO(st, put_state(r, state), done);
+    nb_status st = NB_OK;
     if (!r->adapter->full) {
         json_t *m = nb_run_manifest(r, s->step, NULL);
         st = nb_adapter_save(r->adapter, adapter, m, r->own_tokenizer ? r->tokenizer : NULL);
         json_decref(m);
-        if (st != NB_OK) goto done;
     }
-    NB_GO(st, put_trainer_state(r, s, state, info), done);
-    st = nb_replace_dir(tmp, dir);
+    if (st == NB_OK) st = put_trainer_state(r, s, state, info);
+    free(state), free(info), free(adapter);
+    return st;
+}
+
+nb_status nb_checkpoint_save(const nb_run *r, const nb_train_state *s) {
+    char *dir = nb_asprintf("%s/checkpoint-%lld", r->config->output_dir, (long long)s->step),
+         *tmp = nb_asprintf("%s.tmp", dir);
+    char *state = nb_path_join(tmp, "state.safetensors");
+    bool writes = !r->comm->rank;
+    nb_status st = writes ? nb_remove_tree(tmp) : NB_OK;
+    if (st == NB_OK && writes) st = nb_mkdirs(tmp);
+    NB_GO(st, nb_comm_agree(r->comm, st), done);
+    st = put_state(r, state);
+    if (st == NB_OK && writes) st = put_rest(r, s, tmp);
+    if (st == NB_OK && writes) st = nb_replace_dir(tmp, dir);
+    st = nb_comm_agree(r->comm, st);
 done:
-    if (st != NB_OK) nb_remove_tree(tmp);
-    free(dir), free(tmp), free(state), free(info), free(adapter);
+    if (st != NB_OK && writes) nb_remove_tree(tmp);
+    free(dir), free(tmp), free(state);
     return st;
 }
 
 uint64_t nb_checkpoint_bytes(const nb_run *r) {
-    return (uint64_t)r->adapter->n * sizeof(float) * (r->adapter->full ? 1 : 2) + nb_optimizer_bytes(&r->optimizer) +
+    return (uint64_t)r->adapter->n * sizeof(float) * (r->adapter->full ? 1 : 2) + nb_optimizer_whole_bytes(&r->optimizer) +
            (1 << 16);
 }
 
@@ -280,12 +329,30 @@ static nb_status get_state(nb_run *r, const char *path) {
     nb_status st = NB_OK;
     for (int i = 0; i < n && st == NB_OK; i++) {
         const nb_st_tensor *t = nb_st_find(&s, to[i].name);
-        if (!t || t->dtype != to[i].dtype || t->n_dims != 1 || t->d[0] != to[i].n)
+        size_t size = (size_t)nb_dtype_size(to[i].dtype);
+        if (!t || t->dtype != to[i].dtype || t->n_dims != 1 || t->d[0] != to[i].whole)
             st = nb_fail(NB_EINPUT, "%s: %s is missing or has another size", path, to[i].name);
-        else st = r->dev->be->put(r->dev, to[i].p, t->data, t->bytes);
+        else if (to[i].n)
+            st = r->dev->be->put(r->dev, to[i].p, (const char *)t->data + (size_t)to[i].first * size,
+                                 (size_t)to[i].n * size);
     }
     nb_st_close(&s);
     return st;
+}
+
+nb_status nb_checkpoint_same_everywhere(const nb_run *r, const nb_train_state *s) {
+    json_t *id = identity(r);
+    json_object_set_new(id, "step", json_integer(s->step));
+    char *text = json_dumps(id, JSON_SORT_KEYS);
+    nb_hex ours, theirs;
+    nb_sha256_of(text, strlen(text), ours);
+    memcpy(theirs, ours, sizeof ours);
+    json_decref(id);
+    free(text);
+    NB_TRY(nb_comm_broadcast(r->comm, theirs, sizeof theirs, 0));
+    return nb_comm_agree(r->comm, !strcmp(ours, theirs) ? NB_OK :
+                         nb_fail(NB_EINPUT, "this process has another configuration, base, tokenizer, data or checkpoint "
+                                 "before it than rank 0: all must see the same files, and the same output_dir"));
 }
 
 nb_status nb_checkpoint_load(nb_run *r, nb_train_state *s, const char *dir) {

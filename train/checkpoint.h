@@ -21,6 +21,7 @@ typedef struct nb_train_state {
     json_t *eval;         /* held-out metrics of the weights as they are now, or NULL; owned */
 } nb_train_state;
 
+/* Every rank takes part, rank 0 writes; what is shared out is whole in the file, for any number of ranks to go on. */
 nb_status nb_checkpoint_save(const nb_run *r, const nb_train_state *s);
 /* Deletes the oldest beyond save_total_limit (0: none); the best step's is kept besides. */
 nb_status nb_checkpoint_prune(const nb_config *c, int64_t best_step);
@@ -30,8 +31,10 @@ nb_status nb_checkpoint_find(const char *output_dir, char **dir);
 /* Deletes the checkpoints of later steps than `step`: broken ones that were passed over, and those that an earlier
  * checkpoint was chosen instead of. They would crowd out the new ones and disagree with metrics.jsonl. */
 nb_status nb_checkpoint_drop_later(const nb_config *c, int64_t step);
-/* Reads a checkpoint into the run. One of another run is refused with the differences. */
+/* Reads a checkpoint into the run, on every rank. One of another run is refused with the differences. */
 nb_status nb_checkpoint_load(nb_run *r, nb_train_state *s, const char *dir);
+/* Do all ranks see the same configuration, base, tokenizer, data and step? */
+nb_status nb_checkpoint_same_everywhere(const nb_run *r, const nb_train_state *s);
 /* Bytes a checkpoint takes. */
 uint64_t nb_checkpoint_bytes(const nb_run *r);
 

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/interrupt.h"
 #include "core/json.h"
 #include "core/mem.h"
 
@@ -60,8 +61,12 @@ nb_status nb_evaluate_held_out(nb_run *r, nb_evaluation *e) {
     if (r->evaluator.generator) nb_generator_forget(r->evaluator.generator);
     for (int i = 0; i < r->data.n_held_out && st == NB_OK; i++) {
         nb_heldout_result h;
-        nb_heldout_args a = {.evaluator = &r->evaluator, .set = &r->held_out[i]};
+        nb_heldout_args a = {.evaluator = &r->evaluator, .set = &r->held_out[i], .comm = r->comm};
+        /* Ranks that share the base's layers out use them in step: each does all of it, and a signal waits. */
+        if (r->model->weights.shared) a.comm = NULL;
+        nb_interrupt_hold(r->model->weights.shared != NULL);
         st = nb_heldout_eval(&h, &a);
+        nb_interrupt_hold(false);
         if (st == NB_ENUMERIC)
             st = nb_fail(
                 NB_ENUMERIC,

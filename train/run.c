@@ -46,10 +46,25 @@ static nb_status open_tokenizer(nb_run *r) {
     return make_room(r, known, from);
 }
 
-nb_status nb_run_open_model(nb_run *r, nb_config *c) {
+static nb_status open_device(nb_run *r) {
+    nb_config *c = r->config;
+    char *own = nb_comm_device(r->comm, c->device);
+    nb_status st = nb_dev_open(&r->dev, own, compute_dtype(c));
+    free(own);
+    return st;
+}
+
+nb_status nb_run_open(nb_run *r, nb_config *c) {
     *r = (nb_run){.config = c};
-    nb_threads_set((int)c->threads);
-    NB_TRY(nb_dev_open(&r->dev, c->device, compute_dtype(c)));
+    NB_TRY(nb_comm_open(&r->comm));
+    if (r->comm->rank) nb_log_set_level(NB_LOG_QUIET);
+    nb_threads_set(c->threads ? (int)c->threads : nb_comm_threads(r->comm));
+    NB_TRY(nb_comm_agree(r->comm, open_device(r)));
+    return nb_comm_use(r->comm, r->dev);
+}
+
+nb_status nb_run_open_model(nb_run *r) {
+    nb_config *c = r->config;
     double start = nb_now();
     nb_base_options o = {.load_in_4bit = c->load_in_4bit, .double_quant = c->bnb_4bit_use_double_quant,
                          .quantized_cache = c->quantized_cache, .reinit = c->reinit_weights, .seed = (uint64_t)c->seed,
@@ -68,7 +83,8 @@ nb_status nb_run_open_model(nb_run *r, nb_config *c) {
     /* Position tables for the training sequences, and room for longer held-out prompts and answers; not for all of a
      * long context (128 Ki positions would be 64 MiB that nobody reads). */
     int64_t positions = context < 8192 ? context : 8192;
-    return nb_model_open(&r->model, r->base, r->dev, r->sequence_len > positions ? r->sequence_len : positions);
+    return nb_model_open_shared(&r->model, r->base, r->dev, r->sequence_len > positions ? r->sequence_len : positions,
+                                c->zero_stage == NB_ZERO_BASE ? r->comm : NULL);
 }
 
 /* An adapter that is trained on has the rows it came with: a token it does not know would stay untrained. */
@@ -113,7 +129,8 @@ nb_status nb_run_open_adapter(nb_run *r) {
             o.targets = (const char *const *)c->lora_target_modules.v, o.n_targets = c->lora_target_modules.n;
         NB_TRY(nb_adapter_new(&r->adapter, r->model, &o));
     }
-    NB_TRY(nb_optimizer_open(&r->optimizer, r->adapter, c->optimizer == NB_OPTIMIZER_ADAMW_8BIT));
+    NB_TRY(nb_optimizer_open(&r->optimizer, r->adapter, c->optimizer == NB_OPTIMIZER_ADAMW_8BIT, r->comm,
+                             c->zero_stage != NB_ZERO_NONE));
     nb_optimizer *o = &r->optimizer;
     o->beta1 = c->adam_beta1, o->beta2 = c->adam_beta2, o->epsilon = c->adam_epsilon;
     o->weight_decay = c->weight_decay, o->max_grad_norm = c->max_grad_norm;
@@ -125,7 +142,8 @@ nb_status nb_run_open_data(nb_run *r) {
     double start = nb_now();
     NB_TRY(nb_data_open(&r->data, c, r->tokenizer, r->sequence_len));
     nb_loader_options o = {.sequence_len = r->sequence_len, .micro_batch_size = c->micro_batch_size,
-                           .accumulation = c->gradient_accumulation_steps, .packing = c->sample_packing,
+                           .accumulation = c->gradient_accumulation_steps,
+                           .rank = r->comm->rank, .ranks = r->comm->size, .packing = c->sample_packing,
                            .shuffle = true, .epochs = c->num_epochs, .max_steps = c->max_steps,
                            .seed = (uint64_t)c->seed};
     NB_TRY(nb_loader_open(&r->loader, &r->data, &o));
@@ -215,6 +233,7 @@ void nb_run_close(nb_run *r) {
     nb_tokenizer_free(r->tokenizer);
     nb_base_free(r->base);
     nb_arena_free(&r->arena);
+    nb_comm_close(r->comm);
     if (r->dev) nb_dev_close(r->dev);
     free(r->added_tokens);
     *r = (nb_run){0};
@@ -225,7 +244,7 @@ void nb_run_close(nb_run *r) {
 nb_memory_plan nb_run_memory(const nb_run *r) {
     nb_memory_plan m = {0};
     size_t one = r->adapter ? (size_t)r->adapter->n * sizeof(float) : 0;
-    m.base = r->dev->be->host_memory ? (size_t)nb_base_bytes(r->base, false) : nb_resident_bytes(r->base);
+    m.base = nb_resident_held(&r->model->weights, r->base);
     m.adapter = m.gradients = one;
     m.optimizer = nb_optimizer_bytes(&r->optimizer);
     m.activations = r->arena.bytes;

@@ -9,11 +9,13 @@
 #include "data/chat.h"
 #include "data/tokenizer.h"
 #include "eval/heldout.h"
+#include "kernels/comm.h"
 #include "model/transformer.h"
 #include "train/optimizer.h"
 
 typedef struct nb_run {
     nb_config *config; /* borrowed */
+    nb_comm *comm;     /* the processes that train together; often this one alone */
     nb_dev *dev;
     nb_base *base;
     nb_tokenizer *tokenizer;
@@ -35,8 +37,10 @@ typedef struct nb_run {
     double t_base, t_data;  /* seconds */
 } nb_run;
 
-/* Device, base, tokenizer (with added tokens), model. */
-nb_status nb_run_open_model(nb_run *r, nb_config *c);
+/* Who trains, and where: the processes and the device. */
+nb_status nb_run_open(nb_run *r, nb_config *c);
+/* Base, tokenizer (with added tokens), model. */
+nb_status nb_run_open_model(nb_run *r);
 /* The adapter (new, from lora_model_dir, or full) and its optimizer. */
 nb_status nb_run_open_adapter(nb_run *r);
 /* The data sets and the loader. */
