@@ -171,7 +171,9 @@ static nb_status does_it_fit(const nb_run *r, size_t activations) {
     size_t limit;
     NB_TRY(nb_run_memory_limit(r, false, &limit));
     m.activations += activations, m.total += activations;
-    if (m.total <= limit) return NB_OK;
+    /* ranks on one machine share what is mapped, and nothing else */
+    size_t ranks = r->dev->be->host_memory && !r->config->memory_limit ? (size_t)r->comm->local_size : 1;
+    if (m.base + ranks * (m.total - m.base) <= limit) return NB_OK;
     char need[16], have[16];
     nb_text text = {0};
     nb_memory_plan_text(&m, &text);
