@@ -157,7 +157,7 @@ $(BUILD)/tests/test_%.o: tests/test_%.c | $(BUILD)/probed-test
 $(BUILD)/tests/test_%: $(BUILD)/tests/test_%.o $(EMU_OBJ) $(BUILD)/libnibble.a
 	$(call run,link,$(CC) -o $@ $(filter %.o,$^) $(filter %.a,$^) -lcmocka $(LIBS))
 
-$(BUILD)/tests/test_rows: $(ROWS_OBJ)
+$(BUILD)/tests/test_rows $(BUILD)/tests/test_cuda_gemm: $(ROWS_OBJ)
 
 # Checks and measures kernels and steps, on the card at hand or on the emulator.
 $(BUILD)/gpucheck: $(GPUCHECK_OBJ) $(BUILD)/tests/gpu/device.o $(CUDA_OBJ) $(BUILD)/libnibble.a $(BUILD)/cuda.txt

@@ -96,7 +96,7 @@ static nb_status make_plan(nb_runner *r, nb_kv_cache *cache) {
     nb_dev *real = m->dev, *null_dev;
     NB_TRY(nb_dev_open_null(&null_dev, real));
     nb_batch b = largest_batch(r->max_tokens);
-    nb_loss_rows rows = {.n = r->max_tokens, .argmax = r->index.argmax};
+    nb_loss_rows rows = {.n = r->max_tokens, .argmax = (int32_t *)(uintptr_t)NB_ALIGN}; /* wanted; never followed */
     nb_graph g;
     nb_tape *t = r->tape;
     nb_tape_follow(t, &r->plan, NULL);
@@ -123,7 +123,7 @@ static void forget_gradients(nb_tape *t) {
             if (t->nodes[i].in[j] && !t->nodes[i].in[j]->producer) t->nodes[i].in[j]->grad_written = false;
 }
 
-/* Tape, index arrays and plan; no memory of the device yet. */
+/* Tape and plan; no memory of the device yet. */
 static nb_status prepare(nb_runner **out, nb_model *m, int64_t max_tokens, int64_t max_logits, bool backward,
                          const nb_policy *policy, nb_kv_cache *cache) {
     nb_runner *r = NB_NEW(nb_runner);
@@ -131,7 +131,6 @@ static nb_status prepare(nb_runner **out, nb_model *m, int64_t max_tokens, int64
     nb_status st = nb_tape_open(&r->tape, m->dev, nb_model_max_nodes(m));
     r->tape->grad = backward;
     if (policy) r->tape->policy = policy;
-    if (st == NB_OK) st = open_indices(&r->index, m->dev, max_tokens);
     if (st == NB_OK) st = make_plan(r, cache);
     if (st != NB_OK) {
         nb_runner_free(r);
@@ -147,7 +146,8 @@ static nb_status open_runner(nb_runner **out, nb_model *m, nb_arena *arena, int6
     nb_runner *r;
     NB_TRY(prepare(&r, m, max_tokens, max_logits, backward, policy, cache));
     r->arena = arena;
-    nb_status st = nb_arena_grow(arena, m->dev, r->plan.peak);
+    nb_status st = open_indices(&r->index, m->dev, max_tokens);
+    if (st == NB_OK) st = nb_arena_grow(arena, m->dev, r->plan.peak);
     if (st == NB_OK) st = nb_dev_reserve(m->dev, r->plan.ws);
     if (st != NB_OK) {
         nb_runner_free(r);
