@@ -45,7 +45,7 @@ typedef struct nb_adapter {
     } *attached;
     int n_attached;
     nb_token_rows rows;            /* added tokens; n = 0: none */
-    nb_tensor *embed, *norms;      /* full: the embedding; [layers * NB_NORMS] block norms, then the final norm */
+    nb_tensor *embed, **norms;     /* full: the embedding; [layers * NB_NORMS] block norms (NULL: none), the final norm */
 } nb_adapter;
 
 /* New adapter on a model: A uniform(-1/sqrt(in), 1/sqrt(in)) by Philox from (seed, name), B zero. */

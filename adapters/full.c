@@ -47,22 +47,25 @@ nb_status nb_adapter_new_full(nb_adapter **out, nb_model *m) {
     a->full = true;
     const nb_spec *s = m->spec;
     a->embed = nb_adapter_param(a, nb_asprintf("%s.weight", nb_spec_embed_name(s)), 2, s->vocab, s->hidden);
-    int first_norm = a->n_params;
+    a->norms = nb_calloc((size_t)(s->layers * NB_NORMS + 1), sizeof *a->norms);
     for (int64_t l = 0; l < s->layers; l++)
         for (int i = 0; i < NB_NORMS; i++) {
             char *path = nb_spec_norm_name(s, l, i);
-            nb_adapter_param(a, nb_asprintf("%s.weight", path), 1, s->hidden, 0);
+            if (path)
+                a->norms[l * NB_NORMS + i] =
+                    nb_adapter_param(a, nb_asprintf("%s.weight", path), 1, nb_spec_norm_size(s, i), 0);
             free(path);
         }
-    nb_adapter_param(a, nb_asprintf("%s.weight", nb_spec_final_norm_name(s)), 1, s->hidden, 0);
+    a->norms[s->layers * NB_NORMS] =
+        nb_adapter_param(a, nb_asprintf("%s.weight", nb_spec_final_norm_name(s)), 1, s->hidden, 0);
     nb_model_each_linear(m, true, attach_linear, a);
     nb_status st = nb_adapter_place(a, true);
-    a->norms = &a->params[first_norm];
     if (st == NB_OK) st = fill_from_weight(a, a->embed, &m->base->embed);
     for (int64_t l = 0; l < s->layers && st == NB_OK; l++)
         for (int i = 0; i < NB_NORMS && st == NB_OK; i++)
-            st = fill_vector(a, &a->norms[l * NB_NORMS + i], m->base->layer[l].norm[i]);
-    if (st == NB_OK) st = fill_vector(a, &a->norms[s->layers * NB_NORMS], m->base->final_norm);
+            if (a->norms[l * NB_NORMS + i])
+                st = fill_vector(a, a->norms[l * NB_NORMS + i], m->base->layer[l].norm[i]);
+    if (st == NB_OK) st = fill_vector(a, a->norms[s->layers * NB_NORMS], m->base->final_norm);
     for (int i = 0; i < a->n_attached && st == NB_OK; i++) {
         const struct nb_attached *at = &a->attached[i];
         st = fill_from_weight(a, at->A, &at->lin->base->w);
@@ -83,8 +86,8 @@ static void enable_full(nb_adapter *a, bool on) {
     m->embed_trained = on ? a->embed : NULL;
     if (m->spec->tied) m->head.weight = m->embed_trained;
     for (int64_t l = 0; l < L; l++)
-        for (int i = 0; i < NB_NORMS; i++) m->block[l].norm_trained[i] = on ? &a->norms[l * NB_NORMS + i] : NULL;
-    m->final_norm_trained = on ? &a->norms[L * NB_NORMS] : NULL;
+        for (int i = 0; i < NB_NORMS; i++) m->block[l].norm_trained[i] = on ? a->norms[l * NB_NORMS + i] : NULL;
+    m->final_norm_trained = on ? a->norms[L * NB_NORMS] : NULL;
     for (int i = 0; i < a->n_attached; i++) {
         struct nb_attached *at = &a->attached[i];
         at->lin->weight = on ? at->A : NULL;

@@ -125,7 +125,7 @@ static nb_status choose_layers(nb_model *m, chooser *c) {
                 o->targets[i]);
     if (!c->n)
         return nb_fail(NB_EINPUT, "lora_target_modules \"%s\" matches no linear layer; names look like \"%s\"",
-                       o->pattern ? o->pattern : "", m->block[0].lin[NB_Q].base->name);
+                       o->pattern ? o->pattern : "", m->block[0].lin[NB_O].base->name);
     for (int i = 0; i < c->n; i++)
         if (c->chosen[i] == &m->head && m->spec->tied)
             return nb_fail(NB_EUNSUPPORTED,
@@ -282,6 +282,7 @@ void nb_adapter_free(nb_adapter *a) {
     free(a->targets);
     free(a->params);
     free(a->attached);
+    free(a->norms);
     if (a->rows.ids_on_device && a->rows.ids_on_device != a->rows.ids)
         a->dev->be->free(a->dev, a->rows.ids_on_device, (size_t)a->rows.n * sizeof *a->rows.ids);
     free(a->rows.ids);

@@ -9,6 +9,7 @@
 
 typedef struct manifest_facts {
     const char *base, *chat_template, *compute_dtype;
+    int64_t sequence_len; /* 0: not said */
     bool load_in_4bit, double_quant, present;
 } manifest_facts;
 
@@ -19,6 +20,7 @@ static nb_status read_facts(manifest_facts *f, const json_t *m, const char *dir)
     NB_TRY(nb_json_str(m, "base", &f->base, dir));
     NB_TRY(nb_json_str(m, "chat_template", &f->chat_template, dir));
     NB_TRY(nb_json_str(m, "compute_dtype", &f->compute_dtype, dir));
+    NB_TRY(nb_json_int(m, "sequence_len", &f->sequence_len, dir));
     NB_TRY(nb_json_bool(m, "load_in_4bit", &f->load_in_4bit, dir));
     return nb_json_bool(m, "double_quant", &f->double_quant, dir);
 }
@@ -80,7 +82,8 @@ static nb_status open_parts(nb_session *s, const nb_session_options *o, const ma
     int64_t more = 0;
     if (o->adapter) NB_TRY(nb_adapter_rows_beyond(o->adapter, s->base->spec.vocab, &more));
     NB_TRY(nb_base_extend(s->base, more));
-    NB_TRY(nb_model_open(&s->model, s->base, s->dev, o->positions ? o->positions : s->base->spec.context));
+    NB_TRY(nb_model_open(&s->model, s->base, s->dev, o->positions ? o->positions : s->base->spec.context,
+                         f->sequence_len));
     return o->adapter ? nb_adapter_load(&s->adapter, s->model, o->adapter, false) : NB_OK;
 }
 

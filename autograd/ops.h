@@ -33,7 +33,7 @@ typedef struct nb_linear_attr {
     bool f32_out; /* y in F32 whatever the device's elem (logits); no gradient then, but where elem is F32 */
 } nb_linear_attr;
 
-/* y[T,C] = x * rstd(x) * (w + offset). in: x[T,C], w[C]. */
+/* y[T,C] = x * rstd(x) * (w + offset). in: x[T,C], w[C]; or w[D] with D dividing C: each group of D columns on its own. */
 typedef struct nb_rmsnorm_attr {
     float eps, offset;
 } nb_rmsnorm_attr;
@@ -61,6 +61,12 @@ typedef struct nb_attention_attr {
     const int32_t *kv_rows;   /* [T] */
     double pairs;             /* of queries and the keys they see, for the cost */
 } nb_attention_attr;
+
+/* The columns of x[T, sum of widths] as up to three tensors. in: x; out: y_i[T, width[i]]. */
+typedef struct nb_split_attr {
+    int n;
+    int64_t width[3];
+} nb_split_attr;
 
 /* y = act(gate) * up. in: gate[T,F], up[T,F]. */
 typedef struct nb_glu_attr {

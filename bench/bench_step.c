@@ -184,7 +184,7 @@ static double clock_now(void) {
 static void open_run(run *r, const struct way *way, const nb_base *base) {
     *r = (run){.way = way, .best = 1e30};
     must(nb_dev_open(&r->dev, "cpu", way->compute));
-    must(nb_model_open(&r->model, base, r->dev, TOKENS));
+    must(nb_model_open(&r->model, base, r->dev, TOKENS, TOKENS));
     nb_lora_options o = {.r = RANK, .alpha = 2 * RANK, .seed = 1};
     must(nb_adapter_new(&r->adapter, r->model, &o));
     must(nb_optimizer_open(&r->optimizer, r->adapter, false, NULL, false));

@@ -95,7 +95,7 @@ static nb_status open_full(subject *s, const char *dir) {
     nb_base_options o = {.load_in_4bit = s->config.load_in_4bit, .double_quant = s->config.bnb_4bit_use_double_quant,
                          .quantized_cache = s->config.quantized_cache};
     NB_TRY(nb_base_load(&s->tuned_base, dir, &o));
-    return nb_model_open(&s->tuned, s->tuned_base, s->run.dev, s->model->positions);
+    return nb_model_open(&s->tuned, s->tuned_base, s->run.dev, s->model->positions, s->run.sequence_len);
 }
 
 static void set_string(char **member, const char *value) {

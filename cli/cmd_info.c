@@ -129,6 +129,17 @@ static nb_status show_adapter(const char *dir) {
 
 /* ---- a model folder ---- */
 
+static void show_rope(const char *what, const nb_spec *s, int which) {
+    const nb_rope_spec *r = &s->rope[which];
+    char part[48] = "";
+    if (r->rot != s->head_dim) snprintf(part, sizeof part, ", %d of %lld dims", r->rot, (long long)s->head_dim);
+    if (r->kind == NB_ROPE_DEFAULT) row(what, "theta %g%s", r->theta, part);
+    else if (r->kind == NB_ROPE_LINEAR) row(what, "theta %g, linear, factor %g%s", r->theta, r->factor, part);
+    else
+        row(what, "theta %g, %s, factor %g, from a context of %lld%s", r->theta, nb_rope_kind_name(r->kind), r->factor,
+            (long long)r->original_context, part);
+}
+
 static void show_spec(const nb_spec *s) {
     row("family", "%s (%s)", s->family, s->architecture);
     row("parameters", "%lld (%.1f M)", (long long)nb_spec_parameters(s), (double)nb_spec_parameters(s) / 1e6);
@@ -136,13 +147,16 @@ static void show_spec(const nb_spec *s) {
         (long long)s->hidden, (long long)s->mlp_hidden, (long long)s->heads, (long long)s->head_dim,
         (long long)s->kv_heads);
     row("vocabulary", "%lld, head %s", (long long)s->vocab, s->tied ? "tied to the embedding" : "of its own");
-    if (s->window) row("context", "%lld, window %lld", (long long)s->context, (long long)s->window);
+    int64_t windowed = 0, nowhere = 0;
+    for (int64_t l = 0; l < s->layers; l++) windowed += s->layer[l].window != 0, nowhere += s->layer[l].rope < 0;
+    if (s->window) row("context", "%lld; %lld layers see a window of %lld", (long long)s->context, (long long)windowed,
+                       (long long)s->window);
     else row("context", "%lld", (long long)s->context);
-    if (s->rope.kind == NB_ROPE_DEFAULT) row("rope", "theta %g", s->rope.theta);
-    else if (s->rope.kind == NB_ROPE_LINEAR) row("rope", "theta %g, linear, factor %g", s->rope.theta, s->rope.factor);
-    else
-        row("rope", "theta %g, %s, factor %g, from a context of %lld", s->rope.theta, nb_rope_kind_name(s->rope.kind),
-            s->rope.factor, (long long)s->rope.original_context);
+    show_rope("rope", s, 0);
+    if (s->layer[0].rope == 1) show_rope("local rope", s, 1);
+    if (nowhere) row("no positions", "in %lld layers", (long long)nowhere);
+    if (s->attn_softcap > 0 || s->logit_softcap > 0)
+        row("soft caps", "attention %g, logits %g", (double)s->attn_softcap, (double)s->logit_softcap);
 }
 
 static void show_tokenizer(const char *dir) {
@@ -163,7 +177,7 @@ static void show_weights(const nb_base *b) {
     int64_t four = nb_base_bytes(b, true);
     row("weights", "%s in memory, %s", nb_bytes((double)nb_base_bytes(b, false), now),
         b->quantized ? b->double_quant ? "linear layers in NF4 with double quantization" : "linear layers in NF4"
-                     : nb_format_name(b->layer[0].lin[NB_Q].w.format));
+                     : nb_format_name(b->layer[0].lin[NB_O].w.format));
     if (!b->quantized) row("in 4 bits", "%s", nb_bytes((double)four, later));
     row("sha256", "%s", b->sha256);
 }

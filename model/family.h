@@ -3,21 +3,52 @@
 #ifndef NB_MODEL_FAMILY_H
 #define NB_MODEL_FAMILY_H
 
+#include <jansson.h>
+
 #include "model/spec.h"
+
+/* Which layers have the sliding window, unless layer_types says so layer by layer. */
+typedef enum nb_window_rule {
+    NB_WINDOW_NONE,      /* the key has no meaning */
+    NB_WINDOW_ALL,       /* every layer */
+    NB_WINDOW_UPPER,     /* use_sliding_window: layers from max_window_layers on (Qwen) */
+    NB_WINDOW_ALTERNATE, /* all but every pattern-th layer (Gemma 2, 3) */
+} nb_window_rule;
+/* Biases: as attention_bias and mlp_bias say, or by the family. */
+typedef enum nb_bias_rule { NB_BIAS_KEY, NB_BIAS_NO, NB_BIAS_YES } nb_bias_rule;
 
 typedef struct nb_family {
     const char *model_type, *architecture;
     int64_t context;     /* max_position_embeddings */
+    int64_t head_dim;    /* when the key is absent or null; 0: hidden_size / heads */
     int64_t kv_heads;    /* num_key_value_heads when the key is absent; 0: as many as heads (null always means that) */
-    bool has_window;     /* reads sliding_window; */
-    int64_t window;      /* its value when the key is absent */
-    double norm_eps, rope_theta;
+    nb_window_rule window_rule;
+    int64_t window;      /* sliding_window when the key is absent */
+    int64_t pattern;     /* ALTERNATE: every so manyth layer sees everything */
+    nb_norm_kind norm_kind;
+    bool no_pre_norm, post_norm, parallel, plain_mlp;
+    nb_qk_norm qk_norm;
+    const char *eps_key; /* NULL: "rms_norm_eps" */
+    double norm_eps, norm_offset, rope_theta;
+    double local_theta;  /* layers with a window have RoPE of their own, unscaled, with rope_local_base_freq or this */
+    double partial;      /* partial_rotary_factor when absent; 0: the key is refused */
+    int64_t no_rope_interval; /* every so manyth layer has no RoPE, unless no_rope_layers says so; 0: all have */
+    nb_bias_rule qkv_bias, o_bias, mlp_bias;
+    bool head_bias;
+    nb_act act;          /* when the key is absent or null */
+    bool gelu_is_tanh;   /* "gelu" in the file means the tanh form: what the weights were trained with (Gemma) */
+    double attn_scalar;  /* query_pre_attn_scalar when absent; 0: the key is refused */
+    bool softcaps;       /* reads attn_logit_softcapping, final_logit_softcapping; absent: */
+    double attn_cap, logit_cap;
+    bool scales_embedding; /* by sqrt(hidden_size) */
     bool tied;
     const char *embed, *final_norm, *head;
     const char *layer;   /* printf pattern of a layer's prefix, with the layer as long long */
-    const char *linear[NB_SLOTS], *norm[NB_NORMS]; /* behind the prefix */
+    const char *linear[NB_SLOTS], *norm[NB_NORMS]; /* behind the prefix; NULL: there is none */
 } nb_family;
 
+/* rope.c: s->rope and the layers' use of it, from config.json. */
+nb_status nb_spec_read_rope(nb_spec *s, const nb_family *f, const json_t *c, const char *where);
 /* NULL: not one of ours. */
 const nb_family *nb_family_find(const char *model_type, const char *architecture);
 char *nb_families_text(void); /* all of them, for messages; caller frees */

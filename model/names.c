@@ -4,18 +4,56 @@
 #include "core/mem.h"
 #include "model/family.h"
 
-#define LLAMA_NAMES                                                                                                \
-    .embed = "model.embed_tokens", .final_norm = "model.norm", .head = "lm_head", .layer = "model.layers.%lld.",   \
-    .linear = {[NB_Q] = "self_attn.q_proj", [NB_K] = "self_attn.k_proj", [NB_V] = "self_attn.v_proj",              \
-               [NB_O] = "self_attn.o_proj", [NB_GATE] = "mlp.gate_proj", [NB_UP] = "mlp.up_proj",                  \
-               [NB_DOWN] = "mlp.down_proj"},                                                                       \
-    .norm = {[NB_NORM1] = "input_layernorm", [NB_NORM2] = "post_attention_layernorm"}
+#define SEPARATE_QKV                                                                                               \
+    [NB_Q] = "self_attn.q_proj", [NB_K] = "self_attn.k_proj", [NB_V] = "self_attn.v_proj", [NB_O] = "self_attn.o_proj"
+#define GATED_MLP [NB_GATE] = "mlp.gate_proj", [NB_UP] = "mlp.up_proj", [NB_DOWN] = "mlp.down_proj"
+#define MODEL_NAMES .embed = "model.embed_tokens", .final_norm = "model.norm", .head = "lm_head", \
+    .layer = "model.layers.%lld."
+#define LLAMA_NAMES MODEL_NAMES, .linear = {SEPARATE_QKV, GATED_MLP}
+#define LLAMA_NORMS [NB_NORM1] = "input_layernorm", [NB_NORM2] = "post_attention_layernorm"
+#define POST_NORMS [NB_POST_NORM1] = "post_attention_layernorm", [NB_POST_NORM2] = "post_feedforward_layernorm"
+#define QK_NORMS [NB_Q_NORM] = "self_attn.q_norm", [NB_K_NORM] = "self_attn.k_norm"
+#define GEMMA_NORMS [NB_NORM1] = "input_layernorm", [NB_NORM2] = "pre_feedforward_layernorm", POST_NORMS
 
+/* The defaults are those of the configuration classes in transformers 4.57. */
 static const nb_family families[] = {
     /* Llama 2, 3, 3.1, 3.2, TinyLlama, SmolLM2 */
-    {"llama", "LlamaForCausalLM", .context = 2048, .norm_eps = 1e-6, .rope_theta = 1e4, LLAMA_NAMES},
-    {"mistral", "MistralForCausalLM", .context = 131072, .kv_heads = 8, .has_window = true, .window = 4096,
-     .norm_eps = 1e-6, .rope_theta = 1e4, LLAMA_NAMES},
+    {"llama", "LlamaForCausalLM", .context = 2048, .norm_eps = 1e-6, .rope_theta = 1e4, LLAMA_NAMES,
+     .norm = {LLAMA_NORMS}},
+    {"mistral", "MistralForCausalLM", .context = 131072, .kv_heads = 8, .window_rule = NB_WINDOW_ALL, .window = 4096,
+     .norm_eps = 1e-6, .rope_theta = 1e4, .qkv_bias = NB_BIAS_NO, .o_bias = NB_BIAS_NO, .mlp_bias = NB_BIAS_NO,
+     LLAMA_NAMES, .norm = {LLAMA_NORMS}},
+    /* Qwen2, Qwen2.5 */
+    {"qwen2", "Qwen2ForCausalLM", .context = 32768, .window_rule = NB_WINDOW_UPPER, .window = 4096, .norm_eps = 1e-6,
+     .rope_theta = 1e4, .qkv_bias = NB_BIAS_YES, .o_bias = NB_BIAS_NO, .mlp_bias = NB_BIAS_NO, LLAMA_NAMES,
+     .norm = {LLAMA_NORMS}},
+    {"qwen3", "Qwen3ForCausalLM", .context = 32768, .head_dim = 128, .window_rule = NB_WINDOW_UPPER, .window = 4096,
+     .norm_eps = 1e-6, .rope_theta = 1e4, .qk_norm = NB_QK_NORM_HEAD, .mlp_bias = NB_BIAS_NO, LLAMA_NAMES,
+     .norm = {LLAMA_NORMS, QK_NORMS}},
+    {"smollm3", "SmolLM3ForCausalLM", .context = 32768, .kv_heads = 4, .window_rule = NB_WINDOW_UPPER,
+     .norm_eps = 1e-6, .rope_theta = 2e6, .no_rope_interval = 4, .tied = true, LLAMA_NAMES, .norm = {LLAMA_NORMS}},
+    {"olmo2", "Olmo2ForCausalLM", .context = 2048, .norm_eps = 1e-5, .rope_theta = 1e4, .no_pre_norm = true,
+     .post_norm = true, .qk_norm = NB_QK_NORM_FULL, .mlp_bias = NB_BIAS_NO, LLAMA_NAMES,
+     .norm = {POST_NORMS, QK_NORMS}},
+    {"gemma", "GemmaForCausalLM", .context = 8192, .head_dim = 256, .kv_heads = 16, .norm_eps = 1e-6, .norm_offset = 1,
+     .rope_theta = 1e4, .mlp_bias = NB_BIAS_NO, .act = NB_ACT_GELU_TANH, .gelu_is_tanh = true,
+     .scales_embedding = true, .tied = true, LLAMA_NAMES, .norm = {LLAMA_NORMS}},
+    {"gemma2", "Gemma2ForCausalLM", .context = 8192, .head_dim = 256, .kv_heads = 4,
+     .window_rule = NB_WINDOW_ALTERNATE, .window = 4096, .pattern = 2, .norm_eps = 1e-6, .norm_offset = 1,
+     .post_norm = true, .rope_theta = 1e4, .mlp_bias = NB_BIAS_NO, .act = NB_ACT_GELU_TANH, .gelu_is_tanh = true,
+     .attn_scalar = 256, .softcaps = true, .attn_cap = 50, .logit_cap = 30, .scales_embedding = true, .tied = true,
+     LLAMA_NAMES, .norm = {GEMMA_NORMS}},
+    {"gemma3_text", "Gemma3ForCausalLM", .context = 131072, .head_dim = 256, .kv_heads = 4,
+     .window_rule = NB_WINDOW_ALTERNATE, .window = 4096, .pattern = 6, .norm_eps = 1e-6, .norm_offset = 1,
+     .post_norm = true, .qk_norm = NB_QK_NORM_HEAD, .rope_theta = 1e6, .local_theta = 1e4, .mlp_bias = NB_BIAS_NO,
+     .act = NB_ACT_GELU_TANH, .gelu_is_tanh = true, .attn_scalar = 256, .softcaps = true, .scales_embedding = true,
+     .tied = true, LLAMA_NAMES, .norm = {GEMMA_NORMS, QK_NORMS}},
+    /* Phi-3, Phi-3.5, Phi-4, Phi-4-mini: fused projections */
+    {"phi3", "Phi3ForCausalLM", .context = 4096, .window_rule = NB_WINDOW_ALL, .norm_eps = 1e-5, .rope_theta = 1e4,
+     .partial = 1, .qkv_bias = NB_BIAS_NO, .o_bias = NB_BIAS_NO, .mlp_bias = NB_BIAS_NO, MODEL_NAMES,
+     .linear = {[NB_QKV] = "self_attn.qkv_proj", [NB_O] = "self_attn.o_proj", [NB_GATE_UP] = "mlp.gate_up_proj",
+                [NB_DOWN] = "mlp.down_proj"},
+     .norm = {LLAMA_NORMS}},
 };
 
 const nb_family *nb_family_find(const char *model_type, const char *architecture) {
@@ -45,11 +83,31 @@ static char *in_layer(const nb_family *f, int64_t layer, const char *name) {
 }
 
 char *nb_spec_linear_name(const nb_spec *s, int64_t layer, nb_slot slot) {
-    return in_layer(family(s), layer, family(s)->linear[slot]);
+    const nb_family *f = family(s);
+    return f->linear[slot] ? in_layer(f, layer, f->linear[slot]) : NULL;
 }
 
 char *nb_spec_norm_name(const nb_spec *s, int64_t layer, nb_norm_slot slot) {
-    return in_layer(family(s), layer, family(s)->norm[slot]);
+    const nb_family *f = family(s);
+    return f->norm[slot] ? in_layer(f, layer, f->norm[slot]) : NULL;
+}
+
+int64_t nb_spec_norm_size(const nb_spec *s, nb_norm_slot slot) {
+    if (!family(s)->norm[slot]) return 0;
+    if (slot != NB_Q_NORM && slot != NB_K_NORM) return s->hidden;
+    if (s->qk_norm == NB_QK_NORM_HEAD) return s->head_dim;
+    return (slot == NB_Q_NORM ? s->heads : s->kv_heads) * s->head_dim;
+}
+
+void nb_spec_linear_shape(const nb_spec *s, nb_slot slot, int64_t *rows, int64_t *cols) {
+    int64_t q = s->heads * s->head_dim, kv = s->kv_heads * s->head_dim, C = s->hidden, F = s->mlp_hidden;
+    const int64_t shape[NB_SLOTS][2] = {
+        [NB_QKV] = {q + 2 * kv, C}, [NB_Q] = {q, C},    [NB_K] = {kv, C}, [NB_V] = {kv, C},  [NB_O] = {C, q},
+        [NB_GATE_UP] = {2 * F, C},  [NB_GATE] = {F, C}, [NB_UP] = {F, C}, [NB_DOWN] = {C, F},
+    };
+    bool there = family(s)->linear[slot] != NULL;
+    *rows = there ? shape[slot][0] : 0;
+    *cols = there ? shape[slot][1] : 0;
 }
 
 const char *nb_spec_embed_name(const nb_spec *s) { return family(s)->embed; }

@@ -19,7 +19,9 @@ static bool *tensors_to_copy(const nb_base *b) {
     bool *copy = nb_calloc((size_t)s->n_tensors + 1, sizeof *copy);
     memcpy(copy, b->store->used, (size_t)s->n_tensors * sizeof *copy);
     for (int64_t i = 0; i < b->spec.layers * NB_SLOTS; i++) {
-        char *name = nb_asprintf("%s.weight", b->layer[i / NB_SLOTS].lin[i % NB_SLOTS].name);
+        const char *module = b->layer[i / NB_SLOTS].lin[i % NB_SLOTS].name;
+        if (!module) continue;
+        char *name = nb_asprintf("%s.weight", module);
         const nb_st_tensor *t = nb_st_find(s, name);
         if (t) copy[t - s->tensors] = false;
         free(name);

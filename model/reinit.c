@@ -50,10 +50,13 @@ nb_status nb_base_reinit(nb_base *b, const nb_base_options *o) {
     NB_TRY(constant(b, &b->final_norm, C, 1 - s->norm_offset, "norms"));
     for (int64_t l = 0; l < s->layers; l++) {
         nb_base_layer *y = &b->layer[l];
-        for (int k = 0; k < NB_NORMS; k++) NB_TRY(constant(b, &y->norm[k], C, 1 - s->norm_offset, "norms"));
+        for (nb_norm_slot k = 0; k < NB_NORMS; k++)
+            if (nb_spec_norm_size(s, k))
+                NB_TRY(constant(b, &y->norm[k], nb_spec_norm_size(s, k), 1 - s->norm_offset, "norms"));
         for (nb_slot k = 0; k < NB_SLOTS; k++) {
             nb_base_linear *lin = &y->lin[k];
             nb_spec_linear_shape(s, k, &rows, &cols);
+            if (!rows) continue;
             NB_TRY(draw(b, &lin->w, lin->name, rows, cols, dt, o->seed));
             if (nb_spec_linear_bias(s, k)) NB_TRY(constant(b, &lin->bias, rows, 0, "biases"));
         }

@@ -18,7 +18,7 @@ static void everything(nb_pieces *k, nb_resident *r, const nb_spec *s) {
             if (!layer->w[i].home) nb_pieces_weight(k, &layer->w[i]);
             nb_pieces_floats(k, &layer->bias[i], layer->w[i].rows);
         }
-        for (int i = 0; i < NB_NORMS; i++) nb_pieces_floats(k, &layer->norm[i], s->hidden);
+        for (int i = 0; i < NB_NORMS; i++) nb_pieces_floats(k, &layer->norm[i], nb_spec_norm_size(s, i));
     }
 }
 

@@ -11,14 +11,30 @@
 #include "core/status.h"
 #include "kernels/backend.h"
 
-typedef enum nb_rope_kind { NB_ROPE_DEFAULT, NB_ROPE_LINEAR, NB_ROPE_LLAMA3 } nb_rope_kind;
+typedef enum nb_rope_kind {
+    NB_ROPE_DEFAULT, NB_ROPE_LINEAR, NB_ROPE_LLAMA3, NB_ROPE_DYNAMIC, NB_ROPE_YARN, NB_ROPE_LONGROPE
+} nb_rope_kind;
+enum { NB_MAX_ROT = 512, NB_MAX_LAYERS = 512 };
 
 typedef struct nb_rope_spec {
     nb_rope_kind kind;
     double theta, factor, low_freq_factor, high_freq_factor;
-    int64_t original_context; /* llama3: original_max_position_embeddings */
-    int rot;                  /* dims rotated per head, = head_dim unless partial */
+    double beta_fast, beta_slow; /* yarn */
+    double attention;            /* yarn, longrope: cos and sin are multiplied by it; 1 elsewhere */
+    bool truncate;               /* yarn: the ramp begins and ends at whole dims */
+    int64_t original_context;    /* llama3, yarn, longrope: original_max_position_embeddings */
+    int rot;                     /* dims rotated per head, = head_dim unless partial */
+    float factors[2][NB_MAX_ROT / 2]; /* longrope: short_factor, long_factor */
 } nb_rope_spec;
+
+typedef enum nb_norm_kind { NB_NORM_RMS, NB_NORM_LAYER } nb_norm_kind;
+/* Norms of queries and keys: none; over each head (Qwen3, Gemma 3); over all heads at once (OLMo 2). */
+typedef enum nb_qk_norm { NB_QK_NORM_NONE, NB_QK_NORM_HEAD, NB_QK_NORM_FULL } nb_qk_norm;
+
+typedef struct nb_layer_spec {
+    int8_t rope;    /* index into nb_spec.rope; -1: this layer has no positions (NoPE) */
+    int32_t window; /* sliding window, 0 = none */
+} nb_layer_spec;
 
 typedef struct nb_spec {
     char family[24];       /* model_type: "llama", "mistral" */
@@ -29,10 +45,16 @@ typedef struct nb_spec {
     float attn_scale;      /* head_dim^-0.5 */
     float attn_softcap, logit_softcap, embed_scale; /* 0, 0, 1 in this family */
     nb_act act;
-    int64_t window;        /* sliding window of every layer, 0 = none */
+    nb_norm_kind norm_kind;
+    bool pre_norm, post_norm; /* norms before, and after, attention and MLP */
+    bool parallel;         /* attention and MLP read the same norm; both are added to the residual at once */
+    nb_qk_norm qk_norm;
+    int64_t window;        /* size of the sliding window of the layers that have one (layer[]), 0 = none has */
     bool tied;             /* the output head is the embedding */
-    bool qkv_bias, o_bias, mlp_bias;
-    nb_rope_spec rope;
+    bool qkv_bias, o_bias, mlp_bias, head_bias;
+    bool plain_mlp;        /* down(act(up x)): no gate */
+    nb_rope_spec rope[2];  /* of all layers; [1]: of the layers with a window where those have their own (Gemma 3) */
+    nb_layer_spec layer[NB_MAX_LAYERS];
     nb_dtype dtype;        /* torch_dtype / dtype of the stored weights; NB_F32 when unnamed */
     int32_t bos, eos;      /* config.json's first ids, -1 when absent */
     float init_std;        /* initializer_range: weights drawn anew are normal(0, init_std) */
@@ -44,21 +66,29 @@ nb_status nb_spec_load(nb_spec *s, const char *dir);
 /* Checks sizes against each other; called by nb_spec_load. */
 nb_status nb_spec_check(const nb_spec *s, const char *where);
 
-const char *nb_rope_kind_name(nb_rope_kind k); /* "default", "linear", "llama3" */
-/* inv_freq[rot/2] of the scaling rule, in double. */
-void nb_rope_inv_freq(const nb_rope_spec *r, double *inv_freq);
+const char *nb_rope_kind_name(nb_rope_kind k); /* "default", "linear", "llama3", "dynamic", "yarn", "longrope" */
+/* inv_freq[rot/2] of the scaling rule, in double, for sequences of at most `length` tokens (dynamic and longrope have
+ * other frequencies for long ones; a run keeps to one set). */
+void nb_rope_inv_freq(const nb_rope_spec *r, int64_t length, double *inv_freq);
 
-/* The linear layers of a block, in the order they run. A family that lacks one leaves its rows at 0. */
-typedef enum nb_slot { NB_Q, NB_K, NB_V, NB_O, NB_GATE, NB_UP, NB_DOWN, NB_SLOTS } nb_slot;
-typedef enum nb_norm_slot { NB_NORM1, NB_NORM2, NB_NORMS } nb_norm_slot;
+/* The linear layers of a block, in the order they run. A family that lacks one leaves its rows at 0: those with fused
+ * projections (Phi-3) have QKV and GATE_UP in the place of Q, K, V and GATE, UP, their rows in that order. */
+typedef enum nb_slot { NB_QKV, NB_Q, NB_K, NB_V, NB_O, NB_GATE_UP, NB_GATE, NB_UP, NB_DOWN, NB_SLOTS } nb_slot;
+/* The norms of a block: before attention, after it, before the MLP, after it; of queries, of keys. */
+typedef enum nb_norm_slot {
+    NB_NORM1, NB_POST_NORM1, NB_NORM2, NB_POST_NORM2, NB_Q_NORM, NB_K_NORM, NB_NORMS
+} nb_norm_slot;
 
-/* Module path in the Hugging Face model, e.g. (l=3, NB_Q) "model.layers.3.self_attn.q_proj". Caller frees. */
+/* Module path in the Hugging Face model, e.g. (l=3, NB_Q) "model.layers.3.self_attn.q_proj"; NULL: the family
+ * has no such module. Caller frees. */
 char *nb_spec_linear_name(const nb_spec *s, int64_t layer, nb_slot slot);
 char *nb_spec_norm_name(const nb_spec *s, int64_t layer, nb_norm_slot slot);
 const char *nb_spec_embed_name(const nb_spec *s); /* "model.embed_tokens" */
 const char *nb_spec_final_norm_name(const nb_spec *s);
 const char *nb_spec_head_name(const nb_spec *s);  /* "lm_head" */
-/* out, in of a slot; whether it has a bias [out]. */
+/* Channels of a norm; 0: the family has no such norm. */
+int64_t nb_spec_norm_size(const nb_spec *s, nb_norm_slot slot);
+/* out, in of a slot (0, 0: the family has none); whether it has a bias [out]. */
 void nb_spec_linear_shape(const nb_spec *s, nb_slot slot, int64_t *rows, int64_t *cols);
 bool nb_spec_linear_bias(const nb_spec *s, nb_slot slot);
 int64_t nb_spec_parameters(const nb_spec *s);

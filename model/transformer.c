@@ -12,21 +12,39 @@ static nb_tensor vector_leaf(const char *name, const float *data, int64_t n) {
     return nb_leaf(name, (float *)(uintptr_t)data, NULL, 1, n, 0);
 }
 
-static nb_status rope_tables(nb_model *m) {
-    const nb_rope_spec *r = &m->spec->rope;
+static bool uses_rope(const nb_spec *s, int which) {
+    for (int64_t l = 0; l < s->layers; l++)
+        if (s->layer[l].rope == which) return true;
+    return false;
+}
+
+static size_t rope_bytes(const nb_model *m, int which) {
+    return (size_t)(m->positions * (m->spec->rope[which].rot / 2)) * sizeof(float);
+}
+
+size_t nb_model_table_bytes(const nb_model *m) {
+    size_t bytes = 0;
+    for (int i = 0; i < 2; i++)
+        if (uses_rope(m->spec, i)) bytes += 2 * rope_bytes(m, i);
+    return bytes;
+}
+
+/* cos and sin of one set of frequencies, at every position. */
+static nb_status rope_table(nb_model *m, int which, int64_t length) {
+    const nb_rope_spec *r = &m->spec->rope[which];
     int64_t half = r->rot / 2;
-    size_t bytes = (size_t)(m->positions * half) * sizeof(float);
+    size_t bytes = rope_bytes(m, which);
     double *inv = nb_calloc((size_t)half, sizeof *inv);
     float *host = nb_malloc(bytes);
-    nb_rope_inv_freq(r, inv);
+    nb_rope_inv_freq(r, length, inv);
     nb_status st = NB_OK;
-    for (int which = 0; which < 2 && st == NB_OK; which++) {
+    for (int part = 0; part < 2 && st == NB_OK; part++) {
         for (int64_t p = 0; p < m->positions; p++)
             for (int64_t j = 0; j < half; j++) {
                 double angle = (double)p * inv[j];
-                host[p * half + j] = (float)(which ? sin(angle) : cos(angle));
+                host[p * half + j] = (float)((part ? sin(angle) : cos(angle)) * r->attention);
             }
-        float **table = which ? &m->sin : &m->cos;
+        float **table = part ? &m->rope[which].sin : &m->rope[which].cos;
         st = m->dev->be->alloc(m->dev, (void **)table, bytes, "the RoPE tables");
         if (st == NB_OK) st = m->dev->be->put(m->dev, *table, host, bytes);
     }
@@ -48,14 +66,15 @@ static void link_weights(nb_model *m) {
     for (int64_t l = 0; l < m->spec->layers; l++) {
         const nb_resident_layer *r = &m->weights.layer[l];
         for (int s = 0; s < NB_SLOTS; s++)
-            link_linear(&m->block[l].lin[s], &b->layer[l].lin[s], &r->w[s], r->bias[s], site++);
-        for (int s = 0; s < NB_NORMS; s++) m->block[l].norm[s] = vector_leaf("norm", r->norm[s], m->spec->hidden);
+            link_linear(&m->block[l].lin[s], &b->layer[l].lin[s], &r->w[s], r->bias[s], r->w[s].rows ? site++ : 0);
+        for (int s = 0; s < NB_NORMS; s++) m->block[l].norm[s] = vector_leaf("norm", r->norm[s], nb_spec_norm_size(m->spec, s));
     }
     link_linear(&m->head, &b->head, &m->weights.head, m->weights.head_bias, site);
     m->final_norm = vector_leaf("final norm", m->weights.final_norm, m->spec->hidden);
 }
 
-nb_status nb_model_open_shared(nb_model **out, const nb_base *base, nb_dev *dev, int64_t positions, nb_comm *comm) {
+nb_status nb_model_open_shared(nb_model **out, const nb_base *base, nb_dev *dev, int64_t positions, int64_t length,
+                               nb_comm *comm) {
     nb_model *m = NB_NEW(nb_model);
     m->base = base;
     m->spec = &base->spec;
@@ -65,7 +84,8 @@ nb_status nb_model_open_shared(nb_model **out, const nb_base *base, nb_dev *dev,
     nb_status st = nb_resident_open(&m->weights, base, dev, comm);
     if (st == NB_OK) {
         link_weights(m);
-        st = rope_tables(m);
+        for (int i = 0; i < 2 && st == NB_OK; i++)
+            if (uses_rope(m->spec, i)) st = rope_table(m, i, length);
     }
     if (st != NB_OK) {
         nb_model_free(m);
@@ -75,15 +95,16 @@ nb_status nb_model_open_shared(nb_model **out, const nb_base *base, nb_dev *dev,
     return NB_OK;
 }
 
-nb_status nb_model_open(nb_model **out, const nb_base *base, nb_dev *dev, int64_t positions) {
-    return nb_model_open_shared(out, base, dev, positions, NULL);
+nb_status nb_model_open(nb_model **out, const nb_base *base, nb_dev *dev, int64_t positions, int64_t length) {
+    return nb_model_open_shared(out, base, dev, positions, length, NULL);
 }
 
 void nb_model_free(nb_model *m) {
     if (!m) return;
-    size_t bytes = (size_t)(m->positions * (m->spec->rope.rot / 2)) * sizeof(float);
-    if (m->cos) m->dev->be->free(m->dev, m->cos, bytes);
-    if (m->sin) m->dev->be->free(m->dev, m->sin, bytes);
+    for (int i = 0; i < 2; i++) {
+        if (m->rope[i].cos) m->dev->be->free(m->dev, m->rope[i].cos, rope_bytes(m, i));
+        if (m->rope[i].sin) m->dev->be->free(m->dev, m->rope[i].sin, rope_bytes(m, i));
+    }
     nb_resident_close(&m->weights);
     free(m->block);
     free(m);
@@ -143,56 +164,99 @@ static nb_status norm(nb_model *m, nb_tape *t, nb_tensor *x, nb_tensor *frozen, 
     return nb_apply(t, &nb_op_rmsnorm, in, 2, &a, out);
 }
 
+/* A norm of a block, where the family has it; else out is x. */
+static nb_status block_norm(nb_model *m, nb_tape *t, int64_t l, nb_norm_slot slot, nb_tensor *x, nb_tensor **out) {
+    nb_block *b = &m->block[l];
+    *out = x;
+    return b->norm[slot].data ? norm(m, t, x, &b->norm[slot], b->norm_trained[slot], out) : NB_OK;
+}
+
 static nb_status add(nb_tape *t, nb_tensor *x1, nb_tensor *x2, nb_tensor **out) {
     nb_tensor *in[2] = {x1, x2};
     return nb_apply(t, &nb_op_add, in, 2, NULL, out);
 }
 
+/* q, k, v of a block: three layers over one input, or the parts of one. */
+static nb_status project_qkv(nb_model *m, nb_tape *t, int64_t l, nb_tensor *x, nb_tensor **qkv) {
+    const nb_spec *s = m->spec;
+    nb_block *b = &m->block[l];
+    if (!b->lin[NB_QKV].w->rows) {
+        nb_linear *separate[3] = {&b->lin[NB_Q], &b->lin[NB_K], &b->lin[NB_V]};
+        return linear(t, x, separate, 3, qkv);
+    }
+    nb_linear *fused[1] = {&b->lin[NB_QKV]};
+    nb_tensor *y;
+    NB_TRY(linear(t, x, fused, 1, &y));
+    nb_split_attr a = {3, {s->heads * s->head_dim, s->kv_heads * s->head_dim, s->kv_heads * s->head_dim}};
+    return nb_apply(t, &nb_op_split, &y, 1, &a, qkv);
+}
+
 static nb_status self_attention(nb_model *m, nb_tape *t, const nb_batch *b, nb_kv_cache *cache, int64_t l, nb_tensor *x,
                                 nb_tensor **out) {
     const nb_spec *s = m->spec;
-    nb_block *blk = &m->block[l];
-    nb_linear *qkv[3] = {&blk->lin[NB_Q], &blk->lin[NB_K], &blk->lin[NB_V]}, *o[1] = {&blk->lin[NB_O]};
-    nb_tensor *y[3], *rotated[2], *mixed;
-    NB_TRY(linear(t, x, qkv, 3, y));
-    nb_rope_attr rope = {m->cos, m->sin, b->pos, s->heads, s->kv_heads, s->head_dim, s->rope.rot};
-    NB_TRY(nb_apply(t, &nb_op_rope, y, 2, &rope, rotated));
+    const nb_layer_spec *layer = &s->layer[l];
+    nb_linear *o[1] = {&m->block[l].lin[NB_O]};
+    nb_tensor *y[3], *mixed;
+    NB_TRY(project_qkv(m, t, l, x, y));
+    NB_TRY(block_norm(m, t, l, NB_Q_NORM, y[0], &y[0]));
+    NB_TRY(block_norm(m, t, l, NB_K_NORM, y[1], &y[1]));
+    if (layer->rope >= 0) {
+        const struct nb_rope_table *table = &m->rope[layer->rope];
+        nb_rope_attr rope = {table->cos, table->sin, b->pos, s->heads, s->kv_heads, s->head_dim,
+                             s->rope[layer->rope].rot};
+        NB_TRY(nb_apply(t, &nb_op_rope, y, 2, &rope, y));
+    }
     nb_attention_attr attn = {.segs = b->segs, .n_segs = b->n_segs, .heads = s->heads, .kv_heads = s->kv_heads,
-                              .head_dim = s->head_dim, .window = s->window, .scale = s->attn_scale,
-                              .softcap = s->attn_softcap};
-    attn.pairs = b->pairs;
+                              .head_dim = s->head_dim, .window = layer->window, .scale = s->attn_scale,
+                              .softcap = s->attn_softcap, .pairs = b->pairs};
     if (cache)
         attn.k_cache = cache->k[l], attn.v_cache = cache->v[l], attn.cache_rows = cache->rows, attn.kv_rows = b->kv_rows;
-    nb_tensor *in[3] = {rotated[0], rotated[1], y[2]};
-    NB_TRY(nb_apply(t, &nb_op_attention, in, 3, &attn, &mixed));
+    NB_TRY(nb_apply(t, &nb_op_attention, y, 3, &attn, &mixed));
     return linear(t, mixed, o, 1, out);
 }
 
+/* gate and up likewise. */
+static nb_status project_gate_up(nb_model *m, nb_tape *t, int64_t l, nb_tensor *x, nb_tensor **y) {
+    nb_block *b = &m->block[l];
+    if (!b->lin[NB_GATE_UP].w->rows) {
+        nb_linear *separate[2] = {&b->lin[NB_GATE], &b->lin[NB_UP]};
+        return linear(t, x, separate, 2, y);
+    }
+    nb_linear *fused[1] = {&b->lin[NB_GATE_UP]};
+    nb_tensor *both;
+    NB_TRY(linear(t, x, fused, 1, &both));
+    nb_split_attr a = {2, {m->spec->mlp_hidden, m->spec->mlp_hidden}};
+    return nb_apply(t, &nb_op_split, &both, 1, &a, y);
+}
+
 static nb_status mlp(nb_model *m, nb_tape *t, int64_t l, nb_tensor *x, nb_tensor **out) {
-    nb_block *blk = &m->block[l];
-    nb_linear *in[2] = {&blk->lin[NB_GATE], &blk->lin[NB_UP]}, *down[1] = {&blk->lin[NB_DOWN]};
+    nb_linear *down[1] = {&m->block[l].lin[NB_DOWN]};
     nb_tensor *y[2], *h;
-    NB_TRY(linear(t, x, in, 2, y));
+    NB_TRY(project_gate_up(m, t, l, x, y));
     nb_glu_attr a = {m->spec->act};
     NB_TRY(nb_apply(t, &nb_op_glu, y, 2, &a, &h));
     return linear(t, h, down, 1, out);
 }
 
+static nb_status block(nb_model *m, nb_tape *t, const nb_batch *b, nb_kv_cache *cache, int64_t l, nb_tensor **x) {
+    nb_tensor *h, *y;
+    NB_TRY(block_norm(m, t, l, NB_NORM1, *x, &h));
+    NB_TRY(self_attention(m, t, b, cache, l, h, &y));
+    NB_TRY(block_norm(m, t, l, NB_POST_NORM1, y, &y));
+    NB_TRY(add(t, *x, y, x));
+    NB_TRY(block_norm(m, t, l, NB_NORM2, *x, &h));
+    NB_TRY(mlp(m, t, l, h, &y));
+    NB_TRY(block_norm(m, t, l, NB_POST_NORM2, y, &y));
+    return add(t, *x, y, x);
+}
+
 static nb_status hidden_states(nb_model *m, nb_tape *t, const nb_batch *b, nb_kv_cache *cache, nb_tensor **out) {
     nb_embedding_attr emb = {.w = &m->weights.embed, .ids = b->ids, .n = b->n, .scale = m->spec->embed_scale,
                              .row_ids = m->rows.ids_on_device, .n_rows = m->rows.n};
-    nb_tensor *in[2] = {m->embed_trained, m->rows.n ? m->rows.embed : NULL}, *x, *h, *y;
+    nb_tensor *in[2] = {m->embed_trained, m->rows.n ? m->rows.embed : NULL}, *x;
     t->batch = b;
     NB_TRY(nb_apply(t, &nb_op_embedding, in, 2, &emb, &x));
-    for (int64_t l = 0; l < m->spec->layers; l++) {
-        nb_block *blk = &m->block[l];
-        NB_TRY(norm(m, t, x, &blk->norm[NB_NORM1], blk->norm_trained[NB_NORM1], &h));
-        NB_TRY(self_attention(m, t, b, cache, l, h, &y));
-        NB_TRY(add(t, x, y, &x));
-        NB_TRY(norm(m, t, x, &blk->norm[NB_NORM2], blk->norm_trained[NB_NORM2], &h));
-        NB_TRY(mlp(m, t, l, h, &y));
-        NB_TRY(add(t, x, y, &x));
-    }
+    for (int64_t l = 0; l < m->spec->layers; l++) NB_TRY(block(m, t, b, cache, l, &x));
     return norm(m, t, x, &m->final_norm, m->final_norm_trained, out);
 }
 
@@ -206,11 +270,22 @@ nb_status nb_model_loss(nb_model *m, nb_tape *t, const nb_batch *b, const nb_los
     return nb_apply(t, &nb_op_linear_xent, in, 3, &a, &g->loss);
 }
 
+/* Logits of tokens whose rows are trained, over those of the frozen head. */
+static nb_status put_token_columns(nb_model *m, nb_tape *t, const nb_elem *hidden, int64_t n, float *logits) {
+    const nb_kernels *k = t->dev->k;
+    int64_t C = m->spec->hidden, R = m->rows.n;
+    float *columns;
+    NB_TRY(nb_scratch(t, &columns, n * R, NB_F32));
+    NB_TRY(k->gemm(t->dev, nb_mat_of(columns, R, NB_F32), nb_mat_of(hidden, C, t->dev->elem),
+                   nb_mat_t(m->rows.head->data, C, NB_F32), n, R, C, 1, 0));
+    return k->put_columns(t->dev, logits, columns, m->rows.ids_on_device, n, m->spec->vocab, R);
+}
+
 nb_status nb_model_logits(nb_model *m, nb_tape *t, const nb_batch *b, nb_kv_cache *cache, const int32_t *rows,
                           int64_t n, nb_graph *g) {
     const nb_kernels *k = t->dev->k;
     const nb_dtype e = t->dev->elem;
-    int64_t C = m->spec->hidden, R = m->rows.n;
+    int64_t C = m->spec->hidden;
     *g = (nb_graph){0};
     NB_TRY(hidden_states(m, t, b, cache, &g->hidden));
     /* Only the rows asked for meet the head. */
@@ -224,12 +299,9 @@ nb_status nb_model_logits(nb_model *m, nb_tape *t, const nb_batch *b, nb_kv_cach
     nb_linear_attr a = {.n = 1, .f32_out = true};
     put_linear(&m->head, 0, in, &a);
     NB_TRY(nb_apply(t, &nb_op_linear, in, 5, &a, &g->logits));
-    if (!R) return NB_OK;
-    float *columns;
-    NB_TRY(nb_scratch(t, &columns, n * R, NB_F32));
-    NB_TRY(k->gemm(t->dev, nb_mat_of(columns, R, NB_F32), nb_mat_of(picked, C, e), nb_mat_t(m->rows.head->data, C, NB_F32),
-                   n, R, C, 1, 0));
-    return k->put_columns(t->dev, g->logits->data, columns, m->rows.ids_on_device, n, m->spec->vocab, R);
+    if (m->rows.n) NB_TRY(put_token_columns(m, t, picked, n, g->logits->data));
+    return m->spec->logit_softcap > 0 ? k->softcap(t->dev, g->logits->data, n * m->spec->vocab, m->spec->logit_softcap)
+                                      : NB_OK;
 }
 
-int nb_model_max_nodes(const nb_model *m) { return (int)(11 * m->spec->layers + 4); }
+int nb_model_max_nodes(const nb_model *m) { return (int)(17 * m->spec->layers + 4); }

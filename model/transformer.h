@@ -21,7 +21,7 @@ typedef struct nb_linear {
 
 typedef struct nb_block {
     nb_linear lin[NB_SLOTS];
-    nb_tensor norm[NB_NORMS];        /* frozen leaves */
+    nb_tensor norm[NB_NORMS];        /* frozen leaves; data NULL: the family has no such norm */
     nb_tensor *norm_trained[NB_NORMS]; /* adapter: full, else NULL */
 } nb_block;
 
@@ -41,17 +41,22 @@ typedef struct nb_model {
     nb_linear head;      /* head.weight = embed_trained when tied and trained */
     nb_tensor final_norm, *final_norm_trained, *embed_trained;
     nb_token_rows rows;  /* n = 0: none */
-    float *cos, *sin;    /* [positions, rot/2] on the device */
+    struct nb_rope_table {
+        float *cos, *sin; /* [positions, rot/2] on the device; NULL: no layer uses it */
+    } rope[2];
     int64_t positions;
     nb_dev *dev;         /* where it runs; borrowed */
     int64_t changes;     /* counts what was attached and detached: recordings of an earlier state are not replayed */
 } nb_model;
 
-/* positions: longest sequence it will run (RoPE tables are made for so many). */
-nb_status nb_model_open(nb_model **out, const nb_base *base, nb_dev *dev, int64_t positions);
+/* positions: longest sequence it will run (RoPE tables are made for so many). length: of the sequences the run is about,
+ * which chooses among the frequencies of dynamic and longrope. */
+nb_status nb_model_open(nb_model **out, const nb_base *base, nb_dev *dev, int64_t positions, int64_t length);
 /* The same with the base's layers shared out over the ranks of `comm` (NULL: all are here); see model/shared.h. */
-nb_status nb_model_open_shared(nb_model **out, const nb_base *base, nb_dev *dev, int64_t positions, nb_comm *comm);
+nb_status nb_model_open_shared(nb_model **out, const nb_base *base, nb_dev *dev, int64_t positions, int64_t length,
+                               nb_comm *comm);
 void nb_model_free(nb_model *m);
+size_t nb_model_table_bytes(const nb_model *m); /* of its RoPE tables */
 /* Calls fn for every linear layer of the blocks in order (layer, slot); then, if with_head, lm_head. */
 void nb_model_each_linear(nb_model *m, bool with_head, void (*fn)(nb_linear *lin, int64_t layer, void *arg), void *arg);
 

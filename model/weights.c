@@ -140,13 +140,15 @@ static nb_status load_layer(nb_base *b, int64_t l) {
     int64_t rows, cols;
     for (nb_norm_slot k = 0; k < NB_NORMS; k++) {
         char *module = nb_spec_norm_name(s, l, k);
-        nb_status st = vector(b, &y->norm[k], module, "weight", s->hidden);
+        if (!module) continue;
+        nb_status st = vector(b, &y->norm[k], module, "weight", nb_spec_norm_size(s, k));
         free(module);
         NB_TRY(st);
     }
     for (nb_slot k = 0; k < NB_SLOTS; k++) {
         nb_base_linear *lin = &y->lin[k];
         nb_spec_linear_shape(s, k, &rows, &cols);
+        if (!rows) continue;
         NB_TRY(matrix(b, &lin->w, lin->name, rows, cols));
         if (nb_spec_linear_bias(s, k)) NB_TRY(vector(b, &lin->bias, lin->name, "bias", rows));
     }
@@ -287,7 +289,7 @@ int64_t nb_base_bytes(const nb_base *b, bool in_4bit) {
     int64_t bytes = nb_weight_bytes(&b->embed) + s->hidden * (int64_t)sizeof(float);
     if (!s->tied) bytes += linear_bytes(&b->head, false);
     for (int64_t l = 0; l < s->layers; l++) {
-        bytes += NB_NORMS * s->hidden * (int64_t)sizeof(float);
+        for (nb_norm_slot k = 0; k < NB_NORMS; k++) bytes += nb_spec_norm_size(s, k) * (int64_t)sizeof(float);
         for (nb_slot k = 0; k < NB_SLOTS; k++) bytes += linear_bytes(&b->layer[l].lin[k], in_4bit);
     }
     return bytes;

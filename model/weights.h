@@ -8,14 +8,14 @@
 #include "model/spec.h"
 
 typedef struct nb_base_linear {
-    char *name;        /* module path, "model.layers.0.self_attn.q_proj" */
+    char *name;        /* module path, "model.layers.0.self_attn.q_proj"; NULL: the family has no such layer */
     nb_weight w;       /* rows 0: the family has no such layer */
     const float *bias; /* [rows] f32, or NULL */
 } nb_base_linear;
 
 typedef struct nb_base_layer {
     nb_base_linear lin[NB_SLOTS];
-    const float *norm[NB_NORMS]; /* [hidden] f32 */
+    const float *norm[NB_NORMS]; /* [nb_spec_norm_size] f32; NULL: the family has no such norm */
 } nb_base_layer;
 
 typedef struct nb_base {

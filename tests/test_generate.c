@@ -27,7 +27,7 @@ static void open_model_on(fixture *f, bool elsewhere) {
     if (elsewhere) f->dev->be = &other;
     assert_ok(nb_base_load(&f->base, dir, &o));
     assert_ok(nb_tokenizer_load(&f->tokenizer, dir));
-    assert_ok(nb_model_open(&f->model, f->base, f->dev, 512));
+    assert_ok(nb_model_open(&f->model, f->base, f->dev, 512, 512));
 }
 
 static void open_model(fixture *f) { open_model_on(f, false); }

@@ -34,7 +34,7 @@ static void open_folder(fixture *f, const char *folder, bool with_adapter, bool 
     char *dir = path_in(folder, ""), *golden = path_in(folder, "golden.json"), *adapter = path_in(folder, "adapter");
     assert_ok(nb_dev_open(&f->dev, "cpu", NB_F32));
     assert_ok(nb_base_load(&f->base, dir, &o));
-    assert_ok(nb_model_open(&f->model, f->base, f->dev, MAX));
+    assert_ok(nb_model_open(&f->model, f->base, f->dev, MAX, MAX));
     assert_ok(nb_json_load(golden, &f->golden));
     if (with_adapter) assert_ok(nb_adapter_load(&f->adapter, f->model, adapter, backward));
     assert_ok(nb_runner_open_loss(&f->runner, f->model, &f->arena, MAX, backward,

@@ -26,7 +26,7 @@ static void open_base(fixture *f, const char *dir) {
     nb_base_options o = {.quantized_cache = ""};
     assert_ok(nb_dev_open(&f->dev, "cpu", NB_F32));
     assert_ok(nb_base_load(&f->base, dir, &o));
-    assert_ok(nb_model_open(&f->model, f->base, f->dev, 64));
+    assert_ok(nb_model_open(&f->model, f->base, f->dev, 64, 64));
 }
 
 static void close_all(fixture *f) {
@@ -55,7 +55,8 @@ static void one_sequence(fixture *f, const json_t *ids, int first_target) {
     }
 }
 
-static const char *const families[] = {"llama2", "llama3", "mistral"};
+static const char *const families[] = {"llama2", "llama3", "mistral", "qwen2", "qwen3", "gemma",
+                                       "gemma2", "olmo2",  "phi3"};
 
 static const char *tiny(const char *family, const char *file) {
     char rel[128];

@@ -74,7 +74,8 @@ static void ref_linear(call *k) {
 static void ref_op_rmsnorm(call *k) {
     const nb_rmsnorm_attr *a = k->c->attr;
     double rstd[MAX_TOKENS];
-    ref_rmsnorm_fwd(k->out[0], rstd, k->in[0], k->in[1], rows_of(k, 0), cols_of(k, 0), (double)a->eps,
+    int64_t C = rows_of(k, 1); /* a vector's length; it may divide the columns */
+    ref_rmsnorm_fwd(k->out[0], rstd, k->in[0], k->in[1], rows_of(k, 0) * cols_of(k, 0) / C, C, (double)a->eps,
                     (double)a->offset);
 }
 
@@ -106,6 +107,14 @@ static void ref_op_glu(call *k) {
     ref_glu_fwd(k->out[0], k->in[0], k->in[1], k->out_size[0], ((const nb_glu_attr *)k->c->attr)->act);
 }
 
+static void ref_op_split(call *k) {
+    const nb_split_attr *a = k->c->attr;
+    int64_t T = rows_of(k, 0), C = cols_of(k, 0);
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t i = 0, at = 0; i < a->n; at += a->width[i++])
+            memcpy(k->out[i] + t * a->width[i], k->in[0] + t * C + at, (size_t)a->width[i] * sizeof(double));
+}
+
 static void ref_op_add(call *k) {
     for (int64_t i = 0; i < k->out_size[0]; i++) k->out[0][i] = k->in[0][i] + k->in[1][i];
 }
@@ -131,7 +140,7 @@ static void ref_op_linear_xent(call *k) {
 
 static const struct { const char *name; void (*forward)(call *k); } references[] = {
     {"embedding", ref_embedding}, {"linear", ref_linear}, {"rmsnorm", ref_op_rmsnorm},
-    {"layernorm", ref_op_layernorm}, {"rope", ref_op_rope}, {"attention", ref_op_attention}, {"glu", ref_op_glu},
+    {"layernorm", ref_op_layernorm}, {"rope", ref_op_rope}, {"attention", ref_op_attention}, {"glu", ref_op_glu}, {"split", ref_op_split},
     {"add", ref_op_add}, {"linear_xent", ref_op_linear_xent},
 };
 
@@ -188,7 +197,7 @@ static void give_back(nb_dev *d, const nb_tensor *x, void *p) {
 /* How many of the first inputs are activations; the others are parameters, which are always F32. */
 static int activations(const nb_op *op) {
     static const struct { const char *name; int n; } known[] = {
-        {"embedding", 0}, {"linear", 1}, {"rmsnorm", 1}, {"layernorm", 1}, {"rope", 2}, {"attention", 3}, {"glu", 2},
+        {"embedding", 0}, {"linear", 1}, {"rmsnorm", 1}, {"layernorm", 1}, {"rope", 2}, {"attention", 3}, {"glu", 2}, {"split", 1},
         {"add", 2}, {"linear_xent", 1},
     };
     for (int i = 0; i < NB_LEN(known); i++)

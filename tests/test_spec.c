@@ -51,9 +51,9 @@ static void class_defaults(void **state) {
     assert_true(!s.tied && !s.qkv_bias && !s.o_bias && !s.mlp_bias);
     assert_close(s.norm_eps, 1e-6, 1e-12);
     assert_close(s.attn_scale, 1 / sqrt(12), 1e-7);
-    assert_close(s.rope.theta, 1e4, 0);
+    assert_close(s.rope[0].theta, 1e4, 0);
     assert_close(s.init_std, 0.02, 1e-8);
-    assert_int_equal(s.rope.rot, 12);
+    assert_int_equal(s.rope[0].rot, 12);
     assert_true(s.embed_scale == 1 && s.norm_offset == 0 && s.logit_softcap == 0 && s.attn_softcap == 0);
     assert_true(s.bos == -1 && s.eos == -1);
     assert_ok(load(&s, MISTRAL "}"));
@@ -76,16 +76,16 @@ static void spellings(void **state) {
                        "\"attention_bias\": true, \"mlp_bias\": true, \"tie_word_embeddings\": true}"));
     assert_int_equal(s.head_dim, 12);
     assert_int_equal((int)s.dtype, NB_BF16);
-    assert_close(s.rope.theta, 5e5, 0);
+    assert_close(s.rope[0].theta, 5e5, 0);
     assert_true(s.bos == 1 && s.eos == 2 && s.qkv_bias && s.o_bias && s.mlp_bias && s.tied);
     assert_ok(load(&s, LLAMA ", \"head_dim\": 16, \"dtype\": \"float16\", \"hidden_act\": \"gelu_pytorch_tanh\", "
                        "\"rope_parameters\": {\"rope_theta\": 250000.0, \"rope_type\": \"default\"}}"));
     assert_int_equal(s.head_dim, 16);
     assert_int_equal((int)s.dtype, NB_F16);
     assert_int_equal((int)s.act, NB_ACT_GELU_TANH);
-    assert_close(s.rope.theta, 250000, 0);
+    assert_close(s.rope[0].theta, 250000, 0);
     assert_ok(load(&s, LLAMA ", \"rope_scaling\": {\"type\": \"linear\", \"factor\": 2}}"));
-    assert_int_equal((int)s.rope.kind, NB_ROPE_LINEAR);
+    assert_int_equal((int)s.rope[0].kind, NB_ROPE_LINEAR);
     /* llama3: the context before scaling is the top-level key, else the dictionary's, else the context */
     const char *scaling = ", \"max_position_embeddings\": 128, \"rope_scaling\": {\"rope_type\": \"llama3\", "
                           "\"factor\": 8.0, \"low_freq_factor\": 1.0, \"high_freq_factor\": 4.0";
@@ -98,7 +98,7 @@ static void spellings(void **state) {
     for (int i = 0; i < NB_LEN(contexts); i++) {
         char *text = nb_asprintf("%s%s%s}%s}", LLAMA, scaling, contexts[i].inside, contexts[i].outside);
         assert_ok(load(&s, text));
-        assert_int_equal(s.rope.original_context, contexts[i].want);
+        assert_int_equal(s.rope[0].original_context, contexts[i].want);
         free(text);
     }
 }
@@ -118,15 +118,19 @@ static void refusals(void **state) {
         {"{", NB_EINPUT, "config.json:1:"},
         {NAMED("LlamaForCausalLM", "llama") "}", NB_EINPUT, "no \"vocab_size\""},
         {LLAMA ", \"hidden_act\": \"quick_gelu\"}", NB_EUNSUPPORTED, "\"quick_gelu\""},
-        {LLAMA ", \"rope_scaling\": {\"type\": \"yarn\", \"factor\": 2}}", NB_EUNSUPPORTED, "\"yarn\""},
-        {LLAMA ", \"rope_scaling\": {\"type\": \"dynamic\", \"factor\": 2}}", NB_EUNSUPPORTED, "\"dynamic\""},
+        {LLAMA ", \"rope_scaling\": {\"type\": \"ntk\", \"factor\": 2}}", NB_EUNSUPPORTED, "\"ntk\""},
+        {LLAMA ", \"rope_scaling\": {\"type\": \"yarn\"}}", NB_EINPUT, "needs a \"factor\""},
+        {LLAMA ", \"rope_scaling\": {\"type\": \"yarn\", \"factor\": 2, \"beta_fast\": 1, \"beta_slow\": 2}}", NB_EINPUT,
+         "beta_fast"},
+        {LLAMA ", \"rope_scaling\": {\"type\": \"longrope\", \"short_factor\": [1], \"long_factor\": []}}", NB_EINPUT,
+         "short_factor"},
         {LLAMA ", \"rope_scaling\": {\"type\": \"linear\"}}", NB_EINPUT, "needs a \"factor\""},
         {LLAMA ", \"rope_scaling\": {\"rope_type\": \"llama3\", \"factor\": 2, \"low_freq_factor\": 4, "
                "\"high_freq_factor\": 4}}", NB_EINPUT, "high_freq_factor"},
         {LLAMA ", \"rope_scaling\": 3}", NB_EINPUT, "should be an object"},
         {LLAMA ", \"rope_parameters\": {\"full_attention\": {}}}", NB_EUNSUPPORTED, "full_attention"},
         {LLAMA ", \"rope_parameters\": {\"partial_rotary_factor\": 0.5}}", NB_EUNSUPPORTED, "partial_rotary_factor"},
-        {LLAMA ", \"partial_rotary_factor\": 0.5}", NB_EUNSUPPORTED, "\"partial_rotary_factor\": 0.5"},
+        {LLAMA ", \"partial_rotary_factor\": 0.5}", NB_EUNSUPPORTED, "partial_rotary_factor"},
         {LLAMA ", \"clip_qkv\": 8}", NB_EUNSUPPORTED, "\"clip_qkv\": 8"},
         {LLAMA ", \"logit_scale\": 0.0625}", NB_EUNSUPPORTED, "\"logit_scale\""},
         {LLAMA ", \"embedding_multiplier\": 12.0}", NB_EUNSUPPORTED, "\"embedding_multiplier\""},
@@ -136,6 +140,7 @@ static void refusals(void **state) {
         {LLAMA ", \"num_local_experts\": 8}", NB_EUNSUPPORTED, "\"num_local_experts\": 8"},
         {LLAMA ", \"sliding_window\": 16}", NB_EUNSUPPORTED, "sliding_window 16"},
         {LLAMA ", \"layer_types\": [\"full_attention\", \"sliding_attention\"]}", NB_EUNSUPPORTED, "layer_types[1]"},
+        {LLAMA ", \"layer_types\": [\"full_attention\"]}", NB_EINPUT, "1 entries for 2 layers"},
         {LLAMA ", \"torch_dtype\": \"float64\"}", NB_EUNSUPPORTED, "\"float64\""},
         {LLAMA ", \"num_key_value_heads\": 3}", NB_EINPUT, "no multiple of num_key_value_heads 3"},
         {LLAMA ", \"num_key_value_heads\": 0}", NB_EINPUT, "\"num_key_value_heads\" is 0"},
@@ -145,7 +150,7 @@ static void refusals(void **state) {
         {LLAMA ", \"rms_norm_eps\": -1}", NB_EINPUT, "rms_norm_eps"},
         {LLAMA ", \"rope_theta\": 0}", NB_EINPUT, "rope_theta"},
         {LLAMA ", \"tie_word_embeddings\": 1}", NB_EINPUT, "tie_word_embeddings"},
-        {MISTRAL ", \"sliding_window\": -1}", NB_EINPUT, "negative"},
+        {MISTRAL ", \"sliding_window\": -1}", NB_EINPUT, "sliding_window -1"},
         {LLAMA ", \"head_dim\": 12, \"head_dim\": 12}", NB_EINPUT, "duplicate"},
     };
     nb_spec s;
@@ -154,7 +159,7 @@ static void refusals(void **state) {
         assert_non_null(strstr(nb_message(), dir));
     }
     assert_ok(load(&s, LLAMA ", \"clip_qkv\": null, \"logit_scale\": 1.0, \"use_qk_norm\": false, \"num_experts\": 0, "
-                       "\"no_rope_layers\": [], \"sliding_window\": null, \"layer_types\": [\"full_attention\"]}"));
+                       "\"no_rope_layers\": [], \"sliding_window\": null, \"layer_types\": [\"full_attention\", \"full_attention\"]}"));
     assert_fails(nb_spec_load(&s, "/nowhere"), NB_EINPUT, "not a model folder");
     assert_fails(nb_spec_load(&s, nb_test_tmp()), NB_EINPUT, "no config.json");
 }
@@ -181,26 +186,48 @@ static void huge_sizes(void **state) {
 /* Values of transformers 4.57 (modeling_rope_utils), every eighth. */
 static void rope_frequencies(void **state) {
     (void)state;
-    static const struct {
-        nb_rope_spec r;
+    static const nb_rope_spec plain = {.kind = NB_ROPE_DEFAULT, .theta = 1e4, .rot = 64},
+                              linear = {.kind = NB_ROPE_LINEAR, .theta = 1e4, .factor = 2, .rot = 64},
+                              llama32 = {.kind = NB_ROPE_LLAMA3, .theta = 5e5, .factor = 32, .low_freq_factor = 1,
+                                         .high_freq_factor = 4, .original_context = 8192, .rot = 64},
+                              small = {.kind = NB_ROPE_LLAMA3, .theta = 5e5, .factor = 8, .low_freq_factor = 1,
+                                       .high_freq_factor = 4, .original_context = 32, .rot = 16},
+                              yarn = {.kind = NB_ROPE_YARN, .theta = 1e6, .factor = 4, .beta_fast = 32, .beta_slow = 1,
+                                      .truncate = true, .original_context = 32768, .rot = 64},
+                              dynamic = {.kind = NB_ROPE_DYNAMIC, .theta = 1e4, .factor = 2, .original_context = 2048,
+                                         .rot = 64};
+    nb_rope_spec longrope = {.kind = NB_ROPE_LONGROPE, .theta = 1e4, .original_context = 4096, .rot = 64};
+    for (int j = 0; j < 32; j++) {
+        longrope.factors[0][j] = 1 + 0.05f * (float)j;
+        longrope.factors[1][j] = 1 + 0.5f * (float)j;
+    }
+    const struct {
+        const nb_rope_spec *r;
+        int64_t length;
         double want[8];
     } cases[] = {
-        {{NB_ROPE_LLAMA3, 5e5, 32, 1, 4, 8192, 64},
-         {1, 0.193922758, 0.0376060307, 0.00729266508, 0.000429556705, 8.57025589e-06, 1.66196742e-06, 3.22293289e-07}},
-        {{NB_ROPE_LLAMA3, 5e5, 8, 1, 4, 32, 16},
-         {1, 0.0242403448, 0.00470075384, 0.000911583134, 0.000176776681, 3.42810235e-05, 6.64786967e-06,
-          1.28917316e-06}},
-        {{NB_ROPE_LINEAR, 1e4, 2, 0, 0, 0, 64},
-         {0.5, 0.158113882, 0.05, 0.0158113883, 0.005, 0.00158113883, 0.0005, 0.000158113883}},
-        {{NB_ROPE_DEFAULT, 1e4, 1, 0, 0, 0, 64},
-         {1, 0.316227766, 0.1, 0.0316227766, 0.01, 0.00316227766, 0.001, 0.000316227766}},
+        {&llama32, 0, {1, 0.193922758, 0.0376060307, 0.00729266508, 0.000429556705, 8.57025589e-06, 1.66196742e-06,
+                       3.22293289e-07}},
+        {&small, 0, {1, 0.0242403448, 0.00470075384, 0.000911583134, 0.000176776681, 3.42810235e-05, 6.64786967e-06,
+                     1.28917316e-06}},
+        {&linear, 0, {0.5, 0.158113882, 0.05, 0.0158113883, 0.005, 0.00158113883, 0.0005, 0.000158113883}},
+        {&plain, 0, {1, 0.316227766, 0.1, 0.0316227766, 0.01, 0.00316227766, 0.001, 0.000316227766}},
+        {&yarn, 0, {1, 0.177827939, 0.0316227786, 0.00515479548, 0.000583333371, 4.44569851e-05, 7.90569356e-06,
+                    1.40585337e-06}},
+        {&dynamic, 512, {1, 0.316227766, 0.1, 0.0316227766, 0.01, 0.00316227766, 0.001, 0.000316227766}},
+        {&dynamic, 8192, {1, 0.246011317, 0.0605215691, 0.0148889907, 0.00366286025, 0.000901105115, 0.000221682058,
+                          5.45362964e-05}},
+        {&longrope, 100, {1, 0.263523132, 0.0714285746, 0.0197642352, 0.00555555569, 0.00158113893, 0.000454545458,
+                          0.000131761568}},
+        {&longrope, 5000, {1, 0.10540925, 0.0199999996, 0.0045175394, 0.00111111114, 0.000287479779, 7.69230755e-05,
+                           2.10818507e-05}},
     };
     for (int i = 0; i < NB_LEN(cases); i++) {
         double f[32];
-        nb_rope_inv_freq(&cases[i].r, f);
+        nb_rope_inv_freq(cases[i].r, cases[i].length, f);
         for (int k = 0; k < 8; k++) {
             double want = cases[i].want[k];
-            assert_close(f[k * cases[i].r.rot / 16], want, 5e-7 * want); /* theirs are f32 */
+            assert_close(f[k * cases[i].r->rot / 16], want, 5e-7 * want); /* theirs are f32 */
         }
     }
 }
@@ -214,7 +241,9 @@ static void names_and_shapes(void **state) {
     assert_string_equal(n, "model.layers.0.post_attention_layernorm");
     free(q);
     free(n);
-    static const int64_t shape[NB_SLOTS][2] = {{64, 48}, {32, 48}, {32, 48}, {48, 64}, {80, 48}, {80, 48}, {48, 80}};
+    static const int64_t shape[NB_SLOTS][2] = {
+        [NB_Q] = {64, 48},    [NB_K] = {32, 48},  [NB_V] = {32, 48},   [NB_O] = {48, 64},
+        [NB_GATE] = {80, 48}, [NB_UP] = {80, 48}, [NB_DOWN] = {48, 80}};
     int64_t rows, cols;
     for (nb_slot k = 0; k < NB_SLOTS; k++) {
         nb_spec_linear_shape(&s, k, &rows, &cols);
@@ -230,11 +259,10 @@ static void vectors(void **state) {
     assert_ok(nb_spec_load(&s, VECTORS("stories260K-hf")));
     assert_int_equal(nb_spec_parameters(&s), 260032);
     assert_ok(nb_spec_load(&s, VECTORS("tiny/llama3")));
-    assert_true(s.rope.kind == NB_ROPE_LLAMA3 && s.rope.original_context == 32 && s.head_dim == 16 && s.tied);
+    assert_true(s.rope[0].kind == NB_ROPE_LLAMA3 && s.rope[0].original_context == 32 && s.head_dim == 16 && s.tied);
     assert_ok(nb_spec_load(&s, VECTORS("tiny/mistral")));
     assert_int_equal(s.window, 8);
-    static const char *const later[] = {"gemma", "gemma2", "mixtral", "olmo",
-                                        "olmo2", "phi2",   "phi3",    "qwen2", "qwen3"};
+    static const char *const later[] = {"mixtral", "olmo", "phi2"};
     for (int i = 0; i < NB_LEN(later); i++) {
         char *rel = nb_asprintf("tiny/%s", later[i]);
         assert_fails(nb_spec_load(&s, VECTORS(rel)), NB_EUNSUPPORTED, later[i]);

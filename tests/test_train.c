@@ -30,7 +30,7 @@ static void open_fixture(fixture *f, bool quantized, double dropout, const nb_po
     nb_lora_options lo = {.r = 4, .alpha = 8, .dropout = dropout, .seed = 3};
     assert_ok(nb_dev_open(&f->dev, "cpu", NB_F32));
     assert_ok(nb_base_load(&f->base, base_dir(), &bo));
-    assert_ok(nb_model_open(&f->model, f->base, f->dev, 64));
+    assert_ok(nb_model_open(&f->model, f->base, f->dev, 64, 64));
     assert_ok(nb_adapter_new(&f->adapter, f->model, &lo));
     assert_ok(nb_runner_open_loss(&f->runner, f->model, &f->arena, MAX, true, policy));
     f->runner->tape->seed = 7;

@@ -24,6 +24,7 @@ static void check_against_file(const nb_base *b) {
     for (int64_t l = 0; l < b->spec.layers; l++)
         for (nb_slot k = 0; k < NB_SLOTS; k++) {
             const nb_base_linear *lin = &b->layer[l].lin[k];
+            if (!lin->name) continue;
             char *name = nb_asprintf("%s.weight", lin->name);
             const nb_st_tensor *t = nb_st_find(&s, name);
             assert_non_null(t);

@@ -64,14 +64,14 @@ static inline char *tiny_base(const char *name, const char *config, uint64_t see
     for (int64_t l = 0; l < s.layers; l++) {
         for (nb_norm_slot k = 0; k < NB_NORMS; k++) {
             char *module = nb_spec_norm_name(&s, l, k);
-            tiny_declare(w, names, module, "weight", s.dtype, s.hidden, 0);
+            if (module) tiny_declare(w, names, module, "weight", s.dtype, nb_spec_norm_size(&s, k), 0);
             free(module);
         }
         for (nb_slot k = 0; k < NB_SLOTS; k++) {
             char *module = nb_spec_linear_name(&s, l, k);
             nb_spec_linear_shape(&s, k, &rows, &cols);
-            tiny_declare(w, names, module, "weight", s.dtype, rows, cols);
-            if (nb_spec_linear_bias(&s, k)) tiny_declare(w, names, module, "bias", s.dtype, rows, 0);
+            if (rows) tiny_declare(w, names, module, "weight", s.dtype, rows, cols);
+            if (rows && nb_spec_linear_bias(&s, k)) tiny_declare(w, names, module, "bias", s.dtype, rows, 0);
             free(module);
         }
     }
@@ -95,6 +95,7 @@ static inline float *values(const nb_base *b, int64_t *n) {
     for (int64_t l = 0; l < b->spec.layers; l++)
         for (nb_slot k = 0; k < NB_SLOTS; k++) {
             const nb_weight *w = &b->layer[l].lin[k].w;
+            if (!w->rows) continue;
             nb_weight_decode(at, w->cols, w, 0, w->rows, 0, w->cols);
             at += w->rows * w->cols;
         }

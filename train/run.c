@@ -84,7 +84,7 @@ nb_status nb_run_open_model(nb_run *r) {
      * long context (128 Ki positions would be 64 MiB that nobody reads). */
     int64_t positions = context < 8192 ? context : 8192;
     return nb_model_open_shared(&r->model, r->base, r->dev, r->sequence_len > positions ? r->sequence_len : positions,
-                                c->zero_stage == NB_ZERO_BASE ? r->comm : NULL);
+                                r->sequence_len, c->zero_stage == NB_ZERO_BASE ? r->comm : NULL);
 }
 
 /* An adapter that is trained on has the rows it came with: a token it does not know would stay untrained. */
@@ -252,7 +252,7 @@ nb_memory_plan nb_run_memory(const nb_run *r) {
     m.activations = r->arena.bytes;
     if (r->evaluator.generator) m.generation = nb_generator_bytes(r->evaluator.generator);
     m.scratch = r->dev->ws_size;
-    m.tables = (size_t)(r->model->positions * r->base->spec.rope.rot) * sizeof(float);
+    m.tables = nb_model_table_bytes(r->model);
     m.total = m.base + m.adapter + m.gradients + m.optimizer + m.activations + m.generation + m.scratch + m.tables;
     return m;
 }
@@ -298,6 +298,7 @@ json_t *nb_run_manifest(const nb_run *r, int64_t step, const json_t *held_out) {
     json_object_set_new(m, "load_in_4bit", json_boolean(r->base->quantized));
     json_object_set_new(m, "double_quant", json_boolean(r->base->double_quant));
     json_object_set_new(m, "compute_dtype", json_string(nb_dtype_name(r->dev->compute)));
+    json_object_set_new(m, "sequence_len", json_integer(r->sequence_len));
     json_object_set_new(m, "tokenizer_sha256", json_string(nb_tokenizer_sha256(r->tokenizer)));
     json_object_set_new(m, "chat_template", json_string(nb_config_chat_name(c)));
     json_object_set_new(m, "added_tokens", list_of_ids(r->added_tokens, r->n_added_tokens));

@@ -18,3 +18,17 @@ nb_status nb_cpu_xent(nb_dev *d, float *loss, float *lse, int32_t *argmax, nb_el
     }
     return NB_OK;
 }
+
+nb_status nb_cpu_softcap(nb_dev *d, float *x, int64_t n, float cap) {
+    (void)d;
+    enum { PART = 4096 };
+    const nb_simd *v = nb_simd_get();
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n; i += PART) {
+        int64_t m = n - i < PART ? n - i : PART;
+        for (int64_t j = i; j < i + m; j++) x[j] /= cap;
+        v->tanh(x + i, x + i, m);
+        for (int64_t j = i; j < i + m; j++) x[j] *= cap;
+    }
+    return NB_OK;
+}

@@ -1,17 +1,17 @@
-/* Whole rows and columns by index: gathers, scatters, scaled rows, columns of logits put and taken. */
+/* Whole rows and columns: gathers, scatters, scaled rows, parts of rows, columns of logits put and taken. */
 #include "kernels/cuda/vec.h"
 
 namespace {
 
 enum { THREADS = 256 };
 
-/* y[to[i]] = x[from[i]] * scale[i] + beta * y[to[i]]; to, from NULL: i; scale NULL: 1. */
+/* y[to[i]] = x[from[i]] * scale[i] + beta * y[to[i]], rows ldy and ldx elements apart; to, from NULL: i; scale NULL: 1. */
 template <class T, int N>
-__global__ void rows_kernel(T *y, const int32_t *to, const T *x, const int32_t *from, const float *scale, int64_t rows,
-                            int64_t C, float beta) {
+__global__ void rows_kernel(T *y, int64_t ldy, const int32_t *to, const T *x, int64_t ldx, const int32_t *from,
+                            const float *scale, int64_t rows, int64_t C, float beta) {
     FOR_ROWS(i, rows) {
-        T *yi = y + (to ? to[i] : i) * C;
-        const T *xi = x + (from ? from[i] : i) * C;
+        T *yi = y + (to ? to[i] : i) * ldy;
+        const T *xi = x + (from ? from[i] : i) * ldx;
         float k = scale ? scale[i] : 1;
         FOR_GROUPS(c, N, C) {
             float v[N];
@@ -23,13 +23,13 @@ __global__ void rows_kernel(T *y, const int32_t *to, const T *x, const int32_t *
 }
 
 template <class T>
-nb_status move_rows(nb_dev *d, nb_elem *y, const int32_t *to, const nb_elem *x, const int32_t *from, const float *scale,
-                    int64_t rows, int64_t C, float beta) {
+nb_status move_rows(nb_dev *d, nb_elem *y, int64_t ldy, const int32_t *to, const nb_elem *x, int64_t ldx,
+                    const int32_t *from, const float *scale, int64_t rows, int64_t C, float beta) {
     if (!rows || !C) return NB_OK;
-    const int N = group_of<T>(C, y, x);
+    const int N = group_of<T>(C | ldy | ldx, y, x); /* groups are a power of two: all three must be multiples */
     const dim3 block = block_for_rows(C / N);
     auto kernel = N > 1 ? rows_kernel<T, GROUP<T>> : rows_kernel<T, 1>;
-    LAUNCH(kernel, grid_for(rows, block.y), block, 0, gpu_stream(d), (T *)y, to, (const T *)x, from, scale, rows,
+    LAUNCH(kernel, grid_for(rows, block.y), block, 0, gpu_stream(d), (T *)y, ldy, to, (const T *)x, ldx, from, scale, rows,
            C, beta);
     return gpu_launched(d, "rows by index");
 }
@@ -51,8 +51,7 @@ __global__ void take_columns_kernel(T *x, T *y, const int32_t *columns, int64_t 
 template <class T>
 nb_status take_columns(nb_dev *d, nb_elem *x, nb_elem *y, const int32_t *columns, int64_t m, int64_t V, int64_t n) {
     if (!m || !n) return NB_OK;
-    LAUNCH(take_columns_kernel<T>, grid_for(m * n, THREADS), THREADS, 0, gpu_stream(d), (T *)x, (T *)y, columns, m, V,
-           n);
+    LAUNCH(take_columns_kernel<T>, grid_for(m * n, THREADS), THREADS, 0, gpu_stream(d), (T *)x, (T *)y, columns, m, V, n);
     return gpu_launched(d, "take_columns");
 }
 
@@ -60,17 +59,22 @@ nb_status take_columns(nb_dev *d, nb_elem *x, nb_elem *y, const int32_t *columns
 
 extern "C" nb_status NB_GPU(gather_rows)(nb_dev *d, nb_elem *y, const nb_elem *x, const int32_t *index, int64_t n,
                                          int64_t C) {
-    return BY_ELEM(move_rows, d, y, NULL, x, index, NULL, n, C, 0.0f);
+    return BY_ELEM(move_rows, d, y, C, NULL, x, C, index, NULL, n, C, 0.0f);
 }
 
 extern "C" nb_status NB_GPU(scatter_rows)(nb_dev *d, nb_elem *y, const nb_elem *x, const int32_t *index,
                                           const float *row_scale, int64_t n, int64_t C, float beta) {
-    return BY_ELEM(move_rows, d, y, index, x, NULL, row_scale, n, C, beta);
+    return BY_ELEM(move_rows, d, y, C, index, x, C, NULL, row_scale, n, C, beta);
 }
 
 extern "C" nb_status NB_GPU(scale_rows)(nb_dev *d, nb_elem *y, const nb_elem *x, const float *row_scale, int64_t n,
                                         int64_t C, float beta) {
-    return BY_ELEM(move_rows, d, y, NULL, x, NULL, row_scale, n, C, beta);
+    return BY_ELEM(move_rows, d, y, C, NULL, x, C, NULL, row_scale, n, C, beta);
+}
+
+extern "C" nb_status NB_GPU(copy_rows)(nb_dev *d, nb_elem *y, int64_t ldy, const nb_elem *x, int64_t ldx, int64_t T,
+                                       int64_t C, float beta) {
+    return BY_ELEM(move_rows, d, y, ldy, NULL, x, ldx, NULL, NULL, T, C, beta);
 }
 
 extern "C" nb_status NB_GPU(put_columns)(nb_dev *d, float *y, const float *x, const int32_t *columns, int64_t m,

@@ -103,7 +103,7 @@ static nb_status open_run(run *r) {
     gc_count_memory(r->dev);
     double start = nb_now();
     NB_TRY(nb_base_load(&r->base, o->model, &b));
-    NB_TRY(nb_model_open(&r->model, r->base, r->dev, o->tokens));
+    NB_TRY(nb_model_open(&r->model, r->base, r->dev, o->tokens, o->tokens));
     NB_TRY(nb_adapter_new(&r->adapter, r->model, &lora));
     NB_TRY(draw_b(r->adapter));
     NB_TRY(nb_optimizer_open(&r->optimizer, r->adapter, false, NULL, false));
