@@ -38,8 +38,8 @@ static nb_status open_mpi(nb_comm *c) {
     nb_status st = NB_OK;
     if (!c->plugin)
         st = nb_fail(NB_EUNSUPPORTED,
-                     "%s started this program, but nibble's MPI part, libnibble_mpi.so, cannot be loaded: %s. `make` builds "
-                     "it where mpicc is (Debian: libopenmpi-dev openmpi-bin); NIBBLE_MPI_PLUGIN names another place",
+                     "%s started this program, but nibble's MPI part, libnibble_mpi.so, cannot be loaded: %s. `make` "
+                     "builds it where mpicc is (Debian: libopenmpi-dev openmpi-bin); NIBBLE_MPI_PLUGIN names another place",
                      c->launch.by, why.s ? why.s : "it is not there");
     nb_text_free(&why);
     NB_TRY(st);
@@ -59,7 +59,8 @@ static nb_status nccl_address(const nb_launch *l) {
     if (getenv("NCCL_COMM_ID") || strcmp(l->by, "torchrun") != 0) return NB_OK;
     long n = port ? strtol(port, NULL, 10) : 0;
     if (!addr || !*addr || n < 1 || n > 65535)
-        return nb_fail(NB_EINPUT, "RANK and WORLD_SIZE are set as by torchrun, but MASTER_ADDR and MASTER_PORT are not");
+        return nb_fail(NB_EINPUT,
+                       "RANK and WORLD_SIZE are set as by torchrun, but MASTER_ADDR and MASTER_PORT are not");
     char *id = nb_asprintf(strchr(addr, ':') ? "[%s]:%ld" : "%s:%ld", addr, n < 65535 ? n + 1 : n - 1);
     setenv("NCCL_COMM_ID", id, 1);
     free(id);
@@ -154,8 +155,8 @@ static nb_status run(nb_comm *c, nb_comm_engine *e, work w, void *x, size_t byte
     if (w == BROADCAST) rc = e->broadcast(e, x, bytes, root);
     else rc = e->sum(e, x, bytes / (w == SUM_F64 ? sizeof(double) : sizeof(float)), w == SUM_F64);
     if (rc == 0) return NB_OK;
-    return nb_fail(NB_EIO, "rank %d of %d lost the others (%s: %s); the last checkpoint is good", c->rank, c->size, e->name,
-                   e->error);
+    return nb_fail(NB_EIO, "rank %d of %d lost the others (%s: %s); the last checkpoint is good", c->rank, c->size,
+                   e->name, e->error);
 }
 
 /* With the engine for this kind of memory, or piece by piece through the memory of the other. */

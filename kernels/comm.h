@@ -1,12 +1,13 @@
 /* Several processes that train one model together: "ranks", numbered from 0. Rank 0 alone writes files and speaks.
  *
- * A launcher (mpirun, srun, torchrun, ...) starts them and says so in the environment: nb_launch. What they exchange goes
- * through an engine: "mpi" moves host memory and is a library of its own, libnibble_mpi.so, because MPI libraries of
- * different makers do not fit one program and most machines have none; "nccl" moves memory between GPUs. Where there is
- * only one of the two, the other kind of memory is copied through it. With one process there is none, and every call
- * below returns at once.
+ * A launcher (mpirun, srun, torchrun, ...) starts them and says so in the environment: nb_launch. What they
+ * exchange goes through an engine: "mpi" moves host memory and is a library of its own, libnibble_mpi.so, because
+ * MPI libraries of different makers do not fit one program and most machines have none; "nccl" moves memory between
+ * GPUs. Where there is only one of the two, the other kind of memory is copied through it. With one process there is
+ * none, and every call below returns at once.
  *
- * All calls are collective: every rank makes the same ones in the same order. Sums have the same bits on every rank. */
+ * All calls are collective: every rank makes the same ones in the same order. Sums have the same bits on every
+ * rank. */
 #ifndef NB_KERNELS_COMM_H
 #define NB_KERNELS_COMM_H
 
@@ -67,8 +68,8 @@ nb_status nb_comm_open(nb_comm **out);
 /* Second: the device this rank computes on (borrowed), and with what its memory travels. */
 nb_status nb_comm_use(nb_comm *c, nb_dev *dev);
 void nb_comm_close(nb_comm *c);
-/* The name of the device for this rank where the user says `name`: for "cuda" and "auto" the card with the rank's number
- * on this machine. Caller frees. */
+/* The name of the device for this rank where the user says `name`: for "cuda" and "auto" the card with the rank's
+ * number on this machine. Caller frees. */
 char *nb_comm_device(const nb_comm *c, const char *name);
 /* Threads for this rank when the user names no number: its cores, which ranks of one machine share. */
 int nb_comm_threads(const nb_comm *c);

@@ -58,7 +58,8 @@ static void mpi_close(nb_comm_engine *e, bool failed) {
 
 int nb_comm_mpi_open(int abi, nb_comm_engine *e) {
     if (abi != NB_COMM_ABI) {
-        snprintf(e->error, sizeof e->error, "it is of interface %d, the program of %d: build both anew", NB_COMM_ABI, abi);
+        snprintf(e->error, sizeof e->error, "it is of interface %d, the program of %d: build both anew", NB_COMM_ABI,
+                 abi);
         return -1;
     }
     int have;

@@ -38,7 +38,9 @@ void nb_pieces_weight(nb_pieces *k, nb_weight *w) {
     nb_pieces_floats(k, &q->nested_code, 256);
 }
 
-static const void *moved(const void *p, ptrdiff_t by) { return p ? (const void *)((uintptr_t)p + (uintptr_t)by) : NULL; }
+static const void *moved(const void *p, ptrdiff_t by) {
+    return p ? (const void *)((uintptr_t)p + (uintptr_t)by) : NULL;
+}
 
 void nb_pieces_rebase(nb_weight *w, ptrdiff_t by) {
     nb_nf4 *q = &w->nf4;

@@ -1,6 +1,7 @@
 /* The frozen base shared out by layers (ZeRO stage 3, for weights that never change): rank l % size keeps the linear
- * weights of layer l, and sends them to all others whenever products are about to read them. What a rank holds besides is
- * two slots of a layer's size. Norms, biases, embedding and head are small or never used by layer: every rank has them.
+ * weights of layer l, and sends them to all others whenever products are about to read them. What a rank holds
+ * besides is two slots of a layer's size. Norms, biases, embedding and head are small or never used by layer: every
+ * rank has them.
  *
  * Every rank must use the layers in the same order, as ranks do that run the same graph on batches of their own. */
 #ifndef NB_MODEL_SHARED_H

@@ -1,6 +1,6 @@
-/* What one process can show of the exchange between several: launchers' variables, the engine "none", failures that come
- * from other ranks, memory that is copied through another's, and NCCL's calls, made to a stand-in. tests/test_ranks.sh has
- * real processes. */
+/* What one process can show of the exchange between several: launchers' variables, the engine "none", failures that
+ * come from other ranks, memory that is copied through another's, and NCCL's calls, made to a stand-in.
+ * tests/test_ranks.sh has real processes. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>

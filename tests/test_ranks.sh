@@ -163,6 +163,10 @@ is one_message 1 "$(grep -c 'nibble train: ' <<<"$out")"
 sed -i 's/none.jsonl/test.jsonl/' "$tmp/second.sh"
 says others_data 1 "rank 1 of 2: this process has another" mpirun --bind-to none -np 2 "$tmp/second.sh" train "$tmp/run.yaml" \
     --set output_dir="$tmp/others"
+sed -i 's/datasets.0.path=[^;]*;/eval_steps=4;/' "$tmp/second.sh"
+says others_schedule 1 "rank 1 of 2: this process has another" mpirun --bind-to none -np 2 "$tmp/second.sh" \
+    train "$tmp/run.yaml" --set output_dir="$tmp/others"
+is others_leave_nothing no "$([ -e "$tmp/others" ] && echo yes || echo no)"
 
 # ---- launchers that are not what they seem ----
 t() { "$NIBBLE" train "$tmp/run.yaml" --set output_dir="$tmp/refused"; }

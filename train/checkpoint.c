@@ -27,25 +27,31 @@ static const char *const free_keys[] = {
     "early_stopping_patience", "resume_from_checkpoint", "auto_resume_from_checkpoints", "threads", "device",
     "memory_limit", "quantized_cache", "dataset_prepared_path", "output_dir", "loss_watchdog_threshold",
     "loss_watchdog_patience", "eval_batch_size", "base_model", "zero_stage",
+    "test_datasets", /* they only judge a run */
 };
 
-static bool is_free(const char *line, size_t n) {
-    for (int i = 0; i < NB_LEN(free_keys); i++) {
-        size_t k = strlen(free_keys[i]);
-        if (n > k && !strncmp(line, free_keys[i], k) && line[k] == ':') return true;
+/* Keys that may differ between the ranks of one run: where it computes, and what each machine keeps to itself. */
+static const char *const local_keys[] = {
+    "threads", "device", "memory_limit", "quantized_cache", "dataset_prepared_path", "base_model",
+};
+
+static bool is_listed(const char *line, size_t n, const char *const *keys, int n_keys) {
+    for (int i = 0; i < n_keys; i++) {
+        size_t k = strlen(keys[i]);
+        if (n > k && !strncmp(line, keys[i], k) && line[k] == ':') return true;
     }
     return false;
 }
 
-/* The lines that count, one after another; test_datasets only judge a run, so they may change. */
-static char *significant(const char *text) {
+/* The lines of a resolved configuration but for some keys', one after another. */
+static char *lines_without(const char *text, const char *const *keys, int n_keys) {
     nb_text out = {0};
     bool skipping = false;
     for (const char *line = text; *line;) {
         const char *end = strchr(line, '\n');
         size_t n = end ? (size_t)(end - line) : strlen(line);
         bool top = n && line[0] != ' ' && line[0] != '-' && line[0] != '#';
-        if (top) skipping = is_free(line, n) || !strncmp(line, "test_datasets:", 14);
+        if (top) skipping = is_listed(line, n, keys, n_keys);
         if (n && line[0] != '#' && !skipping) nb_text_add(&out, line, n + (end ? 1 : 0));
         line += n + (end ? 1 : 0);
     }
@@ -60,7 +66,7 @@ static json_t *identity(const nb_run *r) {
     nb_config all = *r->config;
     all.gradient_accumulation_steps *= r->comm->size;
     nb_config_resolve_text(&all, &text);
-    char *lines = significant(text.s);
+    char *lines = lines_without(text.s, free_keys, NB_LEN(free_keys));
     json_t *id = json_pack("{s:s, s:s, s:s, s:s}", "config", lines, "base_sha256", r->base->sha256, "tokenizer_sha256",
                            nb_tokenizer_sha256(r->tokenizer), "data_sha256", r->data.sha256);
     json_object_set_new(id, "compute_dtype", json_string(nb_dtype_name(r->dev->compute)));
@@ -73,8 +79,8 @@ static json_t *identity(const nb_run *r) {
 
 enum { PIECE = 4 << 20 }; /* bytes that travel at a time */
 
-/* A buffer of which every rank holds its part, whole into `host` of rank 0, where there is room for it; elsewhere there is
- * room for a piece. A rank that cannot read its device goes through the motions: the others count on it. */
+/* A buffer of which every rank holds its part, whole into `host` of rank 0, where there is room for it; elsewhere
+ * there is room for a piece. A rank that cannot read its device goes through the motions: the others count on it. */
 static nb_status collect(const nb_run *r, char *host, const nb_state_buffer *b) {
     nb_comm *c = r->comm;
     size_t size = (size_t)nb_dtype_size(b->dtype);
@@ -342,17 +348,28 @@ static nb_status get_state(nb_run *r, const char *path) {
 
 nb_status nb_checkpoint_same_everywhere(const nb_run *r, const nb_train_state *s) {
     json_t *id = identity(r);
+    nb_text config = {0};
+    nb_config_resolve_text(r->config, &config);
+    char *lines = lines_without(config.s, local_keys, NB_LEN(local_keys));
+    json_object_set_new(id, "config", json_string(lines));
     json_object_set_new(id, "step", json_integer(s->step));
+    json_t *held_out = json_array();
+    for (int i = 0; i < r->data.n_held_out; i++)
+        json_array_append_new(held_out, json_string(nb_dataset_sha256(r->data.held_out[i])));
+    json_object_set_new(id, "held_out", held_out);
     char *text = json_dumps(id, JSON_SORT_KEYS);
     nb_hex ours, theirs;
     nb_sha256_of(text, strlen(text), ours);
     memcpy(theirs, ours, sizeof ours);
     json_decref(id);
-    free(text);
+    nb_text_free(&config);
+    free(lines), free(text);
     NB_TRY(nb_comm_broadcast(r->comm, theirs, sizeof theirs, 0));
-    return nb_comm_agree(r->comm, !strcmp(ours, theirs) ? NB_OK :
-                         nb_fail(NB_EINPUT, "this process has another configuration, base, tokenizer, data or checkpoint "
-                                 "before it than rank 0: all must see the same files, and the same output_dir"));
+    nb_status st = NB_OK;
+    if (strcmp(ours, theirs) != 0)
+        st = nb_fail(NB_EINPUT, "this process has another configuration, base, tokenizer, data or checkpoint before it "
+                     "than rank 0: all must see the same files, and the same output_dir");
+    return nb_comm_agree(r->comm, st);
 }
 
 nb_status nb_checkpoint_load(nb_run *r, nb_train_state *s, const char *dir) {

@@ -273,7 +273,8 @@ static void greet(const loop *l) {
             (long long)r->data.n_samples, (long long)r->total_steps, (long long)l->c->gradient_accumulation_steps,
             (long long)l->c->micro_batch_size, (long long)r->sequence_len, 100 * nb_loader_fill(r->loader));
     if (r->comm->size > 1)
-        nb_info("processes %d (%s by %s): %lld sequences a step in all%s", r->comm->size, r->comm->name, r->comm->launch.by,
+        nb_info("processes %d (%s by %s): %lld sequences a step in all%s", r->comm->size, r->comm->name,
+                r->comm->launch.by,
                 (long long)(r->comm->size * l->c->gradient_accumulation_steps * l->c->micro_batch_size),
                 r->model->weights.shared ? ", the base's layers and the optimizer's state shared out"
                 : r->optimizer.shared    ? ", the optimizer's state shared out" : "");

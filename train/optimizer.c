@@ -36,8 +36,8 @@ static void make_runs(nb_optimizer *o, bool eight_bits) {
     for (int i = 0; i < o->n_runs; i++) o->runs[i].n = (i + 1 < o->n_runs ? o->runs[i + 1].at : a->n) - o->runs[i].at;
 }
 
-/* Keeps of the runs what lies in begin .. end - 1, gives each its place in the state, and counts what that takes: elements
- * with moments in f32 and in 8 bits, and scales. */
+/* Keeps of the runs what lies in begin .. end - 1, gives each its place in the state, and counts what that takes:
+ * elements with moments in f32 and in 8 bits, and scales. */
 typedef struct counts {
     int64_t n32, n8, scales;
 } counts;
@@ -83,7 +83,8 @@ static void lay_out(nb_optimizer *o, bool eight_bits) {
     }
     nb_update_run *own = nb_calloc((size_t)o->n_runs + 1, sizeof *own);
     int n;
-    counts whole = place(o, 0, o->adapter->n, own, &n), first = place(o, 0, begin, own, &n), c = place(o, begin, end, own, &n);
+    counts whole = place(o, 0, o->adapter->n, own, &n), first = place(o, 0, begin, own, &n);
+    counts c = place(o, begin, end, own, &n); /* the last: `own` is ours */
     free(o->runs);
     o->runs = own;
     o->n_runs = n;

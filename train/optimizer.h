@@ -1,11 +1,11 @@
-/* AdamW over an adapter's flat buffers, with the gradient's norm, clipping and the finite check before it. Its moments are
- * f32, or with eight_bits one byte each (kernels/state8.h); then, as in bitsandbytes and transformers' Trainer, small
- * parameters and embeddings keep f32 moments.
+/* AdamW over an adapter's flat buffers, with the gradient's norm, clipping and the finite check before it. Its
+ * moments are f32, or with eight_bits one byte each (kernels/state8.h); then, as in bitsandbytes and transformers'
+ * Trainer, small parameters and embeddings keep f32 moments.
  *
- * With several ranks each has all parameters and, after their sum, all gradients, so that they stay the same everywhere.
- * The state may be shared out (ZeRO stage 1, Rajbhandari et al., 2020): a rank then holds that of one contiguous part of the
- * parameters, whole blocks of 8-bit state, updates this part, and hears the rest from the others. Same result, bit for
- * bit. */
+ * With several ranks each has all parameters and, after their sum, all gradients, so that they stay the same
+ * everywhere. The state may be shared out (ZeRO stage 1, Rajbhandari et al., 2020): a rank then holds that of one
+ * contiguous part of the parameters, whole blocks of 8-bit state, updates this part, and hears the rest from the
+ * others. Same result, bit for bit. */
 #ifndef NB_TRAIN_OPTIMIZER_H
 #define NB_TRAIN_OPTIMIZER_H
 
@@ -49,8 +49,8 @@ size_t nb_optimizer_whole_bytes(const nb_optimizer *o); /* of all ranks' togethe
 /* Before the first micro-batch of a step: gradients count as unwritten. */
 void nb_optimizer_begin(nb_optimizer *o);
 /* After the last: gradients nothing wrote become zero, ranks add theirs up, the whole gradient's norm is found and
- * clipped, and the weights are updated. step counts from 1. *norm is the norm before clipping; when it is NaN or infinite
- * nothing was updated. Vectors (norm weights, biases) do not decay, as in transformers' Trainer. */
+ * clipped, and the weights are updated. step counts from 1. *norm is the norm before clipping; when it is NaN or
+ * infinite nothing was updated. Vectors (norm weights, biases) do not decay, as in transformers' Trainer. */
 nb_status nb_optimizer_step(nb_optimizer *o, int64_t step, double rate, double *norm);
 
 #endif

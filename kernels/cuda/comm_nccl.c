@@ -49,7 +49,8 @@ static nb_status meet(nb_comm_engine *e, nb_comm_engine *boot) {
     nb_nccl_id id = {{0}}; /* which stays so if rank 0 gets none */
     const nb_nccl_id none = {{0}};
     if (!boot && !getenv("NCCL_COMM_ID"))
-        return nb_fail(NB_EINPUT, "NCCL_COMM_ID=host:port (rank 0's address) tells the processes where they meet: set it");
+        return nb_fail(NB_EINPUT,
+                       "NCCL_COMM_ID=host:port (rank 0's address) tells the processes where they meet: set it");
     int rc = !boot || e->rank == 0 ? check(e, "ncclGetUniqueId", n->fn->ncclGetUniqueId(&id)) : 0;
     if (boot && boot->broadcast(boot, &id, sizeof id, 0) < 0) return nb_fail(NB_EIO, "%s: %s", boot->name, boot->error);
     if (boot && rc == 0 && !memcmp(&id, &none, sizeof id)) return nb_fail(NB_EUNSUPPORTED, "rank 0 cannot start NCCL");
