@@ -26,7 +26,7 @@ static float *draw_logits(nb_rowtest *t, const top_case *c) {
     float *x = rows_draw(t, c->n * c->V, c->kind == HUGE_LOGITS ? 1e4 : 8, NB_F32);
     for (int64_t i = 0; i < c->n * c->V; i++) {
         if (c->kind == TIES) x[i] = rintf(x[i]);
-        if (c->kind == SAME) x[i] = i / c->V ? -0.0f : 0.0f;
+        if (c->kind == SAME) x[i] = i % 3 ? -0.0f : 0.0f;
         if (c->kind == MASKED && i % c->V != c->V / 2) x[i] = i % 5 ? -INFINITY : x[i] - 100;
         if (c->kind == STRIPE && i % c->V / 4 % 1024 < 240) x[i] += 100; /* the largest belong to few threads */
     }
@@ -75,13 +75,15 @@ static void no_mass(nb_rowtest *t, const void *arg) {
 
 static const top_case tiny = {2, 5, 5, PLAIN, 1}, odd = {5, 1001, 40, PLAIN, 1.25f}, one = {3, 4099, 1, PLAIN, 1},
                       wide = {2, 128256, 256, PLAIN, 0.5f}, ties = {3, 9001, 50, TIES, 1},
-                      same = {2, 30011, 256, SAME, 1},
-                      masked = {3, 7003, 64, MASKED, 1}, huge_logits = {2, 5001, 100, HUGE_LOGITS, 1e-3f},
-                      stripe = {1, 32771, 250, STRIPE, 1}, most = {1, 257, 256, PLAIN, 1};
+                      same = {2, 30011, 256, SAME, 1}, masked = {3, 7003, 64, MASKED, 1},
+                      huge_logits = {2, 5001, 100, HUGE_LOGITS, 1e-3f}, stripe = {1, 32771, 250, STRIPE, 1},
+                      thin_stripe = {1, 8191, 250, STRIPE, 1}, most = {1, 257, 256, PLAIN, 1};
 static const nb_rowcheck checks[] = {
-    {"top_logits/tiny", top, &tiny},     {"top_logits/odd", top, &odd},       {"top_logits/one", top, &one},
-    {"top_logits/wide", top, &wide},     {"top_logits/ties", top, &ties},     {"top_logits/same", top, &same},
-    {"top_logits/masked", top, &masked}, {"top_logits/huge", top, &huge_logits}, {"top_logits/stripe", top, &stripe},
+    {"top_logits/tiny", top, &tiny},     {"top_logits/odd", top, &odd},
+    {"top_logits/one", top, &one},       {"top_logits/wide", top, &wide},
+    {"top_logits/ties", top, &ties},     {"top_logits/same", top, &same},
+    {"top_logits/masked", top, &masked}, {"top_logits/huge", top, &huge_logits},
+    {"top_logits/stripe", top, &stripe}, {"top_logits/thin_stripe", top, &thin_stripe},
     {"top_logits/most", top, &most},     {"top_logits/no_mass", no_mass, NULL},
 };
 const nb_rowfamily rows_sampling = {"sampling", checks, NB_LEN(checks)};

@@ -14,10 +14,11 @@ constexpr int THREADS = 1024, WARPS = THREADS / 32;
 constexpr int MAX_K = 256;
 constexpr int ROOM = 4096; /* keys that are collected, at most: 32 KiB */
 
-/* Larger for larger logits, NaN the largest; of equal logits the lower id. No logit has key 0. */
+/* Larger for larger logits, and of equal ones for the lower id. No logit has key 0. (NaN sorts anywhere: there is no mass
+ * then.) */
 __device__ __forceinline__ key_t64 key_of(float x, int id) {
     uint32_t u = __float_as_uint(x == 0 ? 0 : x);
-    u = x != x ? 0xffffffffu : u >> 31 ? ~u : u | 0x80000000u;
+    u = u >> 31 ? ~u : u | 0x80000000u;
     return (key_t64)u << 32 | (uint32_t)~id;
 }
 __device__ __forceinline__ float logit_of(key_t64 key) {

@@ -367,6 +367,27 @@ static void declare_adamw(gc_job *j) {
 static nb_status launch_adamw(gc_job *j, int set) {
     return K->adamw(j->d, AT(0), AT(1), AT(2), AT(3), trained(j->s), AT(4), 0.9f, 0.999f, 1e-8f, 0);
 }
+static void declare_adamw8(gc_job *j) {
+    static const nb_update u = {.sum_squares = 1, .bias1 = 0.1, .bias2 = 0.001, .lr = 1e-4f, .max_norm = 1};
+    const int64_t n = trained(j->s);
+    snprintf(j->shape, sizeof j->shape, "n=%lld", ll(n));
+    gc_buf(j, n, NB_F32, GC_ZERO, 2);
+    for (int i = 0; i < 2; i++) gc_buf(j, n, NB_U8, GC_ZERO, 2);
+    for (int i = 0; i < 2; i++) gc_buf(j, (n + 255) / 256, NB_F32, GC_ZERO, 2);
+    in_f32(j, n), gc_buf_host(j, &u, sizeof u);
+}
+static nb_status launch_adamw8(gc_job *j, int set) {
+    return K->adamw8(j->d, AT(0), AT(1), AT(2), AT(3), AT(4), AT(5), trained(j->s), AT(6), 0.9f, 0.999f, 1e-8f, 0);
+}
+static void declare_top_logits(gc_job *j) {
+    const int64_t V = j->s->V;
+    snprintf(j->shape, sizeof j->shape, "n=1 V=%lld", ll(V));
+    gc_buf(j, 256, NB_F32, GC_ZERO, 1), gc_buf(j, 256, NB_I32, GC_ZERO, 1), gc_buf(j, 1, NB_F32, GC_ZERO, 1);
+    gc_buf(j, V, NB_F32, GC_RANDOM, 1);
+}
+static nb_status launch_top_logits(gc_job *j, int set) {
+    return K->top_logits(j->d, AT(0), AT(1), AT(2), AT(3), 1, j->s->V, 256, 1);
+}
 
 const gc_kernel gc_kernels[] = {
     {"weight_fwd", SHAPES, declare_nf4_fwd, launch_nf4_fwd},
@@ -393,6 +414,8 @@ const gc_kernel gc_kernels[] = {
     {"xent", 1, declare_xent, launch_xent},
     {"sum_squares", 1, declare_sum_squares, launch_sum_squares},
     {"adamw", 1, declare_adamw, launch_adamw},
+    {"adamw8", 1, declare_adamw8, launch_adamw8},
+    {"top_logits", 1, declare_top_logits, launch_top_logits},
     {"decode_1", SHAPES, declare_nf4_one, launch_nf4_fwd},
     {"decode_8", SHAPES, declare_nf4_eight, launch_nf4_fwd},
     {"decode_attention", 2, declare_attention_one, launch_attention_one},
