@@ -1,6 +1,10 @@
 /* Checks of 4-bit weights (kernels/weight.h) in the rows weight_fwd and weight_bwd: tests/rows.h. */
 #include "tests/rows_weights.h"
 
+static void decoded(nb_rowtest *t, const char *what, int64_t n, int64_t k, float got, float want) {
+    rows_expect(t, got == want, "%s: [%d,%d] is %.9g, wanted %.9g", what, (int)n, (int)k, got, want);
+}
+
 /* What a row decodes is nb_weight_decode's, bit for bit: products with rows of the identity are the weight itself. */
 static void decodes(nb_rowtest *t, const void *arg) {
     const weight_case *c = arg;
@@ -24,12 +28,9 @@ static void decodes(nb_rowtest *t, const void *arg) {
     for (int64_t n = 0; n < N; n++)
         for (int64_t k = 0; k < K; k++) {
             float want = rows_operand(t, values[n * K + k]);
-            rows_expect(t, got_y[k * N + n] == want, "y: [%d,%d] is %.9g, wanted %.9g", (int)n, (int)k, got_y[k * N + n], want);
-            rows_expect(t, got_dx[n * K + k] == want, "dx: [%d,%d] is %.9g, wanted %.9g", (int)n, (int)k, got_dx[n * K + k],
-                        want);
-            if (k < K - few) continue;
-            float got = got_last[(k - (K - few)) * N + n];
-            rows_expect(t, got == want, "few rows: [%d,%d] is %.9g, wanted %.9g", (int)n, (int)k, got, want);
+            decoded(t, "y", n, k, got_y[k * N + n], want);
+            decoded(t, "dx", n, k, got_dx[n * K + k], want);
+            if (k >= K - few) decoded(t, "few rows", n, k, got_last[(k - (K - few)) * N + n], want);
         }
 }
 
@@ -55,17 +56,20 @@ static void same_for_any_rows(nb_rowtest *t, const void *arg) {
         void *y = rows_out(t, N, NB_F32);
         rows_ok(t, t->d->k->weight_fwd(t->d, nb_mat_of(y, N, NB_F32), x + (size_t)(i * K) * size, &w, 1, 0));
         const float *got = rows_get(t, y, N, NB_F32);
-        rows_expect(t, !memcmp(all + i * N, got, sizeof *got * (size_t)N), "row %d alone differs from row %d of 8", (int)i,
+        rows_expect(t, !memcmp(all + i * N, got, sizeof *got * (size_t)N), "row %d alone differs from it beside others",
                     (int)i);
     }
 }
 
 #define NF4(size, nested, dtype) {NB_FMT_NF4, size, nested, dtype}
 static const weight_case one = {1, 1, NF4(64, false, NB_BF16)}, odd = {7, 33, NF4(64, true, NB_BF16)},
-                         straddling = {33, 129, NF4(64, true, NB_F16)}, short_last = {70, 100, NF4(4096, false, NB_F32)},
-                         small_blocks = {40, 160, NF4(32, true, NB_BF16)}, large_blocks = {65, 192, NF4(1024, true, NB_F16)},
-                         many_blocks = {130, 320, NF4(64, true, NB_BF16)}, of_f32 = {64, 96, NF4(128, false, NB_F32)},
+                         straddling = {33, 129, NF4(64, true, NB_F16)},
+                         short_last = {70, 100, NF4(4096, false, NB_F32)},
+                         small_blocks = {40, 160, NF4(32, true, NB_BF16)},
+                         large_blocks = {65, 192, NF4(1024, true, NB_F16)},
+                         many_blocks = {90, 256, NF4(64, true, NB_BF16)}, of_f32 = {64, 96, NF4(128, false, NB_F32)},
                          long_row = {50, 2080, NF4(64, true, NB_BF16)}, long_odd = {9, 1031, NF4(64, true, NB_BF16)},
+                         tall = {4232, 64, NF4(64, true, NB_BF16)},
                          bf16 = {40, 1064, {.format = NB_FMT_BF16}}, f16 = {40, 264, {.format = NB_FMT_F16}};
 
 static const nb_rowcheck checks[] = {
@@ -85,6 +89,7 @@ static const nb_rowcheck checks[] = {
     {"products/of_f32", rows_weight_products, &of_f32},
     {"any_rows/long", same_for_any_rows, &long_row},
     {"any_rows/odd", same_for_any_rows, &long_odd},
+    {"any_rows/tall", same_for_any_rows, &tall},
     {"any_rows/small_blocks", same_for_any_rows, &small_blocks},
     {"any_rows/bf16", same_for_any_rows, &bf16},
     {"any_rows/f16", same_for_any_rows, &f16},

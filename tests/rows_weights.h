@@ -62,7 +62,9 @@ static inline float *rows_weight(nb_rowtest *t, nb_weight *on_device, weight_kin
 }
 
 /* An operand of a product as d->compute has it. */
-static inline float rows_operand(const nb_rowtest *t, float v) { return t->d->compute == NB_BF16 ? nb_round_bf16(v) : v; }
+static inline float rows_operand(const nb_rowtest *t, float v) {
+    return t->d->compute == NB_BF16 ? nb_round_bf16(v) : v;
+}
 
 /* How far a product's output may be off: its operands are known exactly, sums are f32. */
 static inline double rows_product_tolerance(nb_dtype dtype) { return dtype == NB_BF16 ? 6e-3 : 2e-5; }
@@ -74,7 +76,7 @@ typedef struct weight_case {
 
 /* weight_fwd and weight_bwd at 1 to 70 tokens, into F32 and elements, setting and adding. */
 static inline void rows_weight_products(nb_rowtest *t, const void *arg) {
-    static const int64_t tokens[] = {1, 3, 8, 9, 33, 70};
+    static const int64_t tokens[] = {1, 8, 9, 70};
     const weight_case *c = arg;
     const int64_t N = c->rows, K = c->cols, most = 70;
     const nb_dtype e = t->d->elem;
@@ -82,7 +84,8 @@ static inline void rows_weight_products(nb_rowtest *t, const void *arg) {
     float *values = rows_weight(t, &w, c->kind, N, K);
     float *x = rows_draw(t, most * K, 1, NB_BF16), *dy = rows_draw(t, most * N, 1, NB_BF16);
     float *y0 = rows_draw(t, most * N, 1, NB_BF16), *dx0 = rows_draw(t, most * K, 1, NB_BF16);
-    double *want_y = rows_doubles(t, most * N), *want_dx = rows_doubles(t, most * K), *want = rows_doubles(t, most * (N + K));
+    double *want_y = rows_doubles(t, most * N), *want_dx = rows_doubles(t, most * K);
+    double *want = rows_doubles(t, most * (N + K));
     for (int64_t i = 0; i < most; i++)
         for (int64_t n = 0; n < N; n++)
             for (int64_t k = 0; k < K; k++) {

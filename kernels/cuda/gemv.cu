@@ -1,10 +1,11 @@
-/* y[T,N] = x[T,K] W^T for few rows of x: generation. Reading W bounds it, so W is read once, as it is stored, and decoded
- * in registers. A row of y has the same bits whatever T is: who adds what in which order depends on K alone.
+/* y[T,N] = x[T,K] W^T for few rows of x: generation. Reading W bounds it, so W is read once, as it is stored, and
+ * decoded in registers. A row of y has the same bits whatever T is: who adds what in which order depends on K alone.
  *
- * few_kernel (bf16 x; W NF4 or bf16): tensor cores with W as the left operand and 8 rows of x as the right one, so that 8
- * rows cost what 1 costs. The warps of a block share its rows of W and take turns at spans of K; their sums are added in
- * the order of the warps. Within a span the k that a tensor-core instruction multiplies are permuted: lane (g, c), g = lane/4,
- * c = lane%4, keeps what it loads with 16-byte loads (row g of W) and pairs it with the same k of row g of x.
+ * few_kernel (bf16 x; W NF4 or bf16): tensor cores with W as the left operand and 8 rows of x as the right one, so
+ * that 8 rows cost what 1 costs. The warps of a block share its rows of W and take turns at spans of K; their sums
+ * are added in the order of the warps. Within a span the k that a tensor-core instruction multiplies are permuted:
+ * lane (g, c), g = lane/4, c = lane%4, keeps what it loads with 16-byte loads (row g of W) and pairs it with the
+ * same k of row g of x.
  *
  * any_kernel: one warp a row of W, element by element, any format, type and size. */
 #include "kernels/cuda/nf4.h"
@@ -79,7 +80,7 @@ template <> struct share<NB_FMT_BF16> { /* k = k0 + 32 chunk + 8 c + 0..7: a row
 
 /* NT tiles of 8 rows of x, MT tiles of 16 rows of W. K % 8 == 0 (NF4: K % 32 == 0); x and W start at 16 bytes. */
 template <nb_format F, int NT, int MT> __global__ void __launch_bounds__(THREADS) few_kernel(few_arg a) {
-    constexpr int ROWS = 16 * MT, PITCH = ROWS + 4; /* PITCH: 4 banks to the next token, so that stores do not collide */
+    constexpr int ROWS = 16 * MT, PITCH = ROWS + 4; /* 4 banks to the next token: stores do not collide */
     SHARED(float, level, [16]);
     SHARED(float, sums, [WARPS][NT * 8 * PITCH]);
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, g = lane >> 2, c = lane & 3;
@@ -89,7 +90,8 @@ template <nb_format F, int NT, int MT> __global__ void __launch_bounds__(THREADS
     float acc[MT][NT][4];
 #pragma unroll
     for (int i = 0; i < MT * NT * 4; i++) (&acc[0][0][0])[i] = 0;
-    share<F> now[MT][2], next[MT][2]; /* rows g and g + 8 of each tile; the next span is under way while this one computes */
+    /* Rows g and g + 8 of each tile; the next span is under way while this one computes. */
+    share<F> now[MT][2], next[MT][2];
 #pragma unroll
     for (int m = 0; m < 2 * MT; m++) now[m / 2][m % 2].load(a.w, row0 + 8 * m + g, warp * SPAN, c);
     for (int64_t k0 = warp * SPAN; k0 < K; k0 += WARPS * SPAN) {
@@ -163,8 +165,9 @@ bool tensor_cores(const nb_dev *d, const nb_weight *w, const void *x) {
 }
 
 template <nb_format F> void launch_few(nb_dev *d, const few_arg &a) {
-    /* Every block reads all of x (from the L2 cache): 32 rows of W a block read it half as often as 16. That matters where
-     * x is large beside the block's share of W, and is affordable where it leaves a block for each multiprocessor. */
+    /* Every block reads all of x (from the L2 cache): 32 rows of W a block read it half as often as 16. That matters
+     * where x is large beside the block's share of W, and is affordable where it leaves a block for each
+     * multiprocessor. */
     const unsigned of16 = (unsigned)((a.w.rows + 15) / 16), of32 = (unsigned)((a.w.rows + 31) / 32);
     if (a.T > 8) LAUNCH((few_kernel<F, 4, 2>), of32, THREADS, 0, gpu_stream(d), a);
     else if (a.T > 2 && (int)of32 >= ((const nb_gpu *)d->impl)->sms)

@@ -1,8 +1,8 @@
-/* The general product c[M,N] = alpha * op(x) op(y) + beta * c, our own: for machines without cuBLAS and for the emulator.
- * Rows are computed independently of M: k is summed in order.
+/* The general product c[M,N] = alpha * op(x) op(y) + beta * c, our own: for machines without cuBLAS and for the
+ * emulator. Rows are computed independently of M: k is summed in order.
  *
- * bf16: tensor cores, blocks of 128 x 128, k in steps of 32 through three stages of shared memory filled by cp.async.
- * f32: exact products and f32 sums (no TF32), blocks of 64 x 64. */
+ * bf16: tensor cores, blocks of 128 x 128, k in steps of 32 through three stages of shared memory filled by
+ * cp.async. f32: exact products and f32 sums (no TF32), blocks of 64 x 64. */
 #include "kernels/cuda/products.h"
 #include "kernels/cuda/tile.h"
 
@@ -14,8 +14,8 @@ enum { MT = 4, NT = 4 };
 constexpr size_t SHARED_BYTES = sizeof(bf16) * STAGES * 2 * TILE; /* 48 KB: what a block may have without asking */
 static_assert(sizeof(float) * (THREADS / 32) * OUT_STAGE<NT> <= SHARED_BYTES, "sums leave through the same memory");
 
-/* Block number to block of the product: bands of 8 blocks of columns, so that what runs at the same time shares rows of x
- * and columns of y in the L2 cache. */
+/* Block number to block of the product: bands of 8 blocks of columns, so that what runs at the same time shares rows
+ * of x and columns of y in the L2 cache. */
 enum { BAND = 8 };
 static __device__ __forceinline__ void place(int64_t *m, int64_t *n, int64_t m_blocks, int64_t n_blocks) {
     const int64_t per_band = BAND * m_blocks, band = blockIdx.x / per_band, at = blockIdx.x % per_band;
@@ -80,7 +80,8 @@ struct strided {
 enum { BLOCK32 = 64, STEP32 = 16, PITCH32 = BLOCK32 + 4 };
 
 /* BLOCK32 x STEP32 elements as [k][outer]; neighbouring threads read neighbouring elements. */
-static __device__ __forceinline__ void load_f32(float *tile, const strided &s, int64_t o0, int64_t k0, int64_t O, int64_t K) {
+static __device__ __forceinline__ void load_f32(float *tile, const strided &s, int64_t o0, int64_t k0, int64_t O,
+                                                int64_t K) {
 #pragma unroll
     for (int i = 0; i < BLOCK32 * STEP32 / THREADS; i++) {
         const int at = i * THREADS + threadIdx.x;
@@ -133,8 +134,8 @@ void launch_mma(nb_dev *d, const output &c, const operand &x, const operand &y, 
 
 } /* namespace */
 
-extern "C" nb_status NB_GPU(gemm_mma)(nb_dev *d, nb_mat c, nb_mat x, nb_mat y, int64_t M, int64_t N, int64_t K, float alpha,
-                                      float beta) {
+extern "C" nb_status NB_GPU(gemm_mma)(nb_dev *d, nb_mat c, nb_mat x, nb_mat y, int64_t M, int64_t N, int64_t K,
+                                      float alpha, float beta) {
     if (M <= 0 || N <= 0) return NB_OK;
     const output to = output_of(c, M, N, alpha, beta);
     if (x.dtype == NB_F32) {

@@ -1,5 +1,6 @@
-/* Frozen weights decoded: NF4, f32, bf16 and f16 to bf16 or f32 (kernels/weight.h has the formats). Bound by bandwidth:
- * a thread writes 16 bytes at a time and a warp 512 in a row; its share of the packed weight is read in a row as well. */
+/* Frozen weights decoded: NF4, f32, bf16 and f16 to bf16 or f32 (kernels/weight.h has the formats). Bound by
+ * bandwidth: a thread writes 16 bytes at a time and a warp 512 in a row; its share of the packed weight is read in a
+ * row as well. */
 #include "kernels/cuda/nf4.h"
 #include "kernels/cuda/products.h"
 
@@ -9,8 +10,8 @@ namespace {
 
 enum { THREADS = 256, GROUPS = 4 }; /* groups of 16 output bytes a thread: loads in flight before the first is used */
 
-/* out[0..n) = elements first.. of the flattened weight. wide: groups start at whole words and `out` at 16 bytes; else one
- * element at a time. */
+/* out[0..n) = elements first.. of the flattened weight. wide: groups start at whole words and `out` at 16 bytes;
+ * else one element at a time. */
 template <class T>
 __global__ void __launch_bounds__(THREADS) nf4_kernel(T *out, nb_weight w, int64_t first, int64_t n, bool wide) {
     constexpr int V = 16 / sizeof(T); /* values of a group: one word (bf16) or half of one (f32) of packed weights */
@@ -51,7 +52,25 @@ __global__ void __launch_bounds__(THREADS) nf4_kernel(T *out, nb_weight w, int64
     }
 }
 
-template <class T> struct __align__(2 * sizeof(T)) pair { T a, b; };
+/* Two elements in one access. */
+template <class T> struct pair { /* of 16 bits */
+    uint32_t word;
+    static __device__ __forceinline__ float of_bits(uint32_t bits) {
+        const uint16_t half = (uint16_t)bits;
+        T v;
+        memcpy((void *)&v, &half, sizeof v);
+        return to_f32(v);
+    }
+    __device__ __forceinline__ float first() const { return of_bits(word); }
+    __device__ __forceinline__ float second() const { return of_bits(word >> 16); }
+    __device__ __forceinline__ void set(float a, float b) { word = pack_bf16(a, b); }
+};
+template <> struct pair<float> {
+    float2 words;
+    __device__ __forceinline__ float first() const { return words.x; }
+    __device__ __forceinline__ float second() const { return words.y; }
+    __device__ __forceinline__ void set(float a, float b) { words = make_float2(a, b); }
+};
 
 /* out[rows, cols], compact, = in with ld elements between rows. wide: every row of both starts at whole pairs. */
 template <class T, class S>
@@ -72,8 +91,7 @@ __global__ void __launch_bounds__(THREADS) convert_kernel(T *out, const S *in, i
 #pragma unroll
         for (int u = 0; u < GROUPS; u++) {
             pair<T> o;
-            from_f32(o.a, to_f32(v[u].a));
-            from_f32(o.b, to_f32(v[u].b));
+            o.set(v[u].first(), v[u].second());
             ((pair<T> *)(to + j0))[u * THREADS + threadIdx.x] = o;
         }
     }
@@ -105,13 +123,15 @@ template <class T> nb_status decode(nb_dev *d, void *out, const nb_weight *w, in
 
 } /* namespace */
 
-extern "C" nb_status NB_GPU(decode)(nb_dev *d, void *out, nb_dtype dtype, const nb_weight *w, int64_t row0, int64_t n_rows) {
+extern "C" nb_status NB_GPU(decode)(nb_dev *d, void *out, nb_dtype dtype, const nb_weight *w, int64_t row0,
+                                    int64_t n_rows) {
     if (n_rows <= 0 || w->cols <= 0) return NB_OK;
     return dtype == NB_BF16 ? decode<bf16>(d, out, w, row0 * w->cols, n_rows * w->cols)
                             : decode<float>(d, out, w, row0 * w->cols, n_rows * w->cols);
 }
 
-extern "C" nb_status NB_GPU(round_matrix)(nb_dev *d, void *out, const float *in, int64_t ld, int64_t rows, int64_t cols) {
+extern "C" nb_status NB_GPU(round_matrix)(nb_dev *d, void *out, const float *in, int64_t ld, int64_t rows,
+                                          int64_t cols) {
     if (rows <= 0 || cols <= 0) return NB_OK;
     if (ld == cols) return convert<bf16, float>(d, out, in, ld * rows, 1, rows * cols);
     return convert<bf16, float>(d, out, in, ld, rows, cols);

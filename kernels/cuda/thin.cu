@@ -1,11 +1,12 @@
-/* Products with one size of at most 64, the rank of an adapter. They are bound by the bandwidth of their large matrix, which
- * is read (written) once; the small operand may be F32 and is rounded to bf16 on its way into shared memory.
+/* Products with one size of at most 64, the rank of an adapter. They are bound by the bandwidth of their large
+ * matrix, which is read (written) once; the small operand may be F32 and is rounded to bf16 on its way into shared
+ * memory.
  *
  *      narrow: c[M,N], N <= 64:        x A^T, dy B, dy^T xa and, with the sides exchanged, dxa^T x
  *      short:  c[M,N], K <= 64:        y += s xa B^T, dx += dxa A
  *
- * narrow sums a long K in parts, so that enough blocks read at once, and a second kernel adds the parts in order. Sizes
- * decide on the parts, so the sum's order depends on them alone. */
+ * narrow sums a long K in parts, so that enough blocks read at once, and a second kernel adds the parts in order.
+ * Sizes decide on the parts, so the sum's order depends on them alone. */
 #include "kernels/cuda/products.h"
 #include "kernels/cuda/tile.h"
 
@@ -24,15 +25,16 @@ static inline small small_of(const nb_mat &m, bool kc, int64_t O, int64_t K) {
 }
 
 /* A thread's share of H (outer) x W (k) elements: read now, written into the tile later. Threads of a warp read
- * neighbouring elements, and the tile is laid out as the operand is: rows (of o or k) of `width` elements. A thread has one
- * column of them and every THREADS / width-th row. */
+ * neighbouring elements, and the tile is laid out as the operand is: rows (of o or k) of `width` elements. A thread
+ * has one column of them and every THREADS / width-th row. */
 template <int H, int W, int THREADS> struct staged {
     static_assert(H * W % THREADS == 0 && THREADS % H == 0 && THREADS % W == 0, "the same column in every row");
     bf16 v[H * W / THREADS];
     __device__ __forceinline__ void read(const small &s, int64_t o0, int64_t k0) {
         const int width = s.kc ? W : H, row = threadIdx.x / width, col = threadIdx.x % width, apart = THREADS / width;
         const int64_t row0 = (s.kc ? o0 : k0) + row, col0 = (s.kc ? k0 : o0) + col;
-        const int64_t rows = col0 < (s.kc ? s.K : s.O) ? (s.kc ? s.O : s.K) - row0 : 0; /* left from this thread's first */
+        /* rows left from this thread's first */
+        const int64_t rows = col0 < (s.kc ? s.K : s.O) ? (s.kc ? s.O : s.K) - row0 : 0;
         int64_t at = row0 * s.ld + col0;
 #pragma unroll
         for (int i = 0; i < H * W / THREADS; i++, at += apart * s.ld) {
@@ -57,8 +59,9 @@ template <int BN> constexpr int NARROW_THREADS = BN == 16 ? 128 : 256;
 template <int BN> constexpr int NARROW_STAGES = BN == 16 ? 4 : 3;
 template <int BN> constexpr size_t NARROW_SHARED = sizeof(bf16) * NARROW_STAGES<BN> * (NARROW_BIG + BN * NARROW_STEP);
 
-/* Sums of 64 rows m, all n and part blockIdx.y of K go to `part`, laid out [part][m][n] or, as `turned`, [part][n][m]; where
- * there is one part alone, straight to c. A warp has 16 rows and all n, or 32 of 64. BIGT: big is stored [K,M]. */
+/* Sums of 64 rows m, all n and part blockIdx.y of K go to `part`, laid out [part][m][n] or, as `turned`,
+ * [part][n][m]; where there is one part alone, straight to c. A warp has 16 rows and all n, or 32 of 64. BIGT: big
+ * is stored [K,M]. */
 template <bool BIGT, int BN>
 __global__ void __launch_bounds__(NARROW_THREADS<BN>, BN == 16 ? 4 : 2)
 narrow_kernel(output c, float *part, operand big, small y, int64_t M, int64_t N, int64_t part_k, bool turned) {
@@ -156,8 +159,8 @@ int64_t narrow_parts(int64_t rows, int64_t K, int64_t *part_k) {
 template <bool BIGT, int BN>
 void launch_narrow(nb_dev *d, dim3 grid, const output &c, float *part, const operand &big, const small &y, int64_t M,
                    int64_t N, int64_t part_k, bool turned) {
-    LAUNCH((narrow_kernel<BIGT, BN>), grid, NARROW_THREADS<BN>, NARROW_SHARED<BN>, gpu_stream(d), c, part, big, y, M, N, part_k,
-           turned);
+    LAUNCH((narrow_kernel<BIGT, BN>), grid, NARROW_THREADS<BN>, NARROW_SHARED<BN>, gpu_stream(d), c, part, big, y, M, N,
+           part_k, turned);
 }
 
 /* turned: c is stored [N,M]. big: op is [M,K]; y: op is [K,N]. */
@@ -182,7 +185,7 @@ nb_status narrow(nb_dev *d, const output &c, nb_mat big, nb_mat y, int64_t M, in
 
 enum { SHORT_THREADS = 256, SHORT_M = 64, SHORT_N = 128, SHORT_WARPS_N = 4 };
 constexpr size_t SHORT_SHARED = sizeof(bf16) * (SHORT_M + SHORT_N) * THIN;
-static_assert(sizeof(float) * (SHORT_THREADS / 32) * OUT_STAGE<4> <= SHORT_SHARED, "sums leave through the same memory");
+static_assert(sizeof(float) * SHORT_THREADS / 32 * OUT_STAGE<4> <= SHORT_SHARED, "sums leave through the same memory");
 
 /* BK: K rounded up to 16 or 64. A block has 64 x 128 of c, a warp 32 x 32. */
 template <int BK> __global__ void __launch_bounds__(SHORT_THREADS) short_kernel(output c, small x, small y) {

@@ -1,15 +1,16 @@
-/* Tiles of bf16 in shared memory for our own products: how they are laid out, filled, read as fragments of the tensor
- * cores' m16n8k16 product (PTX manual, "Matrix fragments for mma.m16n8k16"), and how sums leave.
+/* Tiles of bf16 in shared memory for our own products: how they are laid out, filled, read as fragments of the
+ * tensor cores' m16n8k16 product (PTX manual, "Matrix fragments for mma.m16n8k16"), and how sums leave.
  *
- * A tile is either KC, [outer][k] (k contiguous), or OC, [k][outer]: as the operand lies in memory, so that it is copied
- * row by row; ldmatrix reads the one, ldmatrix.trans the other. `outer` is m or n. */
+ * A tile is either KC, [outer][k] (k contiguous), or OC, [k][outer]: as the operand lies in memory, so that it is
+ * copied row by row; ldmatrix reads the one, ldmatrix.trans the other. `outer` is m or n. */
 #ifndef NB_KERNELS_CUDA_TILE_H
 #define NB_KERNELS_CUDA_TILE_H
 
 #include "kernels/cuda/cuda.h"
 
-/* Chunk (8 elements, 16 bytes) of a row of a tile with W elements a row. Chunks are permuted within their row so that the
- * same chunk of 8 rows in sequence lies in 8 different groups of 4 banks: ldmatrix then has no bank conflicts. */
+/* Chunk (8 elements, 16 bytes) of a row of a tile with W elements a row. Chunks are permuted within their row so
+ * that the same chunk of 8 rows in sequence lies in 8 different groups of 4 banks: ldmatrix then has no bank
+ * conflicts. */
 template <int W> static __device__ __forceinline__ bf16 *tile_at(bf16 *tile, int row, int chunk) {
     constexpr int CHUNKS = W / 8 < 8 ? W / 8 : 8, LINE = 8 / CHUNKS; /* LINE: rows in 128 bytes */
     return tile + row * W + ((chunk ^ (row / LINE & (CHUNKS - 1))) << 3);
@@ -48,7 +49,8 @@ static __device__ __forceinline__ void tile_load(bf16 *tile, const operand &o, i
     for (int i = 0; i < H * W / 8 / THREADS; i++) {
         const int at = i * THREADS + threadIdx.x, row = at / (W / 8), chunk = at % (W / 8);
         const int64_t r = row0 + row, c = col0 + 8 * chunk;
-        tile_copy(tile_at<W>(tile, row, chunk), o.p + (r < o.rows ? r * o.ld + c : 0), r < o.rows ? o.cols - c : 0, o.wide);
+        const bool in = r < o.rows;
+        tile_copy(tile_at<W>(tile, row, chunk), o.p + (in ? r * o.ld + c : 0), in ? o.cols - c : 0, o.wide);
     }
 }
 
@@ -105,13 +107,13 @@ static __device__ __forceinline__ void put4(const output &o, int64_t i, const fl
     }
 }
 
-/* Writes a warp's sums, MT x NT fragments of 16 x 8, to rows m0.. and columns n0.. of the output. They go through shared
- * memory, 16 rows at a time, so that what is written (and read, with beta) is whole rows of NT * 8 elements.
+/* Writes a warp's sums, MT x NT fragments of 16 x 8, to rows m0.. and columns n0.. of the output. They go through
+ * shared memory, 16 rows at a time, so that what is written (and read, with beta) is whole rows of NT * 8 elements.
  * stage: OUT_STAGE<NT> floats of this warp's own. */
 template <int NT> constexpr int OUT_STAGE = 16 * (NT * 8 + 8);
 template <int MT, int NT>
-static __device__ __forceinline__ void tile_out(const output &o, float *stage, const float (&acc)[MT][NT][4], int64_t m0,
-                                                int64_t n0) {
+static __device__ __forceinline__ void tile_out(const output &o, float *stage, const float (&acc)[MT][NT][4],
+                                                int64_t m0, int64_t n0) {
     constexpr int PITCH = NT * 8 + 8, QUADS = NT * 2; /* a pitch of 8 banks: fragments' stores do not collide */
     static_assert(PITCH % 32 == 8, "NT is a multiple of 4");
     const int lane = threadIdx.x & 31, g = lane >> 2, c = lane & 3;
@@ -122,7 +124,8 @@ static __device__ __forceinline__ void tile_out(const output &o, float *stage, c
         for (int n = 0; n < NT; n++)
 #pragma unroll
             for (int h = 0; h < 2; h++)
-                *(float2 *)(stage + (g + 8 * h) * PITCH + 8 * n + 2 * c) = make_float2(acc[m][n][2 * h], acc[m][n][2 * h + 1]);
+                *(float2 *)(stage + (g + 8 * h) * PITCH + 8 * n + 2 * c) =
+                    make_float2(acc[m][n][2 * h], acc[m][n][2 * h + 1]);
         __syncwarp();
 #pragma unroll
         for (int i = 0; i < 16 * QUADS / 32; i++) {
