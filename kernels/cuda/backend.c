@@ -145,7 +145,7 @@ static nb_status gpu_copy(nb_dev *d, void *to, const void *from, size_t bytes) {
 
 static nb_status gpu_record(nb_dev *d) {
     gpu_of(d)->recording = true;
-    return check_work(d, cudaStreamBeginCapture(stream_of(d), cudaStreamCaptureModeThreadLocal));
+    return check_work(d, cudaStreamBeginCapture(stream_of(d), cudaStreamCaptureModeRelaxed));
 }
 
 static nb_status gpu_recorded(nb_dev *d, void **recording) {
@@ -280,13 +280,6 @@ static nb_status gpu_open(nb_dev *d, const char *where) {
 }
 
 /* ---- the table ---- */
-
-/* Rows that are still to come do not stop the link. */
-#define KERNEL(name, args) nb_status NB_GPU(name) args __attribute__((weak));
-#include "kernels/kernels.def"
-#undef KERNEL
-size_t NB_GPU(attention_ws)(const nb_dev *d, int64_t Tq, int64_t Tk, int64_t H, int64_t KV, int64_t D) __attribute__((weak));
-size_t NB_GPU(rows_ws)(const nb_dev *d, int64_t T, int64_t C) __attribute__((weak));
 
 static const nb_kernels gpu_kernels = {
 #define KERNEL(name, args) .name = NB_GPU(name),
