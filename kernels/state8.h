@@ -36,23 +36,38 @@ NB_STATE8 float nb_state8_level(int byte, bool with_sign) {
     return negative ? -level : level;
 }
 
-/* middle[k] lies between levels k and k + 1, so the byte of the nearest level (the lower one of equals) is the number
- * of middles below x. */
+/* middle[k] lies between levels k and k + 1. */
 NB_STATE8 float nb_state8_middle(int byte, bool with_sign) {
     return (nb_state8_level(byte, with_sign) + nb_state8_level(byte + 1, with_sign)) * 0.5f;
 }
-NB_STATE8 int nb_state8_nearest(const float *middle, float x) {
-    int byte = 0;
-    for (int step = 128; step > 0; step /= 2) byte += step * (x > middle[byte + step - 1]);
-    return byte;
+
+/* The byte of the level nearest to x in [-1, 1]; of two as near, the one nearer to 0. The step of its decade that |x| lies
+ * in is worked out, rounding and the seams between decades may put it one beside, and the middles tell: two reads of
+ * shared memory where a search would take eight. */
+NB_STATE8 int nb_state8_nearest(const float *middle, float x, bool with_sign) {
+    const float a = fabsf(x);
+    float in_decade = a;
+    int n = with_sign ? 64 : 128; /* levels of the decade */
+    for (int k = 0; k < 6; k++) {
+        bool below = in_decade < 0.1f;
+        in_decade = below ? in_decade * 10 : in_decade;
+        n = below ? n / 2 : n;
+    }
+    float step = (in_decade - 0.1f) * (1 / 0.9f) * (float)n, last = (float)(n - 1);
+    step = step > 0 ? step : 0; /* so is NaN */
+    int byte = n + (int)(step < last ? step : last) + (with_sign ? 127 : -1);
+    byte += a > middle[byte];
+    byte -= a <= middle[byte - 1];
+    if (!with_sign || x >= 0) return byte;
+    return byte < 255 ? 254 - byte : 0; /* there is no level -1 */
 }
 
 /* Bytes of new m and v. v > 0 keeps its smallest level: were it 0 while m is not, the next update would be m / eps. */
 NB_STATE8 int nb_state8_put_m(const float *middle, float m, float absmax) {
-    return nb_state8_nearest(middle, absmax > 0 ? m / absmax : 0);
+    return nb_state8_nearest(middle, absmax > 0 ? m / absmax : 0, true);
 }
 NB_STATE8 int nb_state8_put_v(const float *middle, float v, float absmax) {
-    int byte = nb_state8_nearest(middle, absmax > 0 ? v / absmax : 0);
+    int byte = nb_state8_nearest(middle, absmax > 0 ? v / absmax : 0, false);
     return byte == 0 && v > 0 ? 1 : byte;
 }
 

@@ -107,7 +107,8 @@ static void columns(nb_rowtest *t, const void *arg) {
     int32_t *column = rows_draw_ids(t, s->n, s->V / s->n);
     for (int64_t j = 0; j < s->n; j++) column[j] += (int32_t)(j * (s->V / s->n));
     int32_t *at = rows_put_ints(t, column, s->n);
-    rows_tensor x = rows_input(t, few, 1, NB_F32), logits = rows_input(t, size, 1, NB_F32), grad = rows_input(t, size, 1, e);
+    rows_tensor x = rows_input(t, few, 1, NB_F32), logits = rows_input(t, size, 1, NB_F32);
+    rows_tensor grad = rows_input(t, size, 1, e);
     double *taken = rows_doubles(t, few);
     for (int64_t i = 0; i < few; i++) {
         int64_t j = i / s->n * s->V + column[i % s->n];

@@ -108,7 +108,8 @@ static void layernorm_bwd(nb_rowtest *t, const void *arg) {
     float *got_w1 = rows_out(t, C, NB_F32), *got_b1 = rows_out(t, C, NB_F32);
     const nb_kernels *k = t->d->k;
     rows_reserve(t, T, C);
-    rows_ok(t, k->layernorm_bwd(t->d, got_x, s->beta, got_w, s->beta, got_b, s->beta, dy.p, x.p, w.p, mean, rstd, T, C));
+    rows_ok(t, k->layernorm_bwd(t->d, got_x, s->beta, got_w, s->beta, got_b, s->beta, dy.p, x.p, w.p, mean, rstd, T,
+                                C));
     rows_ok(t, k->layernorm_bwd(t->d, got_x1, 0, NULL, 0, NULL, 0, dy.p, x.p, w.p, mean, rstd, T, C));
     rows_ok(t, k->layernorm_bwd(t->d, NULL, 0, got_w1, 0, NULL, 0, dy.p, x.p, w.p, mean, rstd, T, C));
     rows_ok(t, k->layernorm_bwd(t->d, NULL, 0, NULL, 0, got_b1, 0, dy.p, x.p, w.p, mean, rstd, T, C));

@@ -158,7 +158,7 @@ static void levels(nb_rowtest *t, const void *arg) {
             if (k < 255) middle[k] = nb_state8_middle(k, with_sign);
         }
         for (int k = 0; k < 256; k++)
-            rows_expect(t, nb_state8_nearest(middle, (float)want[k]) == k, "level %d is not the nearest of itself", k);
+            rows_expect(t, nb_state8_nearest(middle, (float)want[k], with_sign) == k, "level %d is not the nearest of itself", k);
     }
 }
 

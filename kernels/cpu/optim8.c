@@ -31,7 +31,10 @@ static void update_block(float *p, uint8_t *m8, uint8_t *v8, float *m_absmax, fl
         v[i] = v[i] * s->beta2 + gi * gi * s->rise2;
         p[i] = p[i] * s->shrink - s->rate * m[i] / (sqrtf(v[i]) / s->root + s->eps);
     }
-    for (int i = 0; i < n; i++) m_top = fmaxf(m_top, fabsf(m[i])), v_top = fmaxf(v_top, v[i]);
+    for (int i = 0; i < n; i++) {
+        m_top = fabsf(m[i]) > m_top ? fabsf(m[i]) : m_top;
+        v_top = v[i] > v_top ? v[i] : v_top;
+    }
     for (int i = 0; i < n; i++) m8[i] = (uint8_t)nb_state8_put_m(t->m_middle, m[i], m_top);
     for (int i = 0; i < n; i++) v8[i] = (uint8_t)nb_state8_put_v(t->v_middle, v[i], v_top);
     *m_absmax = m_top, *v_absmax = v_top;

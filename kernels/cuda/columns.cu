@@ -1,5 +1,5 @@
-/* Sums over the rows of a matrix: gradients of biases and of norms' weights. A block sums a strip of columns over a part
- * of the rows, a second launch sums the parts; both in an order that only T and C decide. */
+/* Sums over the rows of a matrix: gradients of biases and of norms' weights. A block sums a strip of columns over a
+ * part of the rows, a second launch sums the parts; both in an order that only T and C decide. */
 #include "kernels/cuda/vec.h"
 
 namespace {
@@ -13,14 +13,15 @@ enum {
 /* out[c] (+ beta * out[c]) = the sum of `mine` over the block's DEPTH rows of threads. */
 template <int N>
 __device__ __forceinline__ void sum_block(float *out, float beta, const float (&mine)[N], int64_t c0, int64_t C) {
-    SHARED(float, part, [DEPTH][LANES * N]);
+    /* Column i is element i % N of lane i / N: lanes side by side in both directions, each in a bank of its own. */
+    SHARED(float, part, [DEPTH][N][LANES + LANES / N]);
     __syncthreads(); /* an earlier call's readers are done */
-    store(&part[threadIdx.y][threadIdx.x * N], mine);
+    for (int k = 0; k < N; k++) part[threadIdx.y][k][threadIdx.x] = mine[k];
     __syncthreads();
     int i = (int)(threadIdx.y * LANES + threadIdx.x);
     if (i >= LANES * N || c0 + i >= C) return;
     float sum = 0;
-    for (int k = 0; k < DEPTH; k++) sum += part[k][i];
+    for (int y = 0; y < DEPTH; y++) sum += part[y][i % N][i / N];
     out[c0 + i] = beta != 0 ? sum + beta * out[c0 + i] : sum;
 }
 

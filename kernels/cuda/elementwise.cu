@@ -46,8 +46,8 @@ __global__ void glu_fwd_kernel(T *y, const T *gate, const T *up, int64_t n, nb_a
 }
 
 template <class T, int N>
-__global__ void glu_bwd_kernel(T *dgate, float beta_gate, T *dup, float beta_up, const T *dy, const T *gate, const T *up,
-                               int64_t n, nb_act act) {
+__global__ void glu_bwd_kernel(T *dgate, float beta_gate, T *dup, float beta_up, const T *dy, const T *gate,
+                               const T *up, int64_t n, nb_act act) {
     FOR_FLAT(i, N, n) {
         float g[N], u[N], v[N], slope;
         load(g, gate + i);
@@ -216,9 +216,9 @@ extern "C" nb_status NB_GPU(bias_fwd)(nb_dev *d, nb_elem *y, const float *bias, 
     return BY_ELEM(bias_fwd, d, y, bias, T, C);
 }
 
-extern "C" nb_status NB_GPU(dropout)(nb_dev *d, nb_elem *y, const nb_elem *x, const uint32_t *sample, const int32_t *pos,
-                                     int64_t T, int64_t C, float p, uint64_t seed, uint32_t step, uint32_t site,
-                                     float beta) {
+extern "C" nb_status NB_GPU(dropout)(nb_dev *d, nb_elem *y, const nb_elem *x, const uint32_t *sample,
+                                     const int32_t *pos, int64_t T, int64_t C, float p, uint64_t seed, uint32_t step,
+                                     uint32_t site, float beta) {
     return BY_ELEM(dropout, d, y, x, sample, pos, T, C, p, seed, step, site, beta);
 }
 

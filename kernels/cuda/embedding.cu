@@ -121,12 +121,12 @@ nb_status sum_by_id(nb_dev *d, float *out, int64_t rows, const nb_elem *dy, cons
     }
     if (n) {
         int32_t *token = (int32_t *)gpu_ws(d, 2 * (size_t)n * sizeof(int32_t)), *sorted_id = token + n;
-        LAUNCH(rank_kernel, (unsigned)div_up(n, SORT_TOKENS), dim3(SORT_TOKENS, SORT_SLICES, 1), 0, gpu_stream(d), token,
-               sorted_id, ids, (int32_t)n);
+        LAUNCH(rank_kernel, (unsigned)div_up(n, SORT_TOKENS), dim3(SORT_TOKENS, SORT_SLICES, 1), 0, gpu_stream(d),
+               token, sorted_id, ids, (int32_t)n);
         const int N = group_of<T>(C, out, dy);
         auto kernel = N > 1 ? runs_kernel<T, GROUP<T>> : runs_kernel<T, 1>;
-        LAUNCH(kernel, (unsigned)(row_ids ? rows : n), block_for_rows(C / N).x, 0, gpu_stream(d), out, (const T *)dy, token,
-               sorted_id, n, row_ids, C, scale);
+        LAUNCH(kernel, (unsigned)(row_ids ? rows : n), block_for_rows(C / N).x, 0, gpu_stream(d), out, (const T *)dy,
+               token, sorted_id, n, row_ids, C, scale);
     }
     return gpu_launched(d, "sums of rows by id");
 }
@@ -147,7 +147,7 @@ nb_status embedding_fwd(nb_dev *d, nb_elem *y, const nb_weight *w, const int32_t
     if (w->format == NB_FMT_F32) embed<T, float>(d, y, w, ids, rows, scale);
     else if (w->format == NB_FMT_BF16) embed<T, bf16>(d, y, w, ids, rows, scale);
     else if (w->format == NB_FMT_F16) embed<T, __half>(d, y, w, ids, rows, scale);
-    else return nb_fail(NB_EUNSUPPORTED, "an embedding in %s: on a GPU it is f32, bf16 or f16", nb_format_name(w->format));
+    else return nb_fail(NB_EUNSUPPORTED, "an embedding in %s: want f32, bf16 or f16", nb_format_name(w->format));
     return gpu_launched(d, "embedding_fwd");
 }
 

@@ -168,15 +168,15 @@ nb_status norm_bwd(nb_dev *d, nb_elem *dx, float beta, const nb_elem *dy, const 
     const int N = group_of<T>(C, dx, dy, x, w);
     const dim3 block = norm_block(C / N), grid((unsigned)div_up(rows, block.y));
     auto kernel = N > 1 ? norm_bwd_kernel<T, GROUP<T>> : norm_bwd_kernel<T, 1>;
-    LAUNCH(kernel, grid, block, 0, gpu_stream(d), (T *)dx, beta, (const T *)dy, (const T *)x, w, mean, rstd, rows, (int)C,
-           offset);
+    LAUNCH(kernel, grid, block, 0, gpu_stream(d), (T *)dx, beta, (const T *)dy, (const T *)x, w, mean, rstd, rows,
+           (int)C, offset);
     return gpu_launched(d, mean ? "layernorm_bwd" : "rmsnorm_bwd");
 }
 
 } // namespace
 
-extern "C" nb_status NB_GPU(rmsnorm_fwd)(nb_dev *d, nb_elem *y, float *rstd, const nb_elem *x, const float *w, int64_t T,
-                                         int64_t C, float eps, float offset) {
+extern "C" nb_status NB_GPU(rmsnorm_fwd)(nb_dev *d, nb_elem *y, float *rstd, const nb_elem *x, const float *w,
+                                         int64_t T, int64_t C, float eps, float offset) {
     return BY_ELEM(norm_fwd, d, y, NULL, rstd, x, w, NULL, T, C, eps, offset);
 }
 

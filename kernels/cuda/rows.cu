@@ -51,7 +51,8 @@ __global__ void take_columns_kernel(T *x, T *y, const int32_t *columns, int64_t 
 template <class T>
 nb_status take_columns(nb_dev *d, nb_elem *x, nb_elem *y, const int32_t *columns, int64_t m, int64_t V, int64_t n) {
     if (!m || !n) return NB_OK;
-    LAUNCH(take_columns_kernel<T>, grid_for(m * n, THREADS), THREADS, 0, gpu_stream(d), (T *)x, (T *)y, columns, m, V, n);
+    LAUNCH(take_columns_kernel<T>, grid_for(m * n, THREADS), THREADS, 0, gpu_stream(d), (T *)x, (T *)y, columns, m, V,
+           n);
     return gpu_launched(d, "take_columns");
 }
 

@@ -1,6 +1,6 @@
 /* For kernels that memory bandwidth bounds. They are templates over T, the type of activations, and N, the elements a
- * thread takes at a time: GROUP<T>, read and written in 16-byte accesses, where size and alignment of the rows allow it,
- * else 1. A row is always whole groups, so that no kernel has a tail. */
+ * thread takes at a time: GROUP<T>, read and written in 16-byte accesses, where size and alignment of the rows allow
+ * it, else 1. A row is always whole groups, so that no kernel has a tail. */
 #ifndef NB_KERNELS_CUDA_VEC_H
 #define NB_KERNELS_CUDA_VEC_H
 
@@ -63,7 +63,8 @@ static __device__ __forceinline__ void store(float *p, const float (&v)[8]) {
     ((float4 *)p)[1] = make_float4(v[4], v[5], v[6], v[7]);
 }
 static __device__ __forceinline__ void store(bf16 *p, const float (&v)[8]) {
-    *(uint4 *)p = make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
+    *(uint4 *)p =
+        make_uint4(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]), pack_bf16(v[4], v[5]), pack_bf16(v[6], v[7]));
 }
 
 /* p[k] = v[k] + beta * p[k]; beta 0 does not read. */
