@@ -3,7 +3,7 @@
 
 #include "kernels/cpu/cpu.h"
 
-enum { LANES = 16, STRIP = 64, ROWS = 128 }; /* STRIP, ROWS: columns a task sums; rows summed before joining the total */
+enum { LANES = 16, STRIP = 64, ROWS = 128 }; /* columns a task sums; rows summed on their own before joining the total */
 
 /* The sums of x[c] - shift and of its square, each in LANES sums that are added at the end: the compiler's vectors. */
 static void row_moments(double *sum, double *squares, const float *x, double shift, int64_t C) {
@@ -58,8 +58,8 @@ static void column_sums(float *dw, float beta_w, float *db, float beta_b, const 
 }
 
 /* With g = dy*w and n = (x-mean)*rstd:  dx = rstd*(g - mean(g) - n*mean(g*n)). */
-nb_status nb_cpu_layernorm_bwd(nb_dev *d, nb_elem *dx_, float beta_x, float *dw, float beta_w, float *dbias, float beta_b,
-                               const nb_elem *dy_, const nb_elem *x_, const float *w, const float *mean,
+nb_status nb_cpu_layernorm_bwd(nb_dev *d, nb_elem *dx_, float beta_x, float *dw, float beta_w, float *dbias,
+                               float beta_b, const nb_elem *dy_, const nb_elem *x_, const float *w, const float *mean,
                                const float *rstd, int64_t T, int64_t C) {
     float *dx = dx_;
     const float *dy = dy_, *x = x_;
