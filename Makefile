@@ -76,7 +76,7 @@ MPI_LIB   := $(if $(MPICC),$(BUILD)/libnibble_mpi.so)
 # The checker of emulated kernels, tests/emu: they are built with the thread sanitizer's hooks, which are its own.
 CHECK_OBJ := $(CUDA_CU:%.cu=$(BUILD)/emu-check/%.o) $(filter-out $(CUDA_CU:%.cu=$(BUILD)/emu/%.o),$(EMU_OBJ)) \
 	$(BUILD)/emu/tests/emu/check.o
-CHECKERS  := $(if $(SAN),,$(BUILD)/tests/rows-check)
+CHECKERS  := $(if $(SAN),,$(BUILD)/tests/rows-check $(BUILD)/tests/rows-profile)
 
 OBJ       := $(SRC:%.c=$(BUILD)/%.o)
 CLI_OBJ   := $(CLI:%.c=$(BUILD)/%.o)
@@ -143,8 +143,10 @@ $(BUILD)/emu-check/%.o: %.cu | $(BUILD)/probed-test
 	@mkdir -p $(@D)
 	$(call run,check,$(CXX) -x c++ $(EMU_FLAGS) -O1 -fsanitize=thread -MMD -MP -c -o $@ $<)
 
-$(BUILD)/tests/rows-check: $(BUILD)/tests/test_rows.o $(ROWS_OBJ) $(CHECK_OBJ) $(BUILD)/libnibble.a
-	$(call run,link,$(CXX) -no-pie -o $@ $^ -lcmocka $(LIBS))
+$(BUILD)/tests/rows-check: $(BUILD)/tests/test_rows.o $(ROWS_OBJ)
+$(BUILD)/tests/rows-profile: $(BUILD)/tests/emu/profile.o $(BUILD)/tests/rows.o
+$(BUILD)/tests/rows-check $(BUILD)/tests/rows-profile: $(CHECK_OBJ) $(BUILD)/libnibble.a
+	$(call run,link,$(CXX) -no-pie -o $@ $(filter %.o,$^) $(filter %.a,$^) -lcmocka $(LIBS))
 
 $(BUILD)/emu/%.o: %.c | $(BUILD)/probed-test
 	@mkdir -p $(@D)

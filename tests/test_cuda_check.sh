@@ -1,9 +1,12 @@
 #!/bin/bash
 # The checks of all kernel rows (tests/rows.h) on the emulator under its checker (tests/emu/check.cc): no race, no access
 # out of bounds, no read of shared memory that nobody wrote, whatever the order in which threads and blocks run, and
-# whether copies of cp.async and work in streams come early or late.
+# whether copies of cp.async and work in streams come early or late. And what the accesses of the hot kernels cost
+# (tests/emu/profile.c): shared memory without bank conflicts, global memory in at most 1.5 times the sectors that would
+# hold the words; tests/emu/exceptions.txt names the others.
 set -u
 build=$(dirname "${NIBBLE:?}")
+cd "$(dirname "$0")/.." || exit 2
 if [ ! -x "$build/tests/rows-check" ]; then
     echo "skipped: the checker is not built with sanitizers"
     echo "[  SKIPPED ] cuda_check"
@@ -24,10 +27,44 @@ check() { # NAME SETTING...
         return 1
     fi
 }
+# Lines that cost too much, of the table EMU_PROFILE writes: place, memory, read|write, bytes, requests, cost, least cost.
+dear() {
+    local place memory what bytes requests cost least file line text ratio
+    while IFS=$'\t' read -r place memory what bytes requests cost least; do
+        file=${place%:*} line=${place##*:}
+        file=kernels/cuda/${file##*/}
+        ratio=$((cost * 100 / least))
+        [ "$ratio" -gt "$([ "$memory" = shared ] && echo 100 || echo 150)" ] || continue
+        text=$(sed -n "${line}p" "$file")
+        while IFS='|' read -r name part most reason; do
+            [[ $name == "${file##*/}" && $text == *"$part"* && -n $reason ]] || continue
+            [ "$ratio" -le "$(awk -v m="$most" 'BEGIN { print int(m * 100 + 0.5) }')" ] && continue 2
+        done < <(grep -v '^#' tests/emu/exceptions.txt)
+        echo "$file:$line: $memory $what of $bytes bytes: $cost $([ "$memory" = shared ] && echo wavefronts ||
+            echo sectors), least $least ($requests requests): $text"
+    done <"$1"
+}
+costs() {
+    local lines
+    rm -f "$tmp/profile"
+    if ! EMU_PROFILE=$tmp/profile "$build/tests/rows-profile" >"$tmp/costs.log" 2>&1; then
+        lines=$(cut -c 1-220 "$tmp/costs.log" | head -30)
+    elif [ "$(wc -l <"$tmp/profile")" -lt 100 ]; then
+        lines="the profile has only $(wc -l <"$tmp/profile") lines"
+    else
+        lines=$(dear "$tmp/profile")
+    fi
+    if [ -z "$lines" ]; then echo "[       OK ] cuda_check_costs"; return; fi
+    echo "[  FAILED  ] cuda_check_costs"
+    echo "$lines"
+    return 1
+}
+
 check forward EMU_ORDER=fwd EMU_STREAM=now & forward=$!
 check reverse EMU_ORDER=rev EMU_ASYNC=early & reverse=$!
 bad=0
 wait $forward || bad=1
 check random EMU_ORDER=rand EMU_SEED=1 || bad=1
 wait $reverse || bad=1
+costs || bad=1
 exit $bad

@@ -356,7 +356,7 @@ void emu_ldmatrix(uint32_t *d, const void *row, int n, bool trans, const char *f
     if ((int)emu_cur->lane < 8 * n) {
         if ((uintptr_t)row & 15 || !in_shared(row, 16))
             emu_die(file, line, "ldmatrix row %p: not 16-byte aligned, or not in shared memory", row);
-        if (emu_check) emu_check->access(row, 16, false, file, line);
+        if (emu_check) emu_check->access(row, 16, false, __builtin_return_address(0));
     }
     emu_slot *s = emu_meet(0xffffffffu, EMU_LDMATRIX, &c, sizeof c, ldmatrix_all, file, line);
     memcpy(&c, s[emu_cur->lane], sizeof c);
@@ -372,7 +372,7 @@ static void land(const emu_copy *c) {
 }
 void emu_cp_async(void *dst, const void *src, int size, int read, const char *file, int line) {
     emu_thread *t = emu_cur;
-    emu_copy c = {dst, src, size, read, t->copy_group, file, line};
+    emu_copy c = {dst, src, size, read, t->copy_group, __builtin_return_address(0)};
     if (((uintptr_t)dst | (read ? (uintptr_t)src : 0)) % (unsigned)size)
         emu_die(file, line, "cp.async: an address not aligned to %d bytes", size);
     if (!in_shared(dst, (size_t)size)) emu_die(file, line, "cp.async: writes %p, outside shared memory", dst);

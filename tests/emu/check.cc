@@ -28,8 +28,7 @@
 #undef blockDim
 #undef gridDim
 
-typedef uint64_t place; /* in the source: a return address, or, with the top bit, an index into `sites` */
-static const place SITE = (place)1 << 63;
+typedef uint64_t place; /* in the program: the address a call from a kernel returns to */
 
 struct who { /* made an access */
     place where;
@@ -54,20 +53,6 @@ static const emu_launch *launch;
 static unsigned reports;
 
 /* ---- places and reports ---- */
-struct site {
-    const char *file;
-    int line;
-    bool operator<(const site &o) const { return file != o.file ? file < o.file : line < o.line; }
-};
-static std::vector<site> sites;
-static std::map<site, place> site_numbers;
-static place place_of(const char *file, int line) {
-    site s = {file, line};
-    auto found = site_numbers.find(s);
-    if (found != site_numbers.end()) return found->second;
-    sites.push_back(s);
-    return site_numbers[s] = SITE | (sites.size() - 1);
-}
 /* "kernels/cuda/norm.cu:57" for every return address, by one call of addr2line: of the inlined functions there, the
  * innermost in a .cu file. */
 static std::map<place, std::string> names_of(const std::set<place> &places) {
@@ -77,11 +62,6 @@ static std::map<place, std::string> names_of(const std::set<place> &places) {
     ssize_t n = readlink("/proc/self/exe", exe, sizeof exe - 1);
     std::string command = "addr2line -a -i -e '" + std::string(exe, n > 0 ? (size_t)n : 0) + "'";
     for (place p : places) {
-        if (p & SITE) {
-            const site &s = sites[p & ~SITE];
-            names[p] = std::string(s.file) + ":" + std::to_string(s.line);
-            continue;
-        }
         snprintf(hex, sizeof hex, " %#lx", (unsigned long)(p - 1));
         command += hex;
         asked.push_back(p);
@@ -123,7 +103,7 @@ static void report(const char *what, place where, const void *address, const who
 }
 
 /* ---- the profile: the first block of every launch ---- */
-struct instruction { /* of one warp in one block */
+struct instruction { /* of one warp in one block, between two meetings of its lanes */
     std::vector<uintptr_t> lanes[32];
     unsigned bytes;
     bool write, shared;
@@ -143,7 +123,17 @@ struct cost_key {
 };
 static const char *profile;
 static bool profiled_block;
-static std::map<std::pair<place, unsigned>, instruction> instructions;
+struct instruction_key {
+    place where;
+    unsigned warp, epoch;
+    bool shared;
+    bool operator<(const instruction_key &o) const {
+        if (where != o.where) return where < o.where;
+        if (warp != o.warp) return warp < o.warp;
+        return epoch * 2 + shared < o.epoch * 2 + o.shared;
+    }
+};
+static std::map<instruction_key, instruction> instructions;
 static std::map<cost_key, cost> costs;
 
 /* Wavefronts: 32 words at a time, a bank gives one word each. */
@@ -168,7 +158,7 @@ static void add_costs() {
     for (auto &[key, instruction] : instructions) {
         size_t times = 0;
         for (auto &lane : instruction.lanes) times = std::max(times, lane.size());
-        cost &sum = costs[{key.first, instruction.bytes, instruction.write, instruction.shared}];
+        cost &sum = costs[{key.where, instruction.bytes, instruction.write, instruction.shared}];
         for (size_t k = 0; k < times; k++) {
             std::vector<uintptr_t> words;
             for (auto &lane : instruction.lanes)
@@ -292,7 +282,7 @@ static void access(const void *p, size_t n, bool write, bool atomic, place where
         return;
     }
     if (profiled_block) {
-        instruction &i = instructions[{where, t->index / 32}];
+        instruction &i = instructions[{where, t->index / 32, t->meet_epoch, shared}];
         i.lanes[t->lane].push_back(a);
         i.bytes = (unsigned)n;
         i.write = write;
@@ -325,18 +315,17 @@ static void on_block_end() {
     if (profiled_block) add_costs();
     profiled_block = false;
 }
-static void on_access(const void *p, unsigned bytes, bool write, const char *file, int line) {
-    access(p, bytes, write, false, place_of(file, line));
+static void on_access(const void *p, unsigned bytes, bool write, const void *pc) {
+    access(p, bytes, write, false, (place)pc);
 }
 /* From here until it lands, the copy may write its destination. */
 static void on_copy_begin(const emu_copy *c) {
-    place where = place_of(c->file, c->line);
-    if (c->read) access(c->src, (size_t)c->read, false, false, where);
-    access(c->dst, (size_t)c->size, true, false, where);
+    if (c->read) access(c->src, (size_t)c->read, false, false, (place)c->pc);
+    access(c->dst, (size_t)c->size, true, false, (place)c->pc);
     for (int i = 0; i < c->size; i += (int)GRAIN) cells_at((uintptr_t)c->dst + (uintptr_t)i, true)->landing = 15;
 }
 static void on_copy_land(const emu_copy *c) {
-    who now = here(place_of(c->file, c->line), false);
+    who now = here((place)c->pc, false);
     now.mask = 15;
     for (int i = 0; i < c->size; i += (int)GRAIN) {
         cell *k = cells_at((uintptr_t)c->dst + (uintptr_t)i, true);
