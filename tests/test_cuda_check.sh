@@ -16,10 +16,10 @@ tmp=${TMPDIR:-/tmp}
 # Buffers without red zones: what lies beyond them belongs to nobody.
 export ROWS_DEVICE=emu ROWS_REDZONE=0 OMP_NUM_THREADS=1
 
-check() { # NAME SETTING...
-    local name=$1
-    shift
-    if env "$@" "$build/tests/rows-check" >"$tmp/$name.log" 2>&1; then
+check() { # NAME PROGRAM SETTING...
+    local name=$1 program=$2
+    shift 2
+    if env "$@" "$build/tests/$program" >"$tmp/$name.log" 2>&1; then
         echo "[       OK ] cuda_check_$name"
     else
         echo "[  FAILED  ] cuda_check_$name: $*"
@@ -60,11 +60,12 @@ costs() {
     return 1
 }
 
-check forward EMU_ORDER=fwd EMU_STREAM=now & forward=$!
-check reverse EMU_ORDER=rev EMU_ASYNC=early & reverse=$!
+check forward rows-check EMU_ORDER=fwd EMU_STREAM=now & forward=$!
+check random rows-check ROWS_COMPUTE=bf16 EMU_ORDER=rand EMU_SEED=1 EMU_ASYNC=early & random=$!
 bad=0
 wait $forward || bad=1
-check random EMU_ORDER=rand EMU_SEED=1 || bad=1
-wait $reverse || bad=1
+# Results alone: the last thread first.
+check reverse test_rows EMU_ORDER=rev || bad=1
 costs || bad=1
+wait $random || bad=1
 exit $bad

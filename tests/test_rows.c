@@ -1,6 +1,6 @@
 /* Every kernel row against double precision (tests/rows.h), on the cpu and on the cuda backend's source under the
  * emulator, each with f32 and with bf16 products.
- *   ROWS_ONLY=family/check (or family, or a pattern)   ROWS_SEED=n   ROWS_DEVICE=cpu|emu */
+ *   ROWS_ONLY=family/check (or family, or a pattern)   ROWS_SEED=n   ROWS_DEVICE=cpu|emu   ROWS_COMPUTE=bf16|f32 */
 #include "tests/test.h"
 
 #include "tests/rows.h"
@@ -104,11 +104,12 @@ int main(void) {
     static job jobs[MAX];
     static char names[MAX][64];
     struct CMUnitTest tests[MAX + 2] = {cmocka_unit_test(mistakes_are_noticed), cmocka_unit_test(only_names_checks)};
-    const char *device = getenv("ROWS_DEVICE");
+    const char *device = getenv("ROWS_DEVICE"), *compute = getenv("ROWS_COMPUTE");
     int n = 0;
     for (const nb_rowfamily *const *f = rows_families(); *f; f++)
         for (int i = 0; i < NB_LEN(devices) && n < MAX; i++) {
             if (device && *device && strcmp(device, devices[i].name)) continue;
+            if (compute && !strcmp(compute, devices[i].compute == NB_F32 ? "bf16" : "f32")) continue;
             jobs[n] = (job){&devices[i], *f};
             snprintf(names[n], sizeof names[n], "%s_%s_%s", (*f)->name, devices[i].name,
                      nb_dtype_name(devices[i].compute));
