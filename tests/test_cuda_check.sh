@@ -48,7 +48,7 @@ costs() {
     local lines
     rm -f "$tmp/profile"
     if ! EMU_PROFILE=$tmp/profile "$build/tests/rows-profile" >"$tmp/costs.log" 2>&1; then
-        lines=$(cut -c 1-220 "$tmp/costs.log" | head -30)
+        lines="rows-profile failed: $(cut -c 1-220 "$tmp/costs.log" | head -30)"
     elif [ "$(wc -l <"$tmp/profile")" -lt 100 ]; then
         lines="the profile has only $(wc -l <"$tmp/profile") lines"
     else
