@@ -82,7 +82,7 @@ OBJ       := $(SRC:%.c=$(BUILD)/%.o)
 CLI_OBJ   := $(CLI:%.c=$(BUILD)/%.o)
 TEST_BIN  := $(TESTS:%.c=$(BUILD)/%)
 ROWS_OBJ  := $(ROWS:%.c=$(BUILD)/%.o)
-GPUCHECK_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(filter-out %/device.c,$(sort $(wildcard tests/gpu/*.c)))) $(ROWS_OBJ)
+GPUCHECK_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(filter-out %/device.c %/no_blas.c,$(sort $(wildcard tests/gpu/*.c)))) $(ROWS_OBJ)
 BENCH_BIN := $(BENCHES:%.c=$(BUILD)/%)
 
 # One short line a command; V=1 shows it whole.
@@ -115,8 +115,9 @@ $(BUILD)/kernels/cuda/%.o: kernels/cuda/%.c $(if $(filter 1,$(CUDA)),build/cuda/
 	@mkdir -p $(@D)
 	$(call run,compile,$(CC) $(ALL_CFLAGS) $(CUDA_HOME:%=-isystem %/include) -DNB_CUDA_ARCHS='"$(strip $(CUDA_ARCHS))"' -MMD -MP -c -o $@ $<)
 
+$(BUILD)/emu/tests/gpu/device.o: ALL_CFLAGS += -DGC_GPU
 $(BUILD)/tests/gpu/device.o: $(BUILD)/cuda.txt
-$(BUILD)/tests/gpu/device.o: CFLAGS += $(if $(filter 1,$(CUDA)),-DGC_CUDA -isystem $(CUDA_HOME)/include)
+$(BUILD)/tests/gpu/device.o: ALL_CFLAGS += $(if $(filter 1,$(CUDA)),-DGC_GPU -isystem $(CUDA_HOME)/include)
 
 # What ptxas says (registers, spills) and nvcc warns of stays beside the object; warnings and errors are shown.
 build/cuda/%.o: %.cu build/cuda/flags.txt
@@ -168,13 +169,13 @@ $(BUILD)/gpucheck-emu: $(GPUCHECK_OBJ) $(BUILD)/emu/tests/gpu/device.o $(EMU_OBJ
 	$(call run,link,$(CC) -o $@ $^ $(LIBS))
 
 # For a GPU machine without these libraries: everything but glibc linked in (tests/gpu/run.sh pack).
-PACK_LIBS := -static-libgcc -Wl$(comma)-Bstatic -ljansson -lpcre2-8 -lutf8proc -lcrypto -lyaml -lopenblas -lgomp \
+PACK_LIBS := -static-libgcc -Wl$(comma)-Bstatic -ljansson -lpcre2-8 -lutf8proc -lcrypto -lyaml -lgomp \
 	-Wl$(comma)-Bdynamic -lm -ldl -lpthread
 pack: build/gpu/nibble build/gpu/gpucheck
-build/gpu/nibble: $(CLI_OBJ) $(CUDA_OBJ) $(BUILD)/libnibble.a
+build/gpu/nibble: $(CLI_OBJ) $(BUILD)/tests/gpu/no_blas.o $(CUDA_OBJ) $(BUILD)/libnibble.a
 	@mkdir -p $(@D)
 	$(call run,link,$(CC) -s -o $@ $^ $(CUDA_LIBS) $(PACK_LIBS))
-build/gpu/gpucheck: $(GPUCHECK_OBJ) $(BUILD)/tests/gpu/device.o $(CUDA_OBJ) $(BUILD)/libnibble.a
+build/gpu/gpucheck: $(GPUCHECK_OBJ) $(BUILD)/tests/gpu/device.o $(BUILD)/tests/gpu/no_blas.o $(CUDA_OBJ) $(BUILD)/libnibble.a
 	@mkdir -p $(@D)
 	$(call run,link,$(CC) -s -o $@ $^ $(CUDA_LIBS) $(PACK_LIBS))
 
@@ -192,7 +193,7 @@ test: tests-built  ## build and run all tests
 
 tests-built: $(BUILD)/nibble $(MPI_LIB) $(BUILD)/nibble-emu $(BUILD)/gpucheck-emu $(TEST_BIN) $(CHECKERS)
 
-objects: $(OBJ) $(CLI_OBJ) $(CUDA_OBJ) $(sort $(EMU_OBJ) $(CHECK_OBJ)) $(GPUCHECK_OBJ) $(BUILD)/tests/gpu/device.o $(TEST_BIN:%=%.o) $(BENCH_BIN:%=%.o)
+objects: $(OBJ) $(CLI_OBJ) $(CUDA_OBJ) $(sort $(EMU_OBJ) $(CHECK_OBJ)) $(GPUCHECK_OBJ) $(BUILD)/tests/gpu/device.o $(BUILD)/tests/gpu/no_blas.o $(TEST_BIN:%=%.o) $(BENCH_BIN:%=%.o)
 
 quickstart: nibble  ## fine-tune, evaluate and generate with the sample base and data
 	configs/quickstart.sh ./nibble

@@ -198,7 +198,8 @@ void rows_compare(nb_rowtest *t, const char *what, const void *got, const double
     if (!(part <= t->error)) t->error = part;
     if (!(whole <= tol && one <= tol))
         fail(t, "%s: ||error|| is %.3g of ||wanted||, the largest is %.3g of the largest (allowed %.3g): "
-             "[%lld] = %.9g, wanted %.9g", what, whole, one, tol, (long long)at, n ? (double)x[at] : 0.0, n ? want[at] : 0.0);
+             "[%lld] = %.9g, wanted %.9g", what, whole, one, tol, (long long)at, n ? (double)x[at] : 0.0,
+             n ? want[at] : 0.0);
 }
 
 /* ---- a check ---- */

@@ -15,7 +15,7 @@ typedef struct nb_rowtest {
     nb_rng rng;            /* draws depend on seed and check alone */
     bool failed;           /* set by rows_compare and friends */
     char why[512];         /* the first failure */
-    double error;          /* the largest error compared, as a part of what was allowed: below 1 in a check that passed */
+    double error;          /* the largest error compared, as a part of what was allowed */
     struct rows_buf *bufs; /* owned */
     int n_bufs, cap_bufs;
     uint64_t hash;         /* over all buffers on the device when the check ended */
@@ -52,8 +52,8 @@ void *rows_out(nb_rowtest *t, int64_t n, nb_dtype dtype);
 float *rows_get(nb_rowtest *t, const void *device, int64_t n, nb_dtype dtype);
 int32_t *rows_get_ints(nb_rowtest *t, const void *device, int64_t n);
 double *rows_doubles(nb_rowtest *t, int64_t n); /* zeroed host memory for references */
-/* ||got - want|| <= tol * ||want||, and no element is off by more than tol * the largest of want (NaN fails); got on the
- * device. Where want is all zero, tol is absolute. */
+/* ||got - want|| <= tol * ||want||, and no element is off by more than tol * the largest of want (NaN fails); got on
+ * the device. Where want is all zero, tol is absolute. */
 void rows_compare(nb_rowtest *t, const char *what, const void *got, const double *want, int64_t n, nb_dtype dtype,
                   double tol);
 /* Tolerance for an output of this type computed from d->compute operands: 2e-5 in f32, 6e-3 with bf16. */

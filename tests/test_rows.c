@@ -93,7 +93,8 @@ static void only_names_checks(void **state) {
     (void)state;
     nb_rowcheck c = {"rmsnorm_bwd/odd", NULL, NULL};
     nb_rowfamily f = {"norm", &c, 1};
-    static const char *const meant[] = {"", "norm", "norm/rmsnorm_bwd/odd", "norm/rmsnorm*"}, *const other[] = {"nor", "nf4"};
+    static const char *const meant[] = {"", "norm", "norm/rmsnorm_bwd/odd", "norm/rmsnorm*"};
+    static const char *const other[] = {"nor", "nf4"};
     assert_true(rows_wanted(NULL, &f, &c));
     for (int i = 0; i < NB_LEN(meant); i++) assert_true(rows_wanted(meant[i], &f, &c));
     for (int i = 0; i < NB_LEN(other); i++) assert_false(rows_wanted(other[i], &f, &c));

@@ -2,9 +2,9 @@
  * every kernel at the shapes of real models, as a part of its floor: the larger of bytes / copying and operations /
  * multiplying, both as just measured.
  *
- * A call's inputs are not in the cache from the call before: the sets of buffers together are larger than it. Events stand
- * around as many calls as take about 300 us, so that launching is not what is measured, 20 times or more; the median
- * counts. */
+ * A call's inputs are not in the cache from the call before: the sets of buffers together are larger than it. Events
+ * stand around as many calls as take about 300 us, so that launching is not what is measured, 20 times or more; the
+ * median counts. */
 #include "tests/gpu/bench.h"
 
 #include <stdio.h>
@@ -54,7 +54,9 @@ static void store(const struct gc_buf *b, void *at, int64_t i, nb_rng *r) {
     switch (b->dtype) {
     case NB_F32: ((float *)at)[i] = x; break;
     case NB_BF16: ((uint16_t *)at)[i] = nb_f32_to_bf16(x); break;
-    case NB_I32: ((int32_t *)at)[i] = b->fill == GC_COUNT ? (int32_t)i : (int32_t)nb_rng_below(r, (uint64_t)b->below); break;
+    case NB_I32:
+        ((int32_t *)at)[i] = b->fill == GC_COUNT ? (int32_t)i : (int32_t)nb_rng_below(r, (uint64_t)b->below);
+        break;
     default: ((uint8_t *)at)[i] = (uint8_t)(nb_rng_u32(r) >> 24);
     }
 }
@@ -141,8 +143,8 @@ static void report(const gc_job *j, const char *kernel, double seconds, int samp
     gc_num("sets", j->sets);
     gc_num("samples", samples);
     gc_end();
-    fprintf(stderr, "%-14s %-18s %-34s %10.1f us %8.0f GB/s %7.1f TFLOP/s %5.0f %% of its floor\n", j->s->name, kernel, j->shape,
-            seconds * 1e6, j->bytes / seconds * 1e-9, j->flops / seconds * 1e-12, 100 * floor / seconds);
+    fprintf(stderr, "%-14s %-18s %-34s %10.1f us %8.0f GB/s %7.1f TFLOP/s %5.0f %% of its floor\n", j->s->name, kernel,
+            j->shape, seconds * 1e6, j->bytes / seconds * 1e-9, j->flops / seconds * 1e-12, 100 * floor / seconds);
 }
 
 /* A kernel's failure is its row; the others go on. */
@@ -198,7 +200,8 @@ static nb_status launch_square(gc_job *j, int k) {
 
 static ceilings measure_ceilings(nb_dev *d, bool tiny) {
     const gc_shape big = {.name = "ceiling", .C = tiny ? 64 : 8192};
-    static const gc_kernel copy = {"copy", 1, declare_copy, launch_copy}, square = {"gemm", 1, declare_square, launch_square};
+    static const gc_kernel copy = {"copy", 1, declare_copy, launch_copy};
+    static const gc_kernel square = {"gemm", 1, declare_square, launch_square};
     ceilings none = {0}, top = {0};
     bench_kernel(d, &big, &copy, 0, tiny, &none, &top.copy);
     bench_kernel(d, &big, &square, 0, tiny, &none, &top.multiply);
@@ -210,7 +213,7 @@ int gc_bench(const gc_options *o) {
     const int n_shapes = o->tiny ? NB_LEN(tiny_shapes) : NB_LEN(shapes);
     nb_dev *d;
     int failed = 0, ran = 0;
-    gc_must(gc_open(&d, o->device, strcmp(o->compute, "f32") ? NB_BF16 : NB_F32), o->device);
+    gc_must(nb_dev_open(&d, o->device, strcmp(o->compute, "f32") ? NB_BF16 : NB_F32), o->device);
     gc_row("device");
     gc_str("device", gc_describe(d));
     gc_str("products", d->gemm ? d->gemm : "");

@@ -39,7 +39,9 @@ typedef struct gc_job {
 int gc_buf(gc_job *j, int64_t n, nb_dtype dtype, gc_fill fill, double passes);
 int gc_buf_ids(gc_job *j, int64_t n, int64_t below);
 int gc_buf_host(gc_job *j, const void *host, size_t bytes);
-static inline size_t gc_stride(const gc_job *j, int i) { return (j->buf[i].bytes + GC_ALIGN - 1) / GC_ALIGN * GC_ALIGN; }
+static inline size_t gc_stride(const gc_job *j, int i) {
+    return (j->buf[i].bytes + GC_ALIGN - 1) / GC_ALIGN * GC_ALIGN;
+}
 /* Buffer i of set k on the device. */
 static inline void *gc_at(const gc_job *j, int i, int k) {
     return j->buf[i].p + (size_t)k * gc_stride(j, i);

@@ -28,7 +28,8 @@ static void linear_shape(const gc_shape *s, int64_t variant, int64_t *rows, int6
 
 /* k: rows, columns, tokens. */
 static void need_weight(gc_job *j, nb_format format) {
-    nb_weight w = {.format = format, .rows = j->k[0], .cols = j->k[1], .nf4 = {.blocksize = 64, .nested_blocksize = 256}};
+    nb_weight w = {.format = format, .rows = j->k[0], .cols = j->k[1],
+                   .nf4 = {.blocksize = 64, .nested_blocksize = 256}};
     need(j, j->d->be->weight_ws(j->d, &w, j->k[2]));
 }
 static void declare_product(gc_job *j, int64_t T, const char *format) {
@@ -39,7 +40,8 @@ static void declare_product(gc_job *j, int64_t T, const char *format) {
     need_weight(j, format[0] == 'n' ? NB_FMT_NF4 : NB_FMT_BF16);
 }
 
-/* Buffers from number 2 on: a matrix in NF4 with double quantization; its scales are small, as those of real weights. */
+/* Buffers from number 2 on: a matrix in NF4 with double quantization; its scales are small, as those of real weights.
+ */
 static void declare_nf4(gc_job *j) {
     const int64_t n = j->k[0] * j->k[1], blocks = (n + 63) / 64;
     gc_buf(j, (n + 1) / 2, NB_U8, GC_BYTES, 1);
@@ -133,8 +135,8 @@ static void declare_head_bwd(gc_job *j) {
 /* ---- products with an adapter: x [T, in], A [R, in], B [out, R] in f32 ---- */
 
 /* k: M, N, K of c[M,N]; what moves is c, x, y. Types: c, x, y. */
-static void declare_thin(gc_job *j, const char *what, int64_t M, int64_t N, int64_t Kk, nb_dtype c, nb_dtype x, nb_dtype y,
-                         double c_passes) {
+static void declare_thin(gc_job *j, const char *what, int64_t M, int64_t N, int64_t Kk, nb_dtype c, nb_dtype x,
+                         nb_dtype y, double c_passes) {
     j->k[0] = M, j->k[1] = N, j->k[2] = Kk;
     j->flops = 2.0 * (double)M * (double)N * (double)Kk;
     snprintf(j->shape, sizeof j->shape, "%s, %lld x %lld x %lld", what, ll(M), ll(N), ll(Kk));
@@ -178,7 +180,9 @@ static void declare_lora_da(gc_job *j) {
 
 /* ---- norms, RoPE, attention ---- */
 
-static void shape_rows(gc_job *j, int64_t C) { snprintf(j->shape, sizeof j->shape, "T=%lld C=%lld", ll(j->s->T), ll(C)); }
+static void shape_rows(gc_job *j, int64_t C) {
+    snprintf(j->shape, sizeof j->shape, "T=%lld C=%lld", ll(j->s->T), ll(C));
+}
 
 static void declare_norm_fwd(gc_job *j) {
     const int64_t T = j->s->T, C = j->s->C;
@@ -224,8 +228,8 @@ static double segments(gc_job *j, nb_seg *segs) {
         at = end;
     }
     j->k[0] = docs;
-    snprintf(j->shape, sizeof j->shape, "T=%lld in %lld, H=%lld KV=%lld D=%lld", ll(T), ll(docs), ll(j->s->H), ll(j->s->KV),
-             ll(j->s->D));
+    snprintf(j->shape, sizeof j->shape, "T=%lld in %lld, H=%lld KV=%lld D=%lld", ll(T), ll(docs), ll(j->s->H),
+             ll(j->s->KV), ll(j->s->D));
     return pairs;
 }
 static float scale_of(const gc_job *j) { return 1 / sqrtf((float)j->s->D); }
@@ -253,8 +257,8 @@ static nb_status launch_attention_fwd(gc_job *j, int set) {
 static void declare_attention_bwd(gc_job *j) { declare_attention(j, true); }
 static nb_status launch_attention_bwd(gc_job *j, int set) {
     const gc_shape *s = j->s;
-    return K->attention_bwd(j->d, AT(0), 0, AT(1), 0, AT(2), 0, AT(3), AT(4), AT(5), AT(6), AT(7), AT(8), AT(9), j->k[0],
-                            s->T, s->T, s->H, s->KV, s->D, scale_of(j), 0, 0);
+    return K->attention_bwd(j->d, AT(0), 0, AT(1), 0, AT(2), 0, AT(3), AT(4), AT(5), AT(6), AT(7), AT(8), AT(9),
+                            j->k[0], s->T, s->T, s->H, s->KV, s->D, scale_of(j), 0, 0);
 }
 /* One token each of 1 (variant 0) or 8 sequences being generated, over the cache. */
 static void declare_attention_one(gc_job *j) {
@@ -264,8 +268,8 @@ static void declare_attention_one(gc_job *j) {
     for (int32_t i = 0; i < n; i++) segs[i] = (nb_seg){i, 1, (int32_t)(i * s->cached), (int32_t)s->cached};
     j->k[0] = n;
     j->flops = 4.0 * (double)(rows * s->H * s->D);
-    snprintf(j->shape, sizeof j->shape, "%lld x 1 of %lld, H=%lld KV=%lld D=%lld", ll(n), ll(s->cached), ll(s->H), ll(s->KV),
-             ll(s->D));
+    snprintf(j->shape, sizeof j->shape, "%lld x 1 of %lld, H=%lld KV=%lld D=%lld", ll(n), ll(s->cached), ll(s->H),
+             ll(s->KV), ll(s->D));
     out(j, n * s->H * s->D), in(j, n * s->H * s->D), in(j, rows * s->KV * s->D), in(j, rows * s->KV * s->D);
     gc_buf_host(j, segs, (size_t)n * sizeof *segs);
     need(j, j->d->be->attention_ws(j->d, n, rows, s->H, s->KV, s->D));
@@ -329,8 +333,8 @@ static void declare_dropout(gc_job *j) {
 static nb_status launch_dropout(gc_job *j, int set) {
     return K->dropout(j->d, AT(0), AT(1), AT(2), AT(3), j->s->T, j->s->C, 0.1f, 7, 1, 3, 0);
 }
-/* The logits are read for their maximum and sum, and again for the gradient: twice, where a row does not stay in a block's
- * own memory; the floor counts one reading. */
+/* The logits are read for their maximum and sum, and again for the gradient: twice, where a row does not stay in a
+ * block's own memory; the floor counts one reading. */
 static void declare_xent(gc_job *j) {
     const int64_t n = chunk(j), V = j->s->V;
     snprintf(j->shape, sizeof j->shape, "n=%lld V=%lld", ll(n), ll(V));

@@ -1,5 +1,5 @@
-/* Time, name and memory of a device. Compiled with GC_CUDA for the program with the cuda backend, without for the one with
- * the emulator: both have the runtime's functions, by the same names. */
+/* Time, name and memory of a device. With GC_GPU it asks the runtime of the GPU backend in this program: NVIDIA's, or
+ * with NB_EMU the emulator's. Both have the same names, so that one program holds one of them. */
 #include "tests/gpu/gpucheck.h"
 
 #include <stdio.h>
@@ -8,11 +8,11 @@
 #include "core/cpu.h"
 #include "core/log.h"
 
-#ifdef GC_CUDA
+#ifdef GC_GPU
 #include "kernels/cuda/host.h"
 
 static cudaStream_t stream_of(const nb_dev *d) { return ((const nb_gpu *)d->impl)->stream; }
-static bool on_cuda(const nb_dev *d) { return !strcmp(d->be->name, "cuda"); }
+static bool on_gpu(const nb_dev *d) { return !strcmp(d->be->name, NB_EMULATED ? "emu" : "cuda"); }
 static nb_status check(cudaError_t e) {
     return e == cudaSuccess ? NB_OK : nb_fail(NB_EUNSUPPORTED, "%s: %s", cudaGetErrorName(e), cudaGetErrorString(e));
 }
@@ -20,16 +20,14 @@ static nb_status check(cudaError_t e) {
 
 static double clock_start;
 
-nb_status gc_open(nb_dev **d, const char *name, nb_dtype compute) { return nb_dev_open(d, name, compute); }
-
 const char *gc_describe(const nb_dev *d) {
     static char text[256];
     char have[16];
-#ifdef GC_CUDA
-    if (on_cuda(d)) {
+#ifdef GC_GPU
+    if (on_gpu(d)) {
         struct cudaDeviceProp p;
         int driver = 0, runtime = 0;
-        if (cudaGetDeviceProperties(&p, ((const nb_gpu *)d->impl)->device) != cudaSuccess) return "a GPU without a name";
+        if (cudaGetDeviceProperties(&p, ((const nb_gpu *)d->impl)->device) != cudaSuccess) return "a GPU";
         cudaDriverGetVersion(&driver);
         cudaRuntimeGetVersion(&runtime);
         snprintf(text, sizeof text, "%s, %d multiprocessors, %s, driver for CUDA %d.%d, runtime %d.%d", p.name,
@@ -44,20 +42,20 @@ const char *gc_describe(const nb_dev *d) {
 }
 
 nb_status gc_wait(nb_dev *d) {
-#ifdef GC_CUDA
-    if (on_cuda(d)) return check(cudaStreamSynchronize(stream_of(d)));
+#ifdef GC_GPU
+    if (on_gpu(d)) return check(cudaStreamSynchronize(stream_of(d)));
 #endif
     (void)d;
     return NB_OK;
 }
 
-#ifdef GC_CUDA
+#ifdef GC_GPU
 static cudaEvent_t mark[2];
 #endif
 
 nb_status gc_start(nb_dev *d) {
-#ifdef GC_CUDA
-    if (on_cuda(d)) {
+#ifdef GC_GPU
+    if (on_gpu(d)) {
         for (int i = 0; i < 2; i++)
             if (!mark[i]) NB_TRY(check(cudaEventCreate(&mark[i])));
         return check(cudaEventRecord(mark[0], stream_of(d)));
@@ -69,8 +67,8 @@ nb_status gc_start(nb_dev *d) {
 }
 
 nb_status gc_stop(nb_dev *d, double *seconds) {
-#ifdef GC_CUDA
-    if (on_cuda(d)) {
+#ifdef GC_GPU
+    if (on_gpu(d)) {
         float ms = 0;
         NB_TRY(check(cudaEventRecord(mark[1], stream_of(d))));
         NB_TRY(check(cudaEventSynchronize(mark[1])));

@@ -1,6 +1,6 @@
 /* gpucheck: what nibble's kernels and a whole training step do on the card at hand. tests/gpu/README.md says how to run
- * it and what its rows mean. Each result is one JSON object on a line of standard output, written as soon as it is known,
- * so that a run cut short leaves what it has. */
+ * it and what its rows mean. Each result is one JSON object on a line of standard output, written as soon as it is
+ * known, so that a run cut short leaves what it has. */
 #ifndef NB_TESTS_GPU_GPUCHECK_H
 #define NB_TESTS_GPU_GPUCHECK_H
 
@@ -15,9 +15,11 @@ typedef struct gc_options {
     const char *compute; /* "f32", "bf16"; correct: also "both" */
     uint64_t seed;
     const char *only;    /* correct: checks; bench: kernels that begin so */
+    bool quick;          /* correct: the first check of each row */
     bool tiny;           /* bench: sizes the emulator can do */
     /* step */
     const char *model, *out, *format; /* format: "nf4", or "as-is" */
+    const char *name;                 /* what rows call the model; NULL: its folder's name */
     const char *cache;                /* folder for the quantized base; NULL: nibble's own */
     int64_t tokens, docs, steps, rank;
     double lr;
@@ -37,10 +39,9 @@ void gc_end(void);
 void gc_must(nb_status st, const char *what);
 
 /* device.c: what the table of kernels does not answer. */
-nb_status gc_open(nb_dev **d, const char *name, nb_dtype compute);
 /* "NVIDIA H200, 132 multiprocessors, 139.8 GiB, driver 13.0, runtime 13.0"; of the processor for cpu and emu. */
 const char *gc_describe(const nb_dev *d);
-/* Seconds on the device between the two marks, by events in its stream (by the clock where there are none); stop waits. */
+/* Seconds on the device between the two marks, by events in its stream (else by the clock). stop waits. */
 nb_status gc_start(nb_dev *d);
 nb_status gc_stop(nb_dev *d, double *seconds);
 /* Waits for all that was launched. */

@@ -2,11 +2,11 @@
 """The other side of the comparison: transformers + PEFT do the steps that `gpucheck step` did, in the same place.
 
     side.py make DIR                 random weights, as transformers draws them, for DIR/config.json
-    side.py train DIR RUN [--base as-is|dequantized|nf4|bitsandbytes] [--quantized DIR]
+    side.py train DIR RUN [--base BASE[,BASE...]] [--quantized DIR]
 
 RUN holds what `gpucheck step --out RUN` left: batch.json, adapter/, grads.safetensors, and rows.jsonl if its rows went
-there. Each result is a JSON object on a line of standard output (tests/gpu/README.md). --base says how the frozen linear
-layers are held; the last three read the 4-bit weights of --quantized, a folder written by `nibble quantize`:
+there. Each result is a JSON object on a line of standard output (tests/gpu/README.md). A base says how the frozen linear
+layers are held, one run each; the last three read the 4-bit weights of --quantized, a folder written by `nibble quantize`:
 
     as-is         as DIR has them
     dequantized   decoded once, then bf16: the same numbers at their fastest, in the memory of a bf16 base
@@ -108,23 +108,23 @@ def packed_linear(torch, old, packed, dtype):
     return new
 
 
-def load(args, device, dtype):
+def load(args, base, device, dtype):
     import torch
     from transformers import AutoModelForCausalLM
 
     options = {"attn_implementation": "sdpa", "dtype": dtype}
-    if args.base == "bitsandbytes":
+    if base == "bitsandbytes":
         import bitsandbytes  # noqa: F401: its absence is this base's absence
 
         return AutoModelForCausalLM.from_pretrained(args.quantized, device_map={"": device}, **options)
     model = AutoModelForCausalLM.from_pretrained(args.model, **options).to(device)
-    if args.base == "as-is":
+    if base == "as-is":
         return model
     tensors = read_folder(args.quantized)
     linears = [(n, m) for n, m in model.named_modules() if f"{n}.weight.quant_map" in tensors]
     for name, old in linears:
         packed = Packed(tensors, f"{name}.weight", device)
-        if args.base == "dequantized":
+        if base == "dequantized":
             old.weight.data.copy_(packed.decode())
         else:
             parent = model.get_submodule(name.rpartition(".")[0])
@@ -148,7 +148,29 @@ def inputs_of(batch, device):
     return inputs
 
 
-def train(args):
+def train_each(args):
+    """One run for each base, the next one also where one fails; the exit status is 1 unless all did, or bitsandbytes is
+    not there."""
+    import gc
+
+    import torch
+
+    failed = False
+    for base in args.base.split(","):
+        try:
+            train(args, base)
+        except Exception as e:
+            absent = isinstance(e, ImportError) and base == "bitsandbytes"
+            failed |= not absent
+            row("comparison", model=os.path.basename(args.model.rstrip("/")), by=base,
+                status="skipped" if absent else "failed", why=f"{type(e).__name__}: {e}"[:300])
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+    sys.exit(failed)
+
+
+def train(args, base):
     import torch
     from peft import PeftModel
     from torch.nn.utils import clip_grad_norm_
@@ -158,7 +180,7 @@ def train(args):
     device, half = torch.device("cuda:0" if cuda else "cpu"), batch["compute"] == "bf16"
     torch.backends.cuda.matmul.allow_tf32 = False
     dtype = torch.bfloat16 if half else torch.float32
-    model = load(args, device, dtype)
+    model = load(args, base, device, dtype)
     model.config.use_cache = False
     if batch["checkpoint"]:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -167,8 +189,10 @@ def train(args):
     model.train()
     params = {n: p for n, p in model.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(params.values(), lr=batch["lr"], weight_decay=0.0, fused=cuda)
-    inputs, times, losses, name = inputs_of(batch, device), [], [], f"transformers + peft, {args.base}"
+    inputs, times, losses, name = inputs_of(batch, device), [], [], f"transformers + peft, {base}"
     about = {"by": name, "model": os.path.basename(args.model.rstrip("/"))}
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()  # what loading took does not count
     for step in range(batch["steps"]):
         start = time.perf_counter()
         with torch.autocast(device.type, dtype, enabled=half):
@@ -213,7 +237,7 @@ def agreement(args, about, losses, grads):
     ours = load_file(os.path.join(args.run, "grads.safetensors"))
     theirs = {n.replace(".default.", "."): g for n, g in grads.items()}
     if set(ours) != set(theirs):
-        sys.exit(f"side.py: adapters differ: {sorted(set(ours) ^ set(theirs))[:4]}")
+        raise ValueError(f"adapters differ: {sorted(set(ours) ^ set(theirs))[:4]}")
     rows = []
     for name, g in theirs.items():
         n = ours[name].double()
@@ -230,7 +254,7 @@ def agreement(args, about, losses, grads):
         mine = [r["loss"] for r in map(json.loads, open(known)) if r["row"] == "loss" and r["by"] == "nibble"]
         apart = [abs(x - y) / abs(y) for x, y in zip(mine, losses)]
         if len(apart) != len(losses):
-            sys.exit(f"side.py: {known} has {len(mine)} losses, not {len(losses)}")
+            raise ValueError(f"{known} has {len(mine)} losses, not {len(losses)}")
         values |= {"first_loss_error": apart[0], "worst_loss_error": max(apart), "steps": len(apart)}
     row("agreement", **about, **values)
 
@@ -242,13 +266,13 @@ def main():
     run = commands.add_parser("train")
     run.add_argument("model")
     run.add_argument("run")
-    run.add_argument("--base", default="as-is", choices=["as-is", "dequantized", "nf4", "bitsandbytes"])
+    run.add_argument("--base", default="as-is", help="as-is, dequantized, nf4, bitsandbytes; several with commas")
     run.add_argument("--quantized")
     args = parser.parse_args()
     if args.command == "make":
         make(args.model)
     else:
-        train(args)
+        train_each(args)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-/* The command `step`: whole training steps of LoRA on all linear layers, by the model, runner and optimizer that `nibble
- * train` uses, on one fixed batch of random tokens. Leaves in --out what side.py needs to do the same with transformers and
- * PEFT: batch.json, adapter/ (as it was before the first step), grads.safetensors (of the first step).
+/* The command `step`: whole training steps of LoRA on all linear layers, by the model, runner and optimizer that
+ * `nibble train` uses, on one fixed batch of random tokens. Leaves in --out what side.py needs to do the same with
+ * transformers and PEFT: batch.json, adapter/ (as it was before the first step), grads.safetensors (of the first step).
  *
- * Floating-point operations of a step are those the gradient needs, with a multiply-add as two: 4 T per weight of a linear
- * layer (forward, and the input's gradient; frozen weights have none; the first block's q, k and v need no input gradient),
- * 6 T per weight of an adapter, 4 per weight of the head and trained token, and 14 H D per pair of query and key that sees
- * it (2 products forward, 5 backward). What checkpointing computes again is not among them. */
+ * Floating-point operations of a step are those the gradient needs, with a multiply-add as two: 4 T per weight of a
+ * linear layer (forward, and the input's gradient; frozen weights have none; the first block's q, k and v need no input
+ * gradient), 6 T per weight of an adapter, 4 per weight of the head and trained token, and 14 H D per pair of query and
+ * key that sees it (2 products forward, 5 backward). What checkpointing computes again is not among them. */
 #include "tests/gpu/gpucheck.h"
 
 #include <math.h>
@@ -20,7 +20,7 @@
 #include "core/log.h"
 #include "core/mem.h"
 #include "core/rng.h"
-#include "model/safetensors.h"
+#include "model/base.h"
 #include "train/optimizer.h"
 
 enum { MAX_OPS = 32, WARM_UPS = 3 };
@@ -45,7 +45,7 @@ typedef struct run {
 
 static const char *base_name(const gc_options *o) {
     const char *slash = strrchr(o->model, '/');
-    return slash ? slash + 1 : o->model;
+    return o->name ? o->name : slash ? slash + 1 : o->model;
 }
 
 /* Random tokens in documents of unequal lengths; every next token of a document is trained on. */
@@ -60,7 +60,8 @@ static void make_batch(run *r) {
                           .segs = r->segs, .n_segs = docs};
     for (int64_t t = 0; t < T; t++) r->ids[t] = (int32_t)nb_rng_below(&rng, (uint64_t)r->base->spec.vocab);
     for (int64_t i = 0; i < docs; i++) {
-        int32_t end = (int32_t)(i == docs - 1 ? T : T * (i + 1) * (docs + i + 2) / (docs * (2 * docs + 1))), n = end - at;
+        int32_t end = (int32_t)(i == docs - 1 ? T : T * (i + 1) * (docs + i + 2) / (docs * (2 * docs + 1)));
+        const int32_t n = end - at;
         r->segs[i] = (nb_seg){at, n, at, n};
         r->pairs += (double)n * (n + 1) / 2;
         r->batch.n_trained += n - 1;
@@ -96,13 +97,15 @@ static nb_status draw_b(const nb_adapter *a) {
 
 static nb_status open_run(run *r) {
     const gc_options *o = r->o;
-    nb_base_options b = {.load_in_4bit = !strcmp(o->format, "nf4"), .double_quant = true, .quantized_cache = o->cache,
+    const bool nf4 = !strcmp(o->format, "nf4");
+    nb_base_options b = {.load_in_4bit = nf4 && !o->reinit, .double_quant = true, .quantized_cache = o->cache,
                          .reinit = o->reinit, .seed = 1};
     nb_lora_options lora = {.r = o->rank, .alpha = 2 * (double)o->rank, .seed = 1};
-    NB_TRY(gc_open(&r->dev, o->device, strcmp(o->compute, "f32") ? NB_BF16 : NB_F32));
+    NB_TRY(nb_dev_open(&r->dev, o->device, strcmp(o->compute, "f32") ? NB_BF16 : NB_F32));
     gc_count_memory(r->dev);
     double start = nb_now();
     NB_TRY(nb_base_load(&r->base, o->model, &b));
+    if (nf4 && o->reinit) NB_TRY(nb_base_to_nf4(r->base, &b));
     NB_TRY(nb_model_open(&r->model, r->base, r->dev, o->tokens, o->tokens));
     NB_TRY(nb_adapter_new(&r->adapter, r->model, &lora));
     NB_TRY(draw_b(r->adapter));
