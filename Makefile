@@ -179,8 +179,8 @@ build/gpu/gpucheck: $(GPUCHECK_OBJ) $(BUILD)/tests/gpu/device.o $(BUILD)/tests/g
 	@mkdir -p $(@D)
 	$(call run,link,$(CC) -s -o $@ $^ $(CUDA_LIBS) $(PACK_LIBS))
 
-$(BUILD)/bench/bench_%: $(BUILD)/bench/bench_%.o $(BUILD)/libnibble.a
-	$(call run,link,$(CC) -o $@ $^ $(LIBS))
+$(BUILD)/bench/bench_%: $(BUILD)/bench/bench_%.o $(CUDA_OBJ) $(BUILD)/libnibble.a $(BUILD)/cuda.txt
+	$(call run,link,$(CC) -o $@ $(filter %.o,$^) $(filter %.a,$^) $(CUDA_LIBS) $(LIBS))
 
 # Before the first file is compiled: one clear message when a library is missing.
 $(BUILD)/probed-%:

@@ -2,10 +2,12 @@
  * shapes, through the runner that training uses:
  *
  *      bench_step [seconds per model, default 5] [threads, default all] [only models whose name contains this]
+ *                 [device, default cpu]
  *
  * Every way of running a model takes its turn, round after round, and keeps its best step, so that what else the
  * machine does meets all of them alike; the first round, which touches fresh memory, does not count. On one thread
- * the time is the processor's own: other programs on the machine hardly count. Model FLOPs are those the gradient
+ * the time is the processor's own: other programs on the machine hardly count. On another device every operation is
+ * waited for, so that a step takes a little longer there than it would. Model FLOPs are those the gradient
  * needs: what checkpointing computes again is not among them. */
 #include <math.h>
 #include <stdio.h>
@@ -128,7 +130,8 @@ static nb_spec spec_of(const shape *s) {
                  .head_dim = s->head_dim, .context = TOKENS, .norm_eps = 1e-5f, .embed_scale = 1,
                  .attn_scale = (float)(1 / sqrt((double)s->head_dim)), .act = NB_ACT_SILU, .tied = true,
                  .dtype = NB_BF16, .bos = -1, .eos = -1, .init_std = 0.02f,
-                 .rope = {.kind = NB_ROPE_DEFAULT, .theta = 10000, .rot = (int)s->head_dim}};
+                 .pre_norm = true,
+                 .rope = {{.kind = NB_ROPE_DEFAULT, .theta = 10000, .attention = 1, .rot = (int)s->head_dim}}};
     must(nb_spec_check(&p, s->name));
     return p;
 }
@@ -162,6 +165,8 @@ static void free_base(nb_base *b, made *m) {
 
 /* ---- one way of running a model ---- */
 
+static const char *device = "cpu";
+
 typedef struct run {
     const struct way *way;
     nb_dev *dev;
@@ -175,15 +180,20 @@ typedef struct run {
     nb_prof_row prof[MAX_OPS], best_prof[MAX_OPS]; /* of the step at hand, of the best */
 } run;
 
+static const run *timed; /* whose device the clock waits for */
+
 static double clock_now(void) {
     struct timespec t;
-    clock_gettime(nb_threads() == 1 ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC, &t);
+    float one;
+    bool here = timed->dev->be->host_memory;
+    if (!here) must(timed->dev->be->get(timed->dev, &one, timed->adapter->data, sizeof one));
+    clock_gettime(here && nb_threads() == 1 ? CLOCK_PROCESS_CPUTIME_ID : CLOCK_MONOTONIC, &t);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
 static void open_run(run *r, const struct way *way, const nb_base *base) {
     *r = (run){.way = way, .best = 1e30};
-    must(nb_dev_open(&r->dev, "cpu", way->compute));
+    must(nb_dev_open(&r->dev, device, way->compute));
     must(nb_model_open(&r->model, base, r->dev, TOKENS, TOKENS));
     nb_lora_options o = {.r = RANK, .alpha = 2 * RANK, .seed = 1};
     must(nb_adapter_new(&r->adapter, r->model, &o));
@@ -206,6 +216,7 @@ static void close_run(run *r) {
 }
 
 static void step(run *r, const nb_batch *b) {
+    timed = r;
     double loss, norm, start = clock_now();
     memset(r->prof, 0, sizeof r->prof);
     nb_optimizer_begin(&r->optimizer);
@@ -263,6 +274,7 @@ static void report_operations(const run *r) {
            nb_dtype_name(r->way->compute), "operation", "times", "forward", "backward", "share");
     for (int i = 0; i < nb_op_count; i++) {
         const nb_prof_row *p = &r->best_prof[i];
+        if (!p->calls) continue;
         rest -= p->forward_s + p->backward_s;
         printf("    %-14s %6lld %9.2f %9.2f %5.1f %%\n", nb_ops[i]->name, (long long)p->calls, p->forward_s * 1e3,
                p->backward_s * 1e3, 100 * (p->forward_s + p->backward_s) / r->best);
@@ -289,7 +301,7 @@ static void bench_shape(const shape *s, double seconds, const double peak[2]) {
     static const nb_format formats[] = {NB_FMT_F32, NB_FMT_BF16, NB_FMT_NF4};
     for (int i = 0; i < NB_LEN(formats); i++) base[formats[i]] = base_of(s, formats[i], &embed, &m[formats[i]]);
     for (int i = 0; i < WAYS; i++)
-        if (ways[i].compute == NB_F32 || nb_dev_has_bf16("cpu")) open_run(&r[i], &ways[i], &base[ways[i].format]);
+        if (ways[i].compute == NB_F32 || nb_dev_has_bf16(device)) open_run(&r[i], &ways[i], &base[ways[i].format]);
     double end = 0;
     for (int round = 0; round < 2 || nb_now() < end; round++) {
         if (round == 1) end = nb_now() + seconds;
@@ -313,9 +325,12 @@ int main(int argc, char **argv) {
     nb_threads_set(argc > 2 ? atoi(argv[2]) : 0);
     const char *only = argc > 3 ? argv[3] : "";
     setvbuf(stdout, NULL, _IOLBF, 0);
-    const double peak[2] = {nb_measured_peak(false), nb_measured_peak(true)};
-    printf("%s, %d threads; multiply-adds in registers: f32 %.0f, bf16 %.0f GFLOP/s\n", nb_cpu_get()->name,
-           nb_threads(), peak[0] * 1e-9, peak[1] * 1e-9);
+    if (argc > 4) device = argv[4];
+    const bool here = !strcmp(device, "cpu");
+    const double peak[2] = {here ? nb_measured_peak(false) : 0, here ? nb_measured_peak(true) : 0};
+    if (!here) printf("device %s\n", device);
+    else printf("%s, %d threads; multiply-adds in registers: f32 %.0f, bf16 %.0f GFLOP/s\n", nb_cpu_get()->name,
+                nb_threads(), peak[0] * 1e-9, peak[1] * 1e-9);
     for (int i = 0; i < NB_LEN(shapes); i++)
         if (strstr(shapes[i].name, only)) bench_shape(&shapes[i], seconds, peak);
     return 0;
