@@ -33,7 +33,7 @@ has() {
     if [ "$n" -ge "${3:-1}" ]; then ok "$1"; else bad "$1" "$n rows like $2: $(grep -v '"ok"' "$rows" | tail -n 5)"; fi
 }
 has 'the machine' '"row": "machine"'
-has 'checks' '"row": "check",.*"status": "ok"' 100
+has 'checks' '"row": "check",.*"status": "ok"' 50
 is 'no check failed' "$(grep -c '"row": "check",.*"failed"' "$rows")" 0
 has 'ceilings' '"model": "ceiling"' 2
 has 'kernels against their floor' '"row": "kernel", "model": "tiny".*"of_floor"' 40
@@ -47,7 +47,7 @@ has 'what was not compared says so' '"row": "comparison".*"skipped"'
 is 'stages that ended well' "$(grep -c '"row": "stage".*"status": "ok"' "$rows")" 8
 is 'nothing of where it ran' "$(grep -c "$tmp" "$rows")" 0
 
-# ---- the comparison, on the processor in f32: equal to rounding ----
+# ---- the comparison, in f32: equal to rounding ----
 torch=${NIBBLE_TORCH:-}
 if [ -z "$torch" ]; then
     skip comparison 'NIBBLE_TORCH is not set (wanted a python with torch, transformers, peft)'
@@ -61,7 +61,7 @@ yes 'in 4 bits' "$NIBBLE" quantize --base "$tmp/llama" --out "$tmp/llama-nf4"
 compare() { # BASE MODEL FORMAT OPTION...: an agreement row in $out
     local base=$1 model=$2 format=$3; shift 3
     rm -rf "$tmp/run"; mkdir "$tmp/run"
-    "$check" step --device cpu --model "$model" --out "$tmp/run" --format "$format" --tokens 48 --docs 3 --steps 8 \
+    "$check" step --device "${on:-cpu}" --model "$model" --out "$tmp/run" --format "$format" --tokens 48 --docs 3 --steps 8 \
         --rank 4 --compute f32 --lr 1e-2 --seed 3 "$@" >"$tmp/run/rows.jsonl" || return 1
     [ -z "${spoil:-}" ] || sed -i "$spoil" "$tmp/run/batch.json"
     out=$("$torch" "$side" train "$tmp/llama" "$tmp/run" --base "$base" --quantized "$tmp/llama-nf4" 2>"$tmp/side.log" |
@@ -81,6 +81,9 @@ for base in dequantized nf4; do
     within "QLoRA, $base: losses" worst_loss_error 1e-5
     within "QLoRA, $base: gradients" worst_gradient_error 1e-4
 done
+on=emu compare dequantized "$tmp/llama-nf4" nf4
+within 'QLoRA by the GPU code: losses' worst_loss_error 1e-5
+within 'QLoRA by the GPU code: gradients' worst_gradient_error 1e-4
 spoil='s/"lr": 0.01/"lr": 0.011/' compare as-is "$tmp/llama" as-is
 if awk "BEGIN { exit !($(sed -n 's/.*"worst_loss_error": \([-0-9.e+]*\).*/\1/p' <<<"$out") > 1e-4) }"; then
     ok 'another learning rate is noticed'

@@ -86,7 +86,7 @@ look() {
 correct() {
     local family
     for family in $("$gpucheck" list); do
-        limited 240 "$gpucheck" correct --device "$device" --only "$family" || say "correct: $family failed"
+        limited 240 "$gpucheck" correct --device "$device" --only "$family" ${tiny:+--quick} || say "correct: $family failed"
     done
 }
 
