@@ -145,7 +145,7 @@ static nb_base base_of(const shape *s, nb_format format, const nb_weight *embed,
     b.final_norm = ones;
     b.layer = nb_calloc((size_t)s->layers, sizeof *b.layer);
     for (int64_t l = 0; l < s->layers; l++) {
-        for (int k = 0; k < NB_NORMS; k++) b.layer[l].norm[k] = ones;
+        for (nb_norm_slot k = 0; k < NB_NORMS; k++) b.layer[l].norm[k] = nb_spec_norm_size(&b.spec, k) ? ones : NULL;
         for (nb_slot k = 0; k < NB_SLOTS; k++) {
             int64_t rows, cols;
             nb_spec_linear_shape(&b.spec, k, &rows, &cols);
