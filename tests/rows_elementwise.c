@@ -64,6 +64,14 @@ static void fill(nb_rowtest *t, const void *arg) {
     rows_compare(t, "floats", f, want, s->n, NB_F32, ROWS_EXACT);
 }
 
+static void softcap(nb_rowtest *t, const void *arg) {
+    const flat_case *s = arg;
+    rows_tensor x = rows_input_at(t, s->skip, s->n, s->range, NB_F32);
+    for (int64_t i = 0; i < s->n; i++) x.v[i] = 3 * tanh(x.v[i] / 3);
+    rows_ok(t, t->d->k->softcap(t->d, x.p, s->n, 3));
+    rows_compare(t, "x", x.p, x.v, s->n, NB_F32, rows_rounding(NB_F32));
+}
+
 typedef struct dropout_case {
     int64_t T, C, skip;
     float p, beta;
@@ -171,6 +179,26 @@ static void rows_by_index(nb_rowtest *t, const void *arg) {
     rows_compare(t, "scaled in place", x.p, in_place, few, e, rows_rounding(e));
 }
 
+/* Rows of C inside longer ones; what stands between them stays. */
+typedef struct part_case {
+    int64_t T, C, ldy, ldx;
+    float beta;
+} part_case;
+
+static void copy_rows(nb_rowtest *t, const void *arg) {
+    const part_case *s = arg;
+    nb_dtype e = t->d->elem;
+    rows_tensor x = rows_input(t, s->T * s->ldx, 1, e), y = rows_input(t, s->T * s->ldy, 1, e);
+    int64_t skip = s->ldy - s->C; /* the last columns of y, as the second half of a fused projection */
+    for (int64_t i = 0; i < s->T * s->C; i++) {
+        double *to = &y.v[i / s->C * s->ldy + skip + i % s->C];
+        *to = x.v[i / s->C * s->ldx + i % s->C] + (double)s->beta * *to;
+    }
+    char *at = (char *)y.p + skip * nb_dtype_size(e);
+    rows_ok(t, t->d->k->copy_rows(t->d, at, s->ldy, x.p, s->ldx, s->T, s->C, s->beta));
+    rows_compare(t, "y", y.p, y.v, s->T * s->ldy, e, s->beta == 0 ? ROWS_EXACT : rows_rounding(e));
+}
+
 /* One; a few; off alignment; several blocks of whole vectors, with gates far out on either side. */
 #define FLAT(a)                                                                            \
     static const flat_case one_##a = {1, 0, 0, 4, NB_ACT_##a}, tail_##a = {13, 0, 1, 4, NB_ACT_##a}, \
@@ -190,9 +218,11 @@ static const dropout_case drop_one = {1, 1, 0, 0, 0}, drop_none = {10, 33, 0, 0,
                           drop_half = {50, 577, 1, 0.5f, 1}, drop_wide = {9, 2056, 0, 0.05f, 0};
 static const rope_case turn_small = {3, 1, 4, 2, 0}, turn_llama = {21, 3, 64, 64, 1}, turn_part = {10, 2, 80, 32, 0},
                        turn_odd = {5, 3, 22, 10, 1}, turn_none = {4, 2, 16, 0, 0}, turn_many = {3, 40, 128, 128, 0};
+static const part_case p_one = {1, 1, 1, 1, 0}, p_odd = {7, 19, 40, 23, 1}, p_half = {5, 512, 1024, 512, 0},
+                       p_model = {3, 2048, 2560, 4096, 1};
 static const index_case few = {1, 1, 1, 0}, odd = {7, 19, 129, 1}, model = {5, 9, 2048, 0}, tall = {300, 301, 24, 1};
 static const nb_rowcheck checks[] = {
-    GLU(SILU), GLU(GELU_TANH), GLU(GELU_ERF), GLU(RELU), SIZES(add), SIZES(fill),
+    GLU(SILU), GLU(GELU_TANH), GLU(GELU_ERF), GLU(RELU), SIZES(add), SIZES(fill), SIZES(softcap),
     {"dropout/one", dropout, &drop_one},
     {"dropout/none", dropout, &drop_none},
     {"dropout/few", dropout, &drop_few},
@@ -208,5 +238,9 @@ static const nb_rowcheck checks[] = {
     {"rows/odd", rows_by_index, &odd},
     {"rows/model", rows_by_index, &model},
     {"rows/tall", rows_by_index, &tall},
+    {"copy_rows/one", copy_rows, &p_one},
+    {"copy_rows/odd", copy_rows, &p_odd},
+    {"copy_rows/half", copy_rows, &p_half},
+    {"copy_rows/model", copy_rows, &p_model},
 };
 const nb_rowfamily rows_elementwise = {"elementwise", checks, NB_LEN(checks)};

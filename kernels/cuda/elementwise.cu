@@ -165,8 +165,7 @@ template <class T> nb_status fill(nb_dev *d, void *x, float value, int64_t n) {
 }
 
 __global__ void softcap_kernel(float *x, int64_t n, float cap) {
-    for (int64_t i = (int64_t)blockIdx.x * blockDim.x + threadIdx.x; i < n; i += (int64_t)gridDim.x * blockDim.x)
-        x[i] = cap * tanhf(x[i] / cap);
+    FOR_FLAT(i, 1, n) x[i] = cap * tanhf(x[i] / cap);
 }
 
 template <class T> nb_status bias_fwd(nb_dev *d, nb_elem *y, const float *bias, int64_t rows, int64_t C) {

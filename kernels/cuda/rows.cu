@@ -5,7 +5,8 @@ namespace {
 
 enum { THREADS = 256 };
 
-/* y[to[i]] = x[from[i]] * scale[i] + beta * y[to[i]], rows ldy and ldx elements apart; to, from NULL: i; scale NULL: 1. */
+/* y[to[i]] = x[from[i]] * scale[i] + beta * y[to[i]]; to, from NULL: i; scale NULL: 1. Rows are ldy and ldx elements
+ * apart. */
 template <class T, int N>
 __global__ void rows_kernel(T *y, int64_t ldy, const int32_t *to, const T *x, int64_t ldx, const int32_t *from,
                             const float *scale, int64_t rows, int64_t C, float beta) {
@@ -29,8 +30,8 @@ nb_status move_rows(nb_dev *d, nb_elem *y, int64_t ldy, const int32_t *to, const
     const int N = group_of<T>(C | ldy | ldx, y, x); /* groups are a power of two: all three must be multiples */
     const dim3 block = block_for_rows(C / N);
     auto kernel = N > 1 ? rows_kernel<T, GROUP<T>> : rows_kernel<T, 1>;
-    LAUNCH(kernel, grid_for(rows, block.y), block, 0, gpu_stream(d), (T *)y, ldy, to, (const T *)x, ldx, from, scale, rows,
-           C, beta);
+    LAUNCH(kernel, grid_for(rows, block.y), block, 0, gpu_stream(d), (T *)y, ldy, to, (const T *)x, ldx, from, scale,
+           rows, C, beta);
     return gpu_launched(d, "rows by index");
 }
 
