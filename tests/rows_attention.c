@@ -60,14 +60,15 @@ static tensors put(nb_rowtest *t, const attention_case *c, const batch *b) {
 }
 
 static void forward(nb_rowtest *t, const attention_case *c, const batch *b, const tensors *x, void *o, float *lse) {
-    rows_ok(t, t->d->k->attention_fwd(t->d, o, lse, x->q, x->k, x->v, x->segs, b->n_segs, b->Tq, b->Tk, c->H, c->KV, c->D,
-                                      scale_of(c), c->cap, c->window));
+    rows_ok(t, t->d->k->attention_fwd(t->d, o, lse, x->q, x->k, x->v, x->segs, b->n_segs, b->Tq, b->Tk, c->H, c->KV,
+                                      c->D, scale_of(c), c->cap, c->window));
 }
 
 static void backward(nb_rowtest *t, const attention_case *c, const batch *b, const tensors *x, void *dq, void *dk,
                      void *dv, float beta) {
-    rows_ok(t, t->d->k->attention_bwd(t->d, dq, beta, dk, beta, dv, beta, x->d_o, x->q, x->k, x->v, x->o, x->lse, x->segs,
-                                      b->n_segs, b->Tq, b->Tk, c->H, c->KV, c->D, scale_of(c), c->cap, c->window));
+    rows_ok(t, t->d->k->attention_bwd(t->d, dq, beta, dk, beta, dv, beta, x->d_o, x->q, x->k, x->v, x->o, x->lse,
+                                      x->segs, b->n_segs, b->Tq, b->Tk, c->H, c->KV, c->D, scale_of(c), c->cap,
+                                      c->window));
 }
 
 /* Are n elements of x the same bits as those of y? */
@@ -165,8 +166,8 @@ static void *row_at(void *p, int64_t row, int64_t columns, nb_dtype dtype) {
     return (char *)p + row * columns * (int64_t)nb_dtype_size(dtype);
 }
 
-static void expect_same_segment(nb_rowtest *t, const attention_case *c, const char *what, const tensors *x, const nb_seg *s,
-                                const tensors *y, const nb_seg *r) {
+static void expect_same_segment(nb_rowtest *t, const attention_case *c, const char *what, const tensors *x,
+                                const nb_seg *s, const tensors *y, const nb_seg *r) {
     char name[64];
     const int64_t q = c->H * c->D, k = c->KV * c->D;
     const nb_dtype e = t->d->elem;
@@ -183,35 +184,39 @@ static void expect_same_segment(nb_rowtest *t, const attention_case *c, const ch
     for (int i = 0; i < (s->qn == s->kn ? NB_LEN(parts) : 2); i++) {
         const struct part *p = &parts[i];
         snprintf(name, sizeof name, "%s of a segment %s", p->name, what);
-        expect_same(t, name, row_at(p->x, p->from_x, p->columns, p->dtype), row_at(p->y, p->from_y, p->columns, p->dtype),
-                    p->rows * p->columns, p->dtype);
+        expect_same(t, name, row_at(p->x, p->from_x, p->columns, p->dtype),
+                    row_at(p->y, p->from_y, p->columns, p->dtype), p->rows * p->columns, p->dtype);
     }
+}
+
+/* Rows `from` of x become rows `to` of y, n rows. */
+static void copy_rows(const float *y, int64_t to, const float *x, int64_t from, int64_t n, int64_t columns) {
+    memcpy((float *)(uintptr_t)y + to * columns, x + from * columns, sizeof *x * (size_t)(n * columns));
 }
 
 /* A segment in a batch, the same alone, and the same among other segments at another place. */
 static void packed(nb_rowtest *t, const void *arg) {
     const attention_case *c = arg;
-    const int at = 1;
-    const nb_seg *s = &c->segs[at];
+    const nb_seg *s = &c->segs[1];
     const nb_seg alone[] = {{0, s->qn, 0, s->kn}};
-    const nb_seg moved[] = {{0, 3, 0, 3}, {3, 1, 3, 1}, {4, s->qn, 4, s->kn}};
-    const nb_seg moved_one[] = {{0, 1, 0, 13}, {1, 1, 13, 1}, {2, s->qn, 14, s->kn}}; /* all with one query */
-    const batch whole = batch_of_case(t, c), a = batch_of(t, c, alone, 1), m = batch_of(t, c, s->qn > 1 ? moved : moved_one, 3);
-    const batch *batches[] = {&whole, &a, &m};
-    const nb_seg *places[] = {s, &alone[0], &m.segs[2]};
+    const nb_seg documents[] = {{0, 3, 0, 3}, {3, 1, 3, 1}, {4, s->qn, 4, s->kn}};
+    const nb_seg queries[] = {{0, 1, 0, 13}, {1, 1, 13, 1}, {2, s->qn, 14, s->kn}};
+    const nb_seg *moved = s->qn > 1 ? documents : queries;
+    const batch batches[] = {batch_of_case(t, c), batch_of(t, c, alone, 1), batch_of(t, c, moved, 3)};
+    const nb_seg *places[] = {s, &alone[0], &moved[2]};
     tensors x[3];
-    int64_t q = c->H * c->D, k = c->KV * c->D;
     for (int i = 0; i < 3; i++) {
-        if (i > 0) { /* the segment's own rows */
-            const nb_seg *p = places[i];
-            memcpy((float *)(uintptr_t)batches[i]->q + p->q0 * q, whole.q + s->q0 * q, sizeof(float) * (size_t)(s->qn * q));
-            memcpy((float *)(uintptr_t)batches[i]->d_o + p->q0 * q, whole.d_o + s->q0 * q, sizeof(float) * (size_t)(s->qn * q));
-            memcpy((float *)(uintptr_t)batches[i]->k + p->k0 * k, whole.k + s->k0 * k, sizeof(float) * (size_t)(s->kn * k));
-            memcpy((float *)(uintptr_t)batches[i]->v + p->k0 * k, whole.v + s->k0 * k, sizeof(float) * (size_t)(s->kn * k));
+        const batch *b = &batches[i], *from = &batches[0];
+        const nb_seg *p = places[i];
+        if (i > 0) {
+            copy_rows(b->q, p->q0, from->q, s->q0, s->qn, c->H * c->D);
+            copy_rows(b->d_o, p->q0, from->d_o, s->q0, s->qn, c->H * c->D);
+            copy_rows(b->k, p->k0, from->k, s->k0, s->kn, c->KV * c->D);
+            copy_rows(b->v, p->k0, from->v, s->k0, s->kn, c->KV * c->D);
         }
-        x[i] = put(t, c, batches[i]);
-        forward(t, c, batches[i], &x[i], x[i].o, x[i].lse);
-        if (s->qn == s->kn) backward(t, c, batches[i], &x[i], x[i].dq, x[i].dk, x[i].dv, 0);
+        x[i] = put(t, c, b);
+        forward(t, c, b, &x[i], x[i].o, x[i].lse);
+        if (s->qn == s->kn) backward(t, c, b, &x[i], x[i].dq, x[i].dk, x[i].dv, 0);
     }
     expect_same_segment(t, c, "alone", &x[1], places[1], &x[0], s);
     expect_same_segment(t, c, "elsewhere", &x[2], places[2], &x[0], s);

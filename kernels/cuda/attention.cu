@@ -20,22 +20,44 @@ __device__ __forceinline__ float softmax_step(float (&s)[KEYS / 8][4], float &la
     return shrink;
 }
 
-/* One block: M * 64 queries of one head against all keys they see, KEYS at a time. K arrives while the product with V is
- * made, V while the product with K is. */
+/* The scores of a tile of keys from key0 on, before `factor`, for rows at positions from low on; edge: some are not
+ * seen. */
+template <int M, int KEYS>
+__device__ __forceinline__ void cap_and_mask(float (&s)[M][KEYS / 8][4], bool edge, int key0, int low, float squash,
+                                             int window) {
+    int lane = threadIdx.x & 31;
+    if (squash > 0)
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int j = 0; j < KEYS / 8; j++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) s[m][j][e] = tanh_fast(s[m][j][e] * squash);
+    if (edge)
+#pragma unroll
+        for (int m = 0; m < M; m++)
+#pragma unroll
+            for (int j = 0; j < KEYS / 8; j++)
+#pragma unroll
+                for (int e = 0; e < 4; e++) {
+                    int key = key0 + j * 8 + lane % 4 * 2 + e % 2, pos = low + m * 16 + lane / 4 + e / 2 * 8;
+                    if (key > pos || key <= pos - window) s[m][j][e] = -INFINITY;
+                }
+}
+
+/* One block: M * 64 queries of one head against all keys they see, KEYS at a time. K arrives while the product with V
+ * is made, V while the product with K is. */
 template <int D, int M, int KEYS> __global__ void __launch_bounds__(MMA_THREADS) fwd_kernel(attention<bf16> a) {
     constexpr int LD = ROW_SIZE<D>, ROWS = 64 * M;
     SHARED_DYN(bf16, smem);
     bf16 *qs = smem, *ks = qs + ROWS * LD, *vs = ks + KEYS * LD;
-    int lane = threadIdx.x & 31, warp = threadIdx.x / 32, h = blockIdx.x % a.H, kv = h / (a.H / a.KV);
-    seg_tile t;
-    /* The last tiles see most keys and come first. */
-    if (!find_tile(t, a.segs, a.n_segs, gridDim.x / a.H - 1 - blockIdx.x / a.H, ROWS, false)) return;
-    const int q_stride = a.H * D, k_stride = a.KV * D, at = t.q0 + t.row;
-    const int64_t k_at = (int64_t)t.k0 * k_stride + kv * D;
-    int n = min(t.qn - t.row, ROWS), first = t.kn - t.qn + t.row, last = first + n - 1; /* positions */
-    int begin = max(first - a.window + 1, 0) / KEYS, end = last / KEYS + 1;             /* tiles of keys */
-    load_rows<D, ROWS>(qs, a.q + (int64_t)at * q_stride + h * D, q_stride, n);
-    load_rows<D, KEYS>(ks, a.k + k_at + (int64_t)begin * KEYS * k_stride, k_stride, t.kn - begin * KEYS);
+    query_tile b;
+    if (!find_queries(b, a, ROWS)) return;
+    const int q_stride = a.H * D, k_stride = a.KV * D, lane = threadIdx.x & 31, row0 = threadIdx.x / 32 * 16 * M;
+    const int64_t k_at = (int64_t)b.k0 * k_stride + b.kv * D;
+    int begin = max(b.first - a.window + 1, 0) / KEYS, end = b.last / KEYS + 1; /* tiles of keys */
+    load_rows<D, ROWS>(qs, a.q + (int64_t)b.q0 * q_stride + b.h * D, q_stride, b.n);
+    load_rows<D, KEYS>(ks, a.k + k_at + (int64_t)begin * KEYS * k_stride, k_stride, b.kn - begin * KEYS);
     cp_async_commit();
 
     float acc[M][D / 8][4], largest[M][2], sum[M][2];
@@ -45,41 +67,25 @@ template <int D, int M, int KEYS> __global__ void __launch_bounds__(MMA_THREADS)
 #pragma unroll
         for (int i = 0; i < D / 8; i++) acc[m][i][0] = acc[m][i][1] = acc[m][i][2] = acc[m][i][3] = 0;
     }
-    int row0 = warp * 16 * M, low = first + row0, high = row0 < n ? low + 16 * M - 1 : -1; /* this warp's positions */
+    int low = b.first + row0, high = row0 < b.n ? low + 16 * M - 1 : -1; /* this warp's positions */
     for (int tile = begin; tile < end; tile++) {
         int key0 = tile * KEYS;
         bool seen = key0 <= high && key0 + KEYS > low - a.window + 1;
         float s[M][KEYS / 8][4];
         cp_async_wait<0>(); /* K is there, and nobody reads V any more */
         __syncthreads();
-        load_rows<D, KEYS>(vs, a.v + k_at + (int64_t)key0 * k_stride, k_stride, t.kn - key0);
+        load_rows<D, KEYS>(vs, a.v + k_at + (int64_t)key0 * k_stride, k_stride, b.kn - key0);
         cp_async_commit();
         if (seen) product_rows<D, M, KEYS>(s, qs + row0 * LD, ks);
         cp_async_wait<0>();
         __syncthreads();
         if (tile + 1 < end)
-            load_rows<D, KEYS>(ks, a.k + k_at + (int64_t)(key0 + KEYS) * k_stride, k_stride, t.kn - key0 - KEYS);
+            load_rows<D, KEYS>(ks, a.k + k_at + (int64_t)(key0 + KEYS) * k_stride, k_stride, b.kn - key0 - KEYS);
         cp_async_commit();
         if (!seen) continue;
 
         bool edge = key0 + KEYS - 1 > low || key0 <= high - a.window;
-        if (a.squash > 0)
-#pragma unroll
-            for (int m = 0; m < M; m++)
-#pragma unroll
-                for (int j = 0; j < KEYS / 8; j++)
-#pragma unroll
-                    for (int e = 0; e < 4; e++) s[m][j][e] = tanh_fast(s[m][j][e] * a.squash);
-        if (edge)
-#pragma unroll
-            for (int m = 0; m < M; m++)
-#pragma unroll
-                for (int j = 0; j < KEYS / 8; j++)
-#pragma unroll
-                    for (int e = 0; e < 4; e++) {
-                        int key = key0 + j * 8 + lane % 4 * 2 + e % 2, pos = low + m * 16 + lane / 4 + e / 2 * 8;
-                        if (key > pos || key <= pos - a.window) s[m][j][e] = -INFINITY;
-                    }
+        cap_and_mask<M, KEYS>(s, edge, key0, low, a.squash, a.window);
         uint32_t w[M][KEYS / 16][4];
 #pragma unroll
         for (int m = 0; m < M; m++) {
@@ -104,11 +110,11 @@ template <int D, int M, int KEYS> __global__ void __launch_bounds__(MMA_THREADS)
             sum[m][e] += __shfl_xor_sync(0xffffffffu, sum[m][e], 1);
             sum[m][e] += __shfl_xor_sync(0xffffffffu, sum[m][e], 2);
             int row = row0 + m * 16 + e * 8 + lane / 4;
-            if (a.lse && lane % 4 == 0 && row < n)
-                a.lse[(int64_t)(at + row) * a.H + h] = largest[m][e] * a.factor + logf(sum[m][e]);
+            if (a.lse && lane % 4 == 0 && row < b.n)
+                a.lse[(int64_t)(b.q0 + row) * a.H + b.h] = largest[m][e] * a.factor + logf(sum[m][e]);
             sum[m][e] = 1 / sum[m][e];
         }
-    store_rows<D, M>(a.o + (int64_t)(at + row0) * q_stride + h * D, q_stride, n - row0, 0, acc, sum,
+    store_rows<D, M>(a.o + (int64_t)(b.q0 + row0) * q_stride + b.h * D, q_stride, b.n - row0, 0, acc, sum,
                      (float *)smem + row0 * LD);
 }
 
@@ -120,8 +126,8 @@ template <int D, int M, int KEYS> void launch(nb_dev *d, const attention<bf16> &
            gpu_stream(d), a);
 }
 
-/* Twice 16 queries a warp halve what is read from shared memory. Tiles such that registers suffice, and a block takes at
- * most 99 KB of shared memory, what the smallest cards have. */
+/* Twice 16 queries a warp halve what is read from shared memory. Tiles such that registers suffice, and a block takes
+ * at most 99 KB of shared memory, what the smallest cards have. */
 const struct {
     int D;
     void (*launch)(nb_dev *d, const attention<bf16> &a);
@@ -138,7 +144,8 @@ bool on_tensor_cores(nb_dev *d, const attention<bf16> &a) {
 }
 bool on_tensor_cores(nb_dev *, const attention<float> &) { return false; }
 
-/* Chosen by the shapes that all of a batch has in common, so that a sequence is computed the same way in every batch. */
+/* A step of generation, where every segment has one query, has a kernel of its own; else the head size decides. So a
+ * document takes the same kernel alone and in any pack, but for one of a single token: its o is v in each of them. */
 template <class T> void forward(nb_dev *d, attention<T> a, nb_elem *o, float *lse) {
     a.o = (T *)o, a.lse = lse;
     if (a.Tq <= a.n_segs) NB_GPU(attention_decode)(d, a);

@@ -100,6 +100,25 @@ static __device__ __forceinline__ bool find_tile(seg_tile &t, const nb_seg *segs
     return false;
 }
 
+/* A tile of queries of one head. Positions count from the first key of the segment, rows from the batch's first. */
+struct query_tile {
+    int h, kv;       /* its head, and the one of keys and values */
+    int n;           /* queries, at positions first .. last */
+    int first, last;
+    int q0, k0;      /* row of the first query; of the segment's first key */
+    int kn;          /* keys of the segment */
+};
+/* Blocks are numbered head by head for each tile; the last tiles, which see most keys, come first. */
+template <class T>
+static __device__ __forceinline__ bool find_queries(query_tile &b, const attention<T> &a, int size) {
+    seg_tile t;
+    b.h = blockIdx.x % a.H, b.kv = b.h / (a.H / a.KV);
+    if (!find_tile(t, a.segs, a.n_segs, gridDim.x / a.H - 1 - blockIdx.x / a.H, size, false)) return false;
+    b.n = min(t.qn - t.row, size), b.first = t.kn - t.qn + t.row, b.last = b.first + b.n - 1;
+    b.q0 = t.q0 + t.row, b.k0 = t.k0, b.kn = t.kn;
+    return true;
+}
+
 /* Eight elements from x on as f32, zeros after the first n. wide: there are 8 or none, at a multiple of 16 bytes. */
 template <class T> static __device__ __forceinline__ void load8(float (&f)[8], const T *x, int n, bool wide) {
     if (wide && n > 0) load(f, x);

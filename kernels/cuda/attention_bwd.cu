@@ -1,10 +1,10 @@
 /* Attention, backward: the row, and the kernels for tensor cores. With p = exp(score - lse), g = do v^T and
- * delta = sum of do * o of a query, the gradient of q.k is p (g - delta) * slope of the score. The scores are made anew,
- * once with queries that stay (dq) and once with keys that stay (dk, dv): each sum has one block and one order. */
+ * delta = sum of do * o of a query, the gradient of q.k is p (g - delta) times the slope of the score. The scores are
+ * made anew, once with queries that stay (dq) and once with keys that stay (dk, dv): each sum has one block and order. */
 #include "kernels/cuda/attention_mma.h"
 
 namespace {
-/* Each query's and head's stats. Eight lanes a query, neighbours in one head: their rows are apart, each is read whole. */
+/* Each query's and head's stats. Eight lanes a query, which read its row whole; a block has queries of one head. */
 enum { STATS_LANES = 8, STATS_THREADS = 256 };
 template <class T>
 __global__ void stats_kernel(float4 *stats, const T *d_o, const T *o, const float *lse, int64_t Tq, int H, int D) {
@@ -25,12 +25,29 @@ __global__ void stats_kernel(float4 *stats, const T *d_o, const T *o, const floa
 
 enum { OWN = 64 }; /* rows of a block's own tile: 16 a warp */
 
-/* Of one pair of a query and a key: s = q.k becomes p, g = do.v the gradient of q.k but for `scale`. */
-__device__ __forceinline__ void pair_step(float &s, float &g, bool seen, float lse2, float delta, float squash,
-                                          float factor) {
-    float x = squash > 0 ? tanh_fast(s * squash) : s;
-    s = seen ? exp2_approx(x * factor - lse2) : 0;
-    g = s * (g - delta) * (squash > 0 ? 1 - x * x : 1);
+/* Of pairs of a query and a key: s = q.k becomes p, g = do.v the gradient of q.k but for `scale`. stats(j, e) are those
+ * of the pair's query; edge: some pairs are not seen(j, e). */
+template <int B, class Stats, class Seen>
+__device__ __forceinline__ void pair_steps(float (&s)[B / 8][4], float (&g)[B / 8][4], const attention<bf16> &a,
+                                           bool edge, Stats stats, Seen seen) {
+#pragma unroll
+    for (int j = 0; j < B / 8; j++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) g[j][e] -= stats(j, e).y;
+    if (a.squash > 0)
+#pragma unroll
+        for (int j = 0; j < B / 8; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) s[j][e] = tanh_fast(s[j][e] * a.squash), g[j][e] *= 1 - s[j][e] * s[j][e];
+    if (edge)
+#pragma unroll
+        for (int j = 0; j < B / 8; j++)
+#pragma unroll
+            for (int e = 0; e < 4; e++) s[j][e] = seen(j, e) ? s[j][e] : -INFINITY;
+#pragma unroll
+    for (int j = 0; j < B / 8; j++)
+#pragma unroll
+        for (int e = 0; e < 4; e++) s[j][e] = exp2_approx(s[j][e] * a.factor2 - stats(j, e).x), g[j][e] *= s[j][e];
 }
 
 /* dq of 64 queries of one head; B keys in a tile. K and V of the next tile arrive while this one is worked on. */
@@ -38,33 +55,31 @@ template <int D, int B> __global__ void __launch_bounds__(MMA_THREADS) dq_kernel
     constexpr int LD = ROW_SIZE<D>;
     SHARED_DYN(bf16, smem);
     bf16 *qs = smem, *dos = qs + OWN * LD, *ring = dos + OWN * LD; /* ring: two pairs of tiles of K and V */
-    int lane = threadIdx.x & 31, warp = threadIdx.x / 32, h = blockIdx.x % a.H, kv = h / (a.H / a.KV);
-    seg_tile t;
-    if (!find_tile(t, a.segs, a.n_segs, gridDim.x / a.H - 1 - blockIdx.x / a.H, OWN, false)) return;
-    const int q_stride = a.H * D, k_stride = a.KV * D;
-    const int64_t at = (int64_t)t.q0 + t.row;
-    const bf16 *k = a.k + (int64_t)t.k0 * k_stride + kv * D, *v = a.v + (int64_t)t.k0 * k_stride + kv * D;
-    int n = min(t.qn - t.row, (int)OWN), first = t.kn - t.qn + t.row, last = first + n - 1; /* positions */
-    int begin = max(first - a.window + 1, 0) / B, end = last / B + 1;
+    query_tile b;
+    if (!find_queries(b, a, OWN)) return;
+    const int q_stride = a.H * D, k_stride = a.KV * D, lane = threadIdx.x & 31, row0 = threadIdx.x / 32 * 16;
+    const int64_t q_at = (int64_t)b.q0 * q_stride + b.h * D, k_at = (int64_t)b.k0 * k_stride + b.kv * D;
+    int begin = max(b.first - a.window + 1, 0) / B, end = b.last / B + 1;
     auto load_pair = [&](int tile) {
         bf16 *to = ring + tile % 2 * 2 * B * LD;
-        load_rows<D, B>(to, k + (int64_t)tile * B * k_stride, k_stride, t.kn - tile * B);
-        load_rows<D, B>(to + B * LD, v + (int64_t)tile * B * k_stride, k_stride, t.kn - tile * B);
+        const int64_t from = k_at + (int64_t)tile * B * k_stride;
+        load_rows<D, B>(to, a.k + from, k_stride, b.kn - tile * B);
+        load_rows<D, B>(to + B * LD, a.v + from, k_stride, b.kn - tile * B);
         cp_async_commit();
     };
-    load_rows<D, OWN>(qs, a.q + at * q_stride + h * D, q_stride, n);
-    load_rows<D, OWN>(dos, a.d_o + at * q_stride + h * D, q_stride, n);
+    load_rows<D, OWN>(qs, a.q + q_at, q_stride, b.n);
+    load_rows<D, OWN>(dos, a.d_o + q_at, q_stride, b.n);
     load_pair(begin);
 
-    float acc[1][D / 8][4], lse2[2], delta[2];
+    float acc[1][D / 8][4];
+    float2 stats[2];
 #pragma unroll
     for (int i = 0; i < D / 8; i++) acc[0][i][0] = acc[0][i][1] = acc[0][i][2] = acc[0][i][3] = 0;
-    int row0 = warp * 16, low = first + row0, high = min(low + 15, last);
+    int low = b.first + row0, high = row0 < b.n ? low + 15 : -1; /* this warp's positions */
 #pragma unroll
     for (int e = 0; e < 2; e++) {
         int row = row0 + lane / 4 + e * 8;
-        float4 st = row < n ? a.stats[h * a.Tq + at + row] : make_float4(0, 0, 0, 0);
-        lse2[e] = st.x, delta[e] = st.y;
+        stats[e] = row < b.n ? *(const float2 *)(a.stats + b.h * a.Tq + b.q0 + row) : make_float2(0, 0);
     }
     for (int tile = begin; tile < end; tile++) {
         int key0 = tile * B;
@@ -72,30 +87,28 @@ template <int D, int B> __global__ void __launch_bounds__(MMA_THREADS) dq_kernel
         cp_async_wait<0>();
         __syncthreads(); /* the pair is there, and nobody reads the other one any more */
         if (tile + 1 < end) load_pair(tile + 1);
-        if (low > high || key0 > high || key0 + B <= low - a.window + 1) continue;
+        if (key0 > high || key0 + B <= low - a.window + 1) continue;
         float s[1][B / 8][4], g[1][B / 8][4];
         uint32_t w[1][B / 16][4];
         product_rows<D, 1, B>(s, qs + row0 * LD, ks);
         product_rows<D, 1, B>(g, dos + row0 * LD, ks + B * LD);
-#pragma unroll
-        for (int j = 0; j < B / 8; j++)
-#pragma unroll
-            for (int e = 0; e < 4; e++) {
-                int key = key0 + j * 8 + lane % 4 * 2 + e % 2, pos = low + lane / 4 + e / 2 * 8;
-                pair_step(s[0][j][e], g[0][j][e], key <= pos && key > pos - a.window, lse2[e / 2], delta[e / 2],
-                          a.squash, a.factor2);
-            }
+        pair_steps<B>(s[0], g[0], a, key0 + B - 1 > low || key0 <= high - a.window,
+                      [&](int, int e) { return stats[e / 2]; },
+                      [&](int j, int e) {
+                          int key = key0 + j * 8 + lane % 4 * 2 + e % 2, pos = low + lane / 4 + e / 2 * 8;
+                          return key <= pos && key > pos - a.window;
+                      });
         pack_operand<B>(w[0], g[0]);
         product_add<D, 1, B>(acc, w, ks);
     }
     __syncthreads(); /* the own tiles' place serves store_rows */
     const float scale[1][2] = {{a.scale, a.scale}};
-    store_rows<D, 1>(a.dq + (at + row0) * q_stride + h * D, q_stride, n - row0, a.beta_q, acc, scale,
+    store_rows<D, 1>(a.dq + q_at + (int64_t)row0 * q_stride, q_stride, b.n - row0, a.beta_q, acc, scale,
                      (float *)smem + row0 * LD);
 }
 
-/* dk (if DK) and dv (if DV) of 64 keys of one key/value head, from all queries that see them, head by head of its group; B
- * queries in a tile. Here s and g are made with keys as rows. The queries' stats stand between the rows of Q. */
+/* dk (if DK) and dv (if DV) of 64 keys of one key/value head, from all queries that see them, head by head of its
+ * group; B queries in a tile. Here s and g are made with keys as rows. Queries' stats stand between the rows of Q. */
 template <int D, int B, bool DK, bool DV> __global__ void __launch_bounds__(MMA_THREADS) dkv_kernel(attention<bf16> a) {
     constexpr int LD = ROW_SIZE<D>;
     SHARED_DYN(bf16, smem);
@@ -139,24 +152,16 @@ template <int D, int B, bool DK, bool DV> __global__ void __launch_bounds__(MMA_
         __syncthreads();
         if (i + 1 < group * tiles) load_pair(i + 1);
         if (low > high || low >= pos0 + B || high <= pos0 - a.window) continue;
-        float s[1][B / 8][4], g[1][B / 8][4];
+        float s[1][B / 8][4], g[1][B / 8][4] = {};
         uint32_t w[1][B / 16][4];
         product_rows<D, 1, B>(s, ks + row0 * LD, qs);
         if (DK) product_rows<D, 1, B>(g, vs + row0 * LD, dos);
-#pragma unroll
-        for (int j = 0; j < B / 8; j++)
-#pragma unroll
-            for (int c = 0; c < 2; c++) {
-                int query = j * 8 + lane % 4 * 2 + c, pos = pos0 + query;
-                float2 st = *(const float2 *)(qs + query * LD + D); /* log2(e) * lse, delta */
-#pragma unroll
-                for (int e = c; e < 4; e += 2) {
-                    int key = low + lane / 4 + e / 2 * 8;
-                    if (!DK) g[0][j][e] = 0;
-                    pair_step(s[0][j][e], g[0][j][e], key <= pos && key > pos - a.window && pos < t.kn, st.x, st.y,
-                              a.squash, a.factor2);
-                }
-            }
+        pair_steps<B>(s[0], g[0], a, high > pos0 || low <= pos0 + B - 1 - a.window || pos0 + B > t.kn,
+                      [&](int j, int e) { return *(const float2 *)(qs + (j * 8 + lane % 4 * 2 + e % 2) * LD + D); },
+                      [&](int j, int e) {
+                          int key = low + lane / 4 + e / 2 * 8, pos = pos0 + j * 8 + lane % 4 * 2 + e % 2;
+                          return key <= pos && key > pos - a.window && pos < t.kn;
+                      });
         if (DV) {
             pack_operand<B>(w[0], s[0]);
             product_add<D, 1, B>(dv, w, dos);

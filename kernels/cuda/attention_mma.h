@@ -1,9 +1,9 @@
 /* Tiles and products of the attention kernels for tensor cores: mma.sync m16n8k16 in bf16 with f32 sums, whose operands
  * ldmatrix takes from shared memory ("Warp-level matrix instructions" of the PTX manual has the layouts).
  *
- * A tile's row of D elements takes D + 8 elements of shared memory. D / 8 is even, so the rows' starts are an odd number of
- * 16-byte chunks apart, and the 8 rows that ldmatrix reads at once lie in different banks. The 16 bytes between rows hold
- * a row's statistics where they are wanted. */
+ * A tile's row of D elements takes D + 8 elements of shared memory. D / 8 is even, so the rows' starts are an odd
+ * number of 16-byte chunks apart, and the 8 rows that ldmatrix reads at once lie in different banks. The 16 bytes
+ * between rows hold a row's statistics where they are wanted. */
 #pragma once
 #include "kernels/cuda/attention.h"
 
@@ -111,7 +111,8 @@ static __device__ __forceinline__ void store_rows(bf16 *to, int stride, int n, f
         uint2 *out = (uint2 *)(to + r * stride + c);
         if (beta != 0) {
             uint2 old = *out;
-            x.x += beta * bf_lo(old.x), x.y += beta * bf_hi(old.x), x.z += beta * bf_lo(old.y), x.w += beta * bf_hi(old.y);
+            x.x += beta * bf_lo(old.x), x.y += beta * bf_hi(old.x);
+            x.z += beta * bf_lo(old.y), x.w += beta * bf_hi(old.y);
         }
         *out = make_uint2(pack_bf16(x.x, x.y), pack_bf16(x.z, x.w));
     }

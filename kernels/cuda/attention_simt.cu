@@ -1,6 +1,6 @@
-/* Attention in f32 arithmetic, forward and backward, for any head size up to 256: the definition with running sums, row by
- * row. A warp has ROWS rows of its own. Of 32 rows of the other kind a lane takes one where scores are made, and all of
- * them, in their order, at its own places of D where weighted rows are added up. */
+/* Attention in f32 arithmetic, forward and backward, for any head size up to 256: the definition with running sums, row
+ * by row. A warp has ROWS rows of its own. Of 32 rows of the other kind a lane takes one where scores are made, and all
+ * of them, in their order, at its own places of D where weighted rows are added up. */
 #include "kernels/cuda/attention.h"
 
 namespace {
@@ -52,7 +52,8 @@ __device__ __forceinline__ void add_weighted(sums &sum, const float (&w)[ROWS], 
 
 /* The first n of this warp's rows, times a factor each. */
 template <class T>
-__device__ void store_rows(T *to, int64_t stride, int n, float beta, const sums &sum, const float (&factor)[ROWS], int D) {
+__device__ void store_rows(T *to, int64_t stride, int n, float beta, const sums &sum, const float (&factor)[ROWS],
+                           int D) {
 #pragma unroll
     for (int r = 0; r < ROWS; r++)
 #pragma unroll
@@ -72,34 +73,32 @@ template <class T> __device__ __forceinline__ float score(const attention<T> &a,
     return x * a.factor;
 }
 
-template <class T> __global__ void __launch_bounds__(THREADS, 4) fwd_kernel(attention<T> a) {
+template <class T> __global__ void __launch_bounds__(THREADS, 3) fwd_kernel(attention<T> a) {
     SHARED_DYN(float, smem);
     SHARED(float4, weights, [WARPS][TILE]);
     const int D = a.D, ld = row_size(D), lane = threadIdx.x & 31, warp = threadIdx.x / 32, row0 = warp * ROWS;
     float *qs = smem, *ks = qs + OWN * ld, *vs = ks + TILE * ld;
-    int h = blockIdx.x % a.H, kv = h / (a.H / a.KV);
-    seg_tile t;
-    if (!find_tile(t, a.segs, a.n_segs, gridDim.x / a.H - 1 - blockIdx.x / a.H, OWN, false)) return;
-    const int64_t q_stride = (int64_t)a.H * D, k_stride = (int64_t)a.KV * D, at = (int64_t)t.q0 + t.row;
-    const T *k = a.k + t.k0 * k_stride + kv * D, *v = a.v + t.k0 * k_stride + kv * D;
-    int n = min(t.qn - t.row, (int)OWN), first = t.kn - t.qn + t.row, last = first + n - 1;
-    load_rows(qs, a.q + at * q_stride + h * D, q_stride, n, OWN, D);
+    query_tile b;
+    if (!find_queries(b, a, OWN)) return;
+    const int64_t q_stride = (int64_t)a.H * D, k_stride = (int64_t)a.KV * D;
+    const int64_t q_at = b.q0 * q_stride + b.h * D, k_at = b.k0 * k_stride + b.kv * D;
+    load_rows(qs, a.q + q_at, q_stride, b.n, OWN, D);
 
     sums sum = {};
     float largest[ROWS], total[ROWS];
 #pragma unroll
     for (int r = 0; r < ROWS; r++) largest[r] = -INFINITY, total[r] = 0;
-    for (int tile = max(first - a.window + 1, 0) / TILE; tile <= last / TILE; tile++) {
+    for (int tile = max(b.first - a.window + 1, 0) / TILE; tile <= b.last / TILE; tile++) {
         int key0 = tile * TILE, key = key0 + lane;
         __syncthreads();
-        load_rows(ks, k + key0 * k_stride, k_stride, t.kn - key0, TILE, D);
-        load_rows(vs, v + key0 * k_stride, k_stride, t.kn - key0, TILE, D);
+        load_rows(ks, a.k + k_at + key0 * k_stride, k_stride, b.kn - key0, TILE, D);
+        load_rows(vs, a.v + k_at + key0 * k_stride, k_stride, b.kn - key0, TILE, D);
         __syncthreads();
         float s[ROWS], slope;
         products(s, qs + row0 * ld, ks, D);
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
-            int pos = first + row0 + r;
+            int pos = b.first + row0 + r;
             s[r] = key <= pos && key > pos - a.window ? score(a, s[r], slope) : -INFINITY;
             float top = fmaxf(largest[r], warp_max(s[r])), base = top == -INFINITY ? 0 : top;
             float shrink = expf(largest[r] - base);
@@ -116,60 +115,60 @@ template <class T> __global__ void __launch_bounds__(THREADS, 4) fwd_kernel(atte
     for (int r = 0; r < ROWS; r++) {
         total[r] = warp_sum(total[r]);
         inverse[r] = 1 / total[r];
-        if (a.lse && lane == 0 && row0 + r < n) a.lse[(at + row0 + r) * a.H + h] = largest[r] + logf(total[r]);
+        if (a.lse && lane == 0 && row0 + r < b.n)
+            a.lse[(int64_t)(b.q0 + row0 + r) * a.H + b.h] = largest[r] + logf(total[r]);
     }
-    store_rows(a.o + (at + row0) * q_stride + h * D, q_stride, n - row0, 0, sum, inverse, D);
+    store_rows(a.o + q_at + row0 * q_stride, q_stride, b.n - row0, 0, sum, inverse, D);
 }
 
 /* p and the gradient of q.k (over `scale`) of a query and a key: s = q.k becomes p, g = do.v the gradient. */
 template <class T>
-__device__ __forceinline__ void pair_step(const attention<T> &a, float &s, float &g, bool seen, float lse2, float delta) {
+__device__ __forceinline__ void pair_step(const attention<T> &a, float &s, float &g, bool seen, float lse2,
+                                          float delta) {
     float slope, z = score(a, s, slope);
     s = seen ? expf(z - lse2 * LN2) : 0;
     g = s * (g - delta) * slope;
 }
 
-template <class T> __global__ void __launch_bounds__(THREADS, 4) dq_kernel(attention<T> a) {
+template <class T> __global__ void __launch_bounds__(THREADS, 3) dq_kernel(attention<T> a) {
     SHARED_DYN(float, smem);
     SHARED(float4, weights, [WARPS][TILE]);
     const int D = a.D, ld = row_size(D), lane = threadIdx.x & 31, warp = threadIdx.x / 32, row0 = warp * ROWS;
     float *qs = smem, *dos = qs + OWN * ld, *ks = dos + OWN * ld, *vs = ks + TILE * ld;
-    int h = blockIdx.x % a.H, kv = h / (a.H / a.KV);
-    seg_tile t;
-    if (!find_tile(t, a.segs, a.n_segs, gridDim.x / a.H - 1 - blockIdx.x / a.H, OWN, false)) return;
-    const int64_t q_stride = (int64_t)a.H * D, k_stride = (int64_t)a.KV * D, at = (int64_t)t.q0 + t.row;
-    const T *k = a.k + t.k0 * k_stride + kv * D, *v = a.v + t.k0 * k_stride + kv * D;
-    int n = min(t.qn - t.row, (int)OWN), first = t.kn - t.qn + t.row, last = first + n - 1;
-    load_rows(qs, a.q + at * q_stride + h * D, q_stride, n, OWN, D);
-    load_rows(dos, a.d_o + at * q_stride + h * D, q_stride, n, OWN, D);
+    query_tile b;
+    if (!find_queries(b, a, OWN)) return;
+    const int64_t q_stride = (int64_t)a.H * D, k_stride = (int64_t)a.KV * D;
+    const int64_t q_at = b.q0 * q_stride + b.h * D, k_at = b.k0 * k_stride + b.kv * D;
+    load_rows(qs, a.q + q_at, q_stride, b.n, OWN, D);
+    load_rows(dos, a.d_o + q_at, q_stride, b.n, OWN, D);
 
     sums dq = {};
     float4 stats[ROWS];
 #pragma unroll
     for (int r = 0; r < ROWS; r++)
-        stats[r] = row0 + r < n ? a.stats[h * a.Tq + at + row0 + r] : make_float4(0, 0, 0, 0);
-    for (int tile = max(first - a.window + 1, 0) / TILE; tile <= last / TILE; tile++) {
+        stats[r] = row0 + r < b.n ? a.stats[b.h * a.Tq + b.q0 + row0 + r] : make_float4(0, 0, 0, 0);
+    for (int tile = max(b.first - a.window + 1, 0) / TILE; tile <= b.last / TILE; tile++) {
         int key0 = tile * TILE, key = key0 + lane;
         __syncthreads();
-        load_rows(ks, k + key0 * k_stride, k_stride, t.kn - key0, TILE, D);
-        load_rows(vs, v + key0 * k_stride, k_stride, t.kn - key0, TILE, D);
+        load_rows(ks, a.k + k_at + key0 * k_stride, k_stride, b.kn - key0, TILE, D);
+        load_rows(vs, a.v + k_at + key0 * k_stride, k_stride, b.kn - key0, TILE, D);
         __syncthreads();
         float s[ROWS], g[ROWS];
         products(s, qs + row0 * ld, ks, D);
         products(g, dos + row0 * ld, vs, D);
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
-            int pos = first + row0 + r;
+            int pos = b.first + row0 + r;
             pair_step(a, s[r], g[r], key <= pos && key > pos - a.window, stats[r].x, stats[r].y);
         }
         add_weighted(dq, g, weights[warp], ks, D);
     }
     const float scale[ROWS] = {a.scale, a.scale, a.scale, a.scale};
-    store_rows(a.dq + (at + row0) * q_stride + h * D, q_stride, n - row0, a.beta_q, dq, scale, D);
+    store_rows(a.dq + q_at + row0 * q_stride, q_stride, b.n - row0, a.beta_q, dq, scale, D);
 }
 
 /* dk and dv of OWN keys of one key/value head, from all queries that see them, head by head of its group. */
-template <class T> __global__ void __launch_bounds__(THREADS, 4) dkv_kernel(attention<T> a) {
+template <class T> __global__ void __launch_bounds__(THREADS, 3) dkv_kernel(attention<T> a) {
     SHARED_DYN(float, smem);
     SHARED(float4, weights, [WARPS][TILE]);
     const int D = a.D, ld = row_size(D), lane = threadIdx.x & 31, warp = threadIdx.x / 32, row0 = warp * ROWS;
@@ -211,7 +210,8 @@ template <class T> __global__ void __launch_bounds__(THREADS, 4) dkv_kernel(atte
     if (a.dk) store_rows(a.dk + to, k_stride, n - row0, a.beta_k, dk, scale, D);
 }
 
-template <class T> void launch(nb_dev *d, void (*kernel)(attention<T>), const attention<T> &a, int64_t blocks, int rows) {
+template <class T>
+void launch(nb_dev *d, void (*kernel)(attention<T>), const attention<T> &a, int64_t blocks, int rows) {
     const int smem = rows * row_size(a.D) * (int)sizeof(float);
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, smem);
     LAUNCH(kernel, dim3((unsigned)blocks), dim3(THREADS), smem, gpu_stream(d), a);
