@@ -42,6 +42,9 @@ static nb_status fill_vector(nb_adapter *a, nb_tensor *p, const float *v) {
 
 nb_status nb_adapter_new_full(nb_adapter **out, nb_model *m) {
     int n = 0;
+    if (m->spec->norm_kind == NB_NORM_LAYER)
+        return nb_fail(NB_EUNSUPPORTED, "adapter: full does not train models with layer norms (%s): use lora or qlora",
+                       m->spec->architecture);
     nb_model_each_linear(m, true, count_linear, &n);
     nb_adapter *a = nb_adapter_alloc(m, n + 2 + NB_NORMS * (int)m->spec->layers);
     a->full = true;

@@ -3,7 +3,7 @@
 
 static nb_status shape(nb_tape *t, nb_node *n) {
     const nb_tensor *g = n->in[0], *u = n->in[1];
-    if (g->n_dims != 2 || u->n_dims != 2 || g->d[0] != u->d[0] || g->d[1] != u->d[1])
+    if (u && (g->n_dims != 2 || u->n_dims != 2 || g->d[0] != u->d[0] || g->d[1] != u->d[1]))
         return nb_fail(NB_ESHAPE, "gate [%lld,%lld], up [%lld,%lld]: shapes must be equal", (long long)g->d[0],
                        (long long)g->d[1], (long long)u->d[0], (long long)u->d[1]);
     nb_node_out(t, n, "glu", t->dev->elem, 2, g->d[0], g->d[1]);
@@ -12,14 +12,15 @@ static nb_status shape(nb_tape *t, nb_node *n) {
 }
 
 static nb_status forward(nb_tape *t, nb_node *n) {
-    return t->dev->k->glu_fwd(t->dev, n->out[0]->data, n->in[0]->data, n->in[1]->data, nb_tensor_size(n->out[0]),
+    return t->dev->k->glu_fwd(t->dev, n->out[0]->data, n->in[0]->data, n->in[1] ? n->in[1]->data : NULL,
+                              nb_tensor_size(n->out[0]),
                               NB_ATTR(n, nb_glu_attr)->act);
 }
 
 static nb_status backward(nb_tape *t, nb_node *n) {
     const nb_tensor *g = n->in[0], *u = n->in[1];
-    return t->dev->k->glu_bwd(t->dev, g->needs_grad ? g->grad : NULL, n->beta[0], u->needs_grad ? u->grad : NULL,
-                              n->beta[1], n->out[0]->grad, g->data, u->data, nb_tensor_size(g),
+    return t->dev->k->glu_bwd(t->dev, g->needs_grad ? g->grad : NULL, n->beta[0], u && u->needs_grad ? u->grad : NULL,
+                              n->beta[1], n->out[0]->grad, g->data, u ? u->data : NULL, nb_tensor_size(g),
                               NB_ATTR(n, nb_glu_attr)->act);
 }
 
@@ -36,6 +37,7 @@ static const nb_case cases[] = {
     {"gelu tanh", {{4, 33}, {4, 33}}, &gelu_tanh, NB_OK},
     {"gelu erf", {{4, 33}, {4, 33}}, &gelu_erf, NB_OK},
     {"relu", {{4, 33}, {4, 33}}, &relu, NB_OK},
+    {"no gate", {{4, 33}, {0}}, &gelu_tanh, NB_OK},
     {"unequal", {{3, 8}, {3, 9}}, &silu, NB_ESHAPE},
 };
 

@@ -78,7 +78,7 @@ static nb_status forward(nb_tape *t, nb_node *n) {
         int64_t N = out_features(n, i);
         if (w) NB_TRY(k->gemm(t->dev, y, m(x->data, C, e), mt(w->data, C, NB_F32), T, N, C, 1, 0));
         else NB_TRY(frozen_fwd(t->dev, y, x->data, s->w, T));
-        if (bias) NB_TRY(k->bias_fwd(t->dev, y.p, bias->data, T, N));
+        if (bias) NB_TRY(k->bias_fwd(t->dev, y.p, y.dtype, bias->data, T, N));
         if (!A) continue;
         int64_t R = A->d[0];
         const nb_elem *xin;

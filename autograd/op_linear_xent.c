@@ -14,13 +14,15 @@ static int64_t chunk_rows(const nb_tape *t, int64_t vocab, int64_t n) {
 static int64_t vocab_of(const nb_node *n) {
     return n->in[1] ? n->in[1]->d[0] : NB_ATTR(n, nb_linear_xent_attr)->w->rows;
 }
-static bool head_trained(const nb_node *n) { return n->in[1] && n->in[1]->needs_grad; }
+static bool head_trained(const nb_node *n) {
+    return (n->in[1] && n->in[1]->needs_grad) || (n->in[3] && n->in[3]->needs_grad);
+}
 
 static nb_status shape(nb_tape *t, nb_node *n) {
     const nb_linear_xent_attr *a = NB_ATTR(n, nb_linear_xent_attr);
     const nb_tensor *x = n->in[0], *w = n->in[1], *rows = n->in[2];
     int64_t cols = w ? w->d[1] : a->w->cols;
-    if (x->d[1] != cols || a->n < 1 || (rows && (rows->d[0] != a->n_rows || rows->d[1] != cols)))
+    if (x->d[1] != cols || a->n < 1 || (n->in[3] && n->in[3]->d[0] != vocab_of(n)) || (rows && (rows->d[0] != a->n_rows || rows->d[1] != cols)))
         return nb_fail(NB_ESHAPE, "x [%lld,%lld], head [%lld,%lld], %lld targets", (long long)x->d[0],
                        (long long)x->d[1], (long long)vocab_of(n), (long long)cols, (long long)a->n);
     nb_node_out(t, n, "loss", NB_F32, 1, a->n, 0);
@@ -60,12 +62,13 @@ static nb_status take_room(nb_tape *t, const nb_node *n, bool grad, room *r) {
 static nb_status make_logits(nb_tape *t, nb_node *n, const room *r, int64_t first, int64_t m) {
     const nb_linear_xent_attr *a = NB_ATTR(n, nb_linear_xent_attr);
     const nb_kernels *k = t->dev->k;
-    const nb_tensor *w = n->in[1], *rows = n->in[2];
+    const nb_tensor *w = n->in[1], *rows = n->in[2], *bias = n->in[3];
     int64_t C = n->in[0]->d[1], V = vocab_of(n);
     nb_mat logits = nb_mat_of(r->logits, V, NB_F32), x = nb_mat_of(r->xg, C, t->dev->elem);
     NB_TRY(k->gather_rows(t->dev, r->xg, n->in[0]->data, a->rows + first, m, C));
     if (w) NB_TRY(k->gemm(t->dev, logits, x, nb_mat_t(w->data, C, NB_F32), m, V, C, 1, 0));
     else NB_TRY(k->weight_fwd(t->dev, logits, r->xg, a->w, m, 0));
+    if (bias) NB_TRY(k->bias_fwd(t->dev, r->logits, NB_F32, bias->data, m, V));
     if (!rows) return NB_OK;
     NB_TRY(k->gemm(t->dev, nb_mat_of(r->put, a->n_rows, NB_F32), x, nb_mat_t(rows->data, C, NB_F32), m, a->n_rows, C, 1,
                    0));
@@ -74,7 +77,7 @@ static nb_status make_logits(nb_tape *t, nb_node *n, const room *r, int64_t firs
 
 /* dx[m,C] = dlogits W (replaced columns through their own rows), and gradients of W and rows where trained. */
 static nb_status through_head(nb_tape *t, nb_node *n, nb_elem *dx, const room *r, int64_t m, float beta_w,
-                              float beta_rows) {
+                              float beta_rows, float beta_bias) {
     const nb_linear_xent_attr *a = NB_ATTR(n, nb_linear_xent_attr);
     const nb_kernels *k = t->dev->k;
     const nb_tensor *w = n->in[1], *rows = n->in[2];
@@ -84,7 +87,8 @@ static nb_status through_head(nb_tape *t, nb_node *n, nb_elem *dx, const room *r
     if (rows) NB_TRY(k->take_columns(t->dev, r->taken, r->dlogits, a->row_ids, m, V, R));
     if (w) NB_TRY(k->gemm(t->dev, to, nb_mat_of(r->dlogits, V, e), nb_mat_of(w->data, C, NB_F32), m, C, V, 1, 0));
     else NB_TRY(k->weight_bwd(t->dev, dx, r->dlogits, a->w, m, 0));
-    if (head_trained(n))
+    if (n->in[3] && n->in[3]->needs_grad) NB_TRY(k->bias_bwd(t->dev, n->in[3]->grad, r->dlogits, m, V, beta_bias));
+    if (w && w->needs_grad)
         NB_TRY(k->gemm(t->dev, nb_mat_of(w->grad, C, NB_F32), nb_mat_t(r->dlogits, V, e), x, V, C, m, 1, beta_w));
     if (!rows) return NB_OK;
     NB_TRY(k->gemm(t->dev, to, nb_mat_of(r->taken, R, e), nb_mat_of(rows->data, C, NB_F32), m, C, R, 1, 1));
@@ -104,7 +108,7 @@ static nb_status forward(nb_tape *t, nb_node *n) {
         NB_TRY(make_logits(t, n, &r, i, m));
         NB_TRY(t->dev->k->xent(t->dev, loss + i, NULL, a->argmax ? a->argmax + i : NULL, dx ? r.dlogits : NULL,
                                r.logits, a->targets + i, m, V, a->softcap));
-        if (dx) NB_TRY(through_head(t, n, nb_elem_at(dx, i * C, t->dev->elem), &r, m, 0, 0));
+        if (dx) NB_TRY(through_head(t, n, nb_elem_at(dx, i * C, t->dev->elem), &r, m, 0, 0, 0));
     }
     return NB_OK;
 }
@@ -128,7 +132,8 @@ static nb_status backward(nb_tape *t, nb_node *n) {
         NB_TRY(make_logits(t, n, &r, i, m));
         NB_TRY(k->xent(t->dev, loss, NULL, NULL, r.dlogits, r.logits, a->targets + i, m, V, a->softcap));
         NB_TRY(k->scale_rows(t->dev, r.dlogits, r.dlogits, dloss + i, m, V, 0));
-        NB_TRY(through_head(t, n, dx, &r, m, i ? 1 : n->beta[1], i ? 1 : n->beta[2]));
+        NB_TRY(through_head(t, n, dx, &r, m, i ? 1 : n->beta[1], i ? 1 : n->beta[2],
+                            i ? 1 : n->beta[3]));
         if (x->needs_grad) NB_TRY(k->scatter_rows(t->dev, x->grad, dx, a->rows + i, NULL, m, C, 1));
     }
     return NB_OK;
@@ -149,6 +154,7 @@ static const nb_case cases[] = {
     {"wide", {{7, 40}, {300, 40}, {0}}, &some, NB_OK},
     {"softcap", {{7, 6}, {11, 6}, {0}}, &capped, NB_OK},
     {"replaced rows", {{7, 6}, {11, 6}, {2, 6}}, &extra, NB_OK},
+    {"bias", {{7, 6}, {11, 6}, {0}, {11}}, &some, NB_OK},
     {"columns differ", {{7, 6}, {11, 5}, {0}}, &some, NB_ESHAPE},
 };
 

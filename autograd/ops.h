@@ -66,16 +66,22 @@ typedef struct nb_attention_attr {
 typedef struct nb_split_attr {
     int n;
     int64_t width[3];
+    int64_t groups; /* the parts take turns in so many groups, each with its share of every width (GPT-NeoX); 0, 1: whole */
 } nb_split_attr;
 
-/* y = act(gate) * up. in: gate[T,F], up[T,F]. */
+/* y = x within [-limit, limit]. */
+typedef struct nb_clamp_attr {
+    float limit;
+} nb_clamp_attr;
+
+/* y = act(gate) * up. in: gate[T,F], up[T,F] or NULL: y = act(gate). */
 typedef struct nb_glu_attr {
     nb_act act;
 } nb_glu_attr;
 
-/* loss[n]: negative log-likelihood of targets[i] at row rows[i] of x[T,C] under softmax(x W^T). in: x, W[V,C] (trained)
- * or NULL, rows[n_rows,C] or NULL (as in nb_embedding_attr). The logits are made a few rows at a time and never exist
- * whole. With a frozen head the gradient rows d loss[i]/d x are made in the same pass, unscaled, and scaled by
+/* loss[n]: negative log-likelihood of targets[i] at row rows[i] of x[T,C] under softmax(x W^T + bias). in: x, W[V,C]
+ * (trained) or NULL, rows[n_rows,C] or NULL (as in nb_embedding_attr), bias[V] or NULL. The logits are made a
+ * few rows at a time and never exist whole. With a frozen head the gradient rows d loss[i]/d x are made in the same pass, unscaled, and scaled by
  * d(loss[i]) in backward; with a trained head backward makes the logits again. */
 typedef struct nb_linear_xent_attr {
     const nb_weight *w;

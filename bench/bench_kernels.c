@@ -72,7 +72,7 @@ static void gelu_fwd(data *d) {
     nb_cpu_glu_fwd(&d->dev, d->x[0], d->x[1], d->x[2], d->m->T * d->m->F, NB_ACT_GELU_TANH);
 }
 static void add(data *d) { nb_cpu_add(&d->dev, d->x[0], d->x[1], d->x[2], d->m->T * d->m->C, 0); }
-static void bias_fwd(data *d) { nb_cpu_bias_fwd(&d->dev, d->x[0], d->w, d->m->T, d->m->C); }
+static void bias_fwd(data *d) { nb_cpu_bias_fwd(&d->dev, d->x[0], NB_F32, d->w, d->m->T, d->m->C); }
 static void bias_bwd(data *d) { nb_cpu_bias_bwd(&d->dev, d->x[0], d->x[1], d->m->T, d->m->C, 0); }
 static void gather(data *d) { nb_cpu_gather_rows(&d->dev, d->x[0], d->x[1], d->pos, d->m->T, d->m->C); }
 static void scale_rows(data *d) { nb_cpu_scale_rows(&d->dev, d->x[0], d->x[0], d->x[1], d->m->T, d->m->C, 0); }

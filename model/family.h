@@ -26,14 +26,19 @@ typedef struct nb_family {
     int64_t window;      /* sliding_window when the key is absent */
     int64_t pattern;     /* ALTERNATE: every so manyth layer sees everything */
     nb_norm_kind norm_kind;
+    bool bare_norm;      /* LAYER: norms without weights or biases in the file (OLMo) */
     bool no_pre_norm, post_norm, parallel, plain_mlp;
+    bool qkv_in_turns;   /* the rows of QKV are q, k, v of the first head, of the second, ... (GPT-NeoX) */
+    const char *parallel_key; /* ... unless this key is false */
     nb_qk_norm qk_norm;
-    const char *eps_key; /* NULL: "rms_norm_eps" */
+    bool clips_qkv;      /* reads clip_qkv */
+    const char *eps_key, *partial_key, *theta_key; /* NULL: "rms_norm_eps", "partial_rotary_factor", "rope_theta" */
     double norm_eps, norm_offset, rope_theta;
     double local_theta;  /* layers with a window have RoPE of their own, unscaled, with rope_local_base_freq or this */
     double partial;      /* partial_rotary_factor when absent; 0: the key is refused */
     int64_t no_rope_interval; /* every so manyth layer has no RoPE, unless no_rope_layers says so; 0: all have */
     nb_bias_rule qkv_bias, o_bias, mlp_bias;
+    bool attention_bias; /* the key's value when absent */
     bool head_bias;
     nb_act act;          /* when the key is absent or null */
     bool gelu_is_tanh;   /* "gelu" in the file means the tanh form: what the weights were trained with (Gemma) */

@@ -54,6 +54,26 @@ static const nb_family families[] = {
      .linear = {[NB_QKV] = "self_attn.qkv_proj", [NB_O] = "self_attn.o_proj", [NB_GATE_UP] = "mlp.gate_up_proj",
                 [NB_DOWN] = "mlp.down_proj"},
      .norm = {LLAMA_NORMS}},
+    /* Phi-1, 1.5, 2 */
+    {"phi", "PhiForCausalLM", .context = 2048, .norm_kind = NB_NORM_LAYER, .eps_key = "layer_norm_eps",
+     .norm_eps = 1e-5, .rope_theta = 1e4, .partial = 0.5, .parallel = true, .plain_mlp = true, .qkv_bias = NB_BIAS_YES,
+     .o_bias = NB_BIAS_YES, .mlp_bias = NB_BIAS_YES, .head_bias = true, .act = NB_ACT_GELU_TANH,
+     .embed = "model.embed_tokens", .final_norm = "model.final_layernorm", .head = "lm_head",
+     .layer = "model.layers.%lld.",
+     .linear = {[NB_Q] = "self_attn.q_proj", [NB_K] = "self_attn.k_proj", [NB_V] = "self_attn.v_proj",
+                [NB_O] = "self_attn.dense", [NB_UP] = "mlp.fc1", [NB_DOWN] = "mlp.fc2"},
+     .norm = {[NB_NORM1] = "input_layernorm"}},
+    {"olmo", "OlmoForCausalLM", .context = 2048, .norm_kind = NB_NORM_LAYER, .bare_norm = true, .eps_key = "", .clips_qkv = true,
+     .norm_eps = 1e-5, .rope_theta = 1e4, .mlp_bias = NB_BIAS_NO, LLAMA_NAMES, .norm = {LLAMA_NORMS}},
+    /* GPT-NeoX, Pythia */
+    {"gpt_neox", "GPTNeoXForCausalLM", .context = 2048, .norm_kind = NB_NORM_LAYER, .eps_key = "layer_norm_eps",
+     .norm_eps = 1e-5, .rope_theta = 1e4, .theta_key = "rotary_emb_base", .partial = 0.25, .partial_key = "rotary_pct",
+     .parallel = true, .parallel_key = "use_parallel_residual", .plain_mlp = true, .qkv_in_turns = true,
+     .attention_bias = true, .mlp_bias = NB_BIAS_YES, .act = NB_ACT_GELU_ERF, .embed = "gpt_neox.embed_in",
+     .final_norm = "gpt_neox.final_layer_norm", .head = "embed_out", .layer = "gpt_neox.layers.%lld.",
+     .linear = {[NB_QKV] = "attention.query_key_value", [NB_O] = "attention.dense", [NB_UP] = "mlp.dense_h_to_4h",
+                [NB_DOWN] = "mlp.dense_4h_to_h"},
+     .norm = {LLAMA_NORMS}},
 };
 
 const nb_family *nb_family_find(const char *model_type, const char *architecture) {

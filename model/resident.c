@@ -12,24 +12,30 @@ static void everything(nb_pieces *k, nb_resident *r, const nb_spec *s) {
     else nb_pieces_weight(k, &r->head);
     nb_pieces_floats(k, &r->head_bias, r->head.rows);
     nb_pieces_floats(k, &r->final_norm, s->hidden);
+    nb_pieces_floats(k, &r->final_norm_bias, s->hidden);
     for (int64_t l = 0; l < s->layers; l++) {
         nb_resident_layer *layer = &r->layer[l];
         for (int i = 0; i < NB_SLOTS; i++) {
             if (!layer->w[i].home) nb_pieces_weight(k, &layer->w[i]);
             nb_pieces_floats(k, &layer->bias[i], layer->w[i].rows);
         }
-        for (int i = 0; i < NB_NORMS; i++) nb_pieces_floats(k, &layer->norm[i], nb_spec_norm_size(s, i));
+        for (int i = 0; i < NB_NORMS; i++) {
+            nb_pieces_floats(k, &layer->norm[i], nb_spec_norm_size(s, i));
+            nb_pieces_floats(k, &layer->norm_bias[i], nb_spec_norm_size(s, i));
+        }
     }
 }
 
 /* The base's own descriptors. */
 static void borrow(nb_resident *r, const nb_base *b) {
-    *r = (nb_resident){.embed = b->embed, .head = b->head.w, .head_bias = b->head.bias, .final_norm = b->final_norm};
+    *r = (nb_resident){.embed = b->embed, .head = b->head.w, .head_bias = b->head.bias, .final_norm = b->final_norm,
+                        .final_norm_bias = b->final_norm_bias};
     r->layer = nb_calloc((size_t)b->spec.layers, sizeof *r->layer);
     for (int64_t l = 0; l < b->spec.layers; l++) {
         for (int i = 0; i < NB_SLOTS; i++)
             r->layer[l].w[i] = b->layer[l].lin[i].w, r->layer[l].bias[i] = b->layer[l].lin[i].bias;
-        for (int i = 0; i < NB_NORMS; i++) r->layer[l].norm[i] = b->layer[l].norm[i];
+        for (int i = 0; i < NB_NORMS; i++)
+            r->layer[l].norm[i] = b->layer[l].norm[i], r->layer[l].norm_bias[i] = b->layer[l].norm_bias[i];
     }
 }
 

@@ -10,12 +10,12 @@
 typedef struct nb_resident_layer {
     nb_weight w[NB_SLOTS];
     const float *bias[NB_SLOTS]; /* NULL: none */
-    const float *norm[NB_NORMS];
+    const float *norm[NB_NORMS], *norm_bias[NB_NORMS];
 } nb_resident_layer;
 
 typedef struct nb_resident {
     nb_weight embed, head; /* one copy when tied */
-    const float *head_bias, *final_norm;
+    const float *head_bias, *final_norm, *final_norm_bias;
     nb_resident_layer *layer; /* [layers] */
     nb_dev *dev;
     char *block;  /* the copy; NULL where host memory serves */

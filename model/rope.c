@@ -116,7 +116,7 @@ static nb_status read_one(nb_rope_spec *r, const nb_spec *s, const nb_family *f,
 
 static nb_status read_partial(nb_spec *s, const nb_family *f, const json_t *c, const json_t *d, const char *where) {
     double partial = f->partial > 0 ? f->partial : 1;
-    NB_TRY(nb_json_real(c, "partial_rotary_factor", &partial, where));
+    NB_TRY(nb_json_real(c, f->partial_key ? f->partial_key : "partial_rotary_factor", &partial, where));
     if (json_is_object(d)) NB_TRY(nb_json_real(d, "partial_rotary_factor", &partial, where));
     if (partial != 1 && !(f->partial > 0))
         return nb_fail(NB_EUNSUPPORTED, "%s: partial_rotary_factor is not supported for %s", where, f->architecture);
@@ -152,7 +152,7 @@ nb_status nb_spec_read_rope(nb_spec *s, const nb_family *f, const json_t *c, con
         return nb_fail(NB_EINPUT, "%s: rope scaling should be an object, not %s", where, nb_json_type(d));
     nb_rope_spec *r = &s->rope[0];
     *r = (nb_rope_spec){.theta = f->rope_theta, .factor = 1, .attention = 1, .rot = (int)s->head_dim};
-    NB_TRY(nb_json_real(c, "rope_theta", &r->theta, where));
+    NB_TRY(nb_json_real(c, f->theta_key ? f->theta_key : "rope_theta", &r->theta, where));
     if (json_is_object(json_object_get(d, "full_attention"))) { /* by kinds of layers */
         local = json_object_get(d, "sliding_attention");
         d = json_object_get(d, "full_attention");

@@ -44,7 +44,10 @@ static bool is_off(const json_t *v, double neutral) {
 /* Does this family read the key? */
 static bool reads(const nb_family *f, const char *key) {
     if (!strcmp(key, "query_pre_attn_scalar")) return f->attn_scalar > 0;
+    if (!strcmp(key, "clip_qkv")) return f->clips_qkv;
     if (!strcmp(key, "no_rope_layers")) return f->no_rope_interval > 0;
+    if (!strcmp(key, "rotary_pct")) return f->partial_key && !strcmp(f->partial_key, key);
+    if (!strcmp(key, "use_parallel_residual")) return f->parallel_key && !strcmp(f->parallel_key, key);
     return f->softcaps && strstr(key, "logit_softcapping");
 }
 
@@ -196,10 +199,10 @@ static int32_t first_id(const json_t *c, const char *key) {
 static bool bias_by(nb_bias_rule rule, bool key) { return rule == NB_BIAS_KEY ? key : rule == NB_BIAS_YES; }
 
 static nb_status read_flags(nb_spec *s, const nb_family *f, const json_t *c, const char *where) {
-    bool attention_bias = false, mlp_bias = false;
+    bool attention_bias = f->attention_bias, mlp_bias = false;
     double eps = f->norm_eps, std = 0.02, dropout = 0;
     s->tied = f->tied;
-    NB_TRY(nb_json_real(c, f->eps_key ? f->eps_key : "rms_norm_eps", &eps, where));
+    NB_TRY(nb_json_real(c, f->eps_key ? f->eps_key : "rms_norm_eps", &eps, where)); /* "": no key */
     NB_TRY(nb_json_real(c, "initializer_range", &std, where));
     NB_TRY(nb_json_real(c, "attention_dropout", &dropout, where));
     NB_TRY(nb_json_bool(c, "tie_word_embeddings", &s->tied, where));
@@ -215,10 +218,19 @@ static nb_status read_flags(nb_spec *s, const nb_family *f, const json_t *c, con
     s->pre_norm = !f->no_pre_norm;
     s->post_norm = f->post_norm;
     s->parallel = f->parallel;
+    if (f->parallel_key) NB_TRY(nb_json_bool(c, f->parallel_key, &s->parallel, where));
+    s->bare_norm = f->bare_norm;
+    s->qkv_in_turns = f->qkv_in_turns;
     s->plain_mlp = f->plain_mlp;
     s->qk_norm = f->qk_norm;
     s->init_std = (float)std;
     s->embed_scale = f->scales_embedding ? (float)sqrt((double)s->hidden) : 1;
+    if (f->clips_qkv) {
+        double clip = 0;
+        NB_TRY(nb_json_real(c, "clip_qkv", &clip, where));
+        if (!(clip >= 0) || !isfinite(clip)) return nb_fail(NB_EINPUT, "%s: clip_qkv %g is not possible", where, clip);
+        s->clip_qkv = (float)clip;
+    }
     if (dropout != 0) nb_warn("%s: attention_dropout %g is not applied", where, dropout);
     return NB_OK;
 }

@@ -49,10 +49,13 @@ typedef struct nb_spec {
     bool pre_norm, post_norm; /* norms before, and after, attention and MLP */
     bool parallel;         /* attention and MLP read the same norm; both are added to the residual at once */
     nb_qk_norm qk_norm;
+    float clip_qkv;        /* q, k, v are kept within so much; 0: no */
     int64_t window;        /* size of the sliding window of the layers that have one (layer[]), 0 = none has */
     bool tied;             /* the output head is the embedding */
     bool qkv_bias, o_bias, mlp_bias, head_bias;
     bool plain_mlp;        /* down(act(up x)): no gate */
+    bool bare_norm;        /* norms without weights */
+    bool qkv_in_turns;     /* rows of QKV: q, k, v head by head */
     nb_rope_spec rope[2];  /* of all layers; [1]: of the layers with a window where those have their own (Gemma 3) */
     nb_layer_spec layer[NB_MAX_LAYERS];
     nb_dtype dtype;        /* torch_dtype / dtype of the stored weights; NB_F32 when unnamed */

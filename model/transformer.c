@@ -67,10 +67,14 @@ static void link_weights(nb_model *m) {
         const nb_resident_layer *r = &m->weights.layer[l];
         for (int s = 0; s < NB_SLOTS; s++)
             link_linear(&m->block[l].lin[s], &b->layer[l].lin[s], &r->w[s], r->bias[s], r->w[s].rows ? site++ : 0);
-        for (int s = 0; s < NB_NORMS; s++) m->block[l].norm[s] = vector_leaf("norm", r->norm[s], nb_spec_norm_size(m->spec, s));
+        for (int s = 0; s < NB_NORMS; s++) {
+            m->block[l].norm[s] = vector_leaf("norm", r->norm[s], nb_spec_norm_size(m->spec, s));
+            m->block[l].norm_bias[s] = vector_leaf("norm bias", r->norm_bias[s], nb_spec_norm_size(m->spec, s));
+        }
     }
     link_linear(&m->head, &b->head, &m->weights.head, m->weights.head_bias, site);
     m->final_norm = vector_leaf("final norm", m->weights.final_norm, m->spec->hidden);
+    m->final_norm_bias = vector_leaf("final norm bias", m->weights.final_norm_bias, m->spec->hidden);
 }
 
 nb_status nb_model_open_shared(nb_model **out, const nb_base *base, nb_dev *dev, int64_t positions, int64_t length,
@@ -158,17 +162,20 @@ static nb_status linear(nb_tape *t, nb_tensor *x, nb_linear *const *lin, int n, 
     return nb_apply(t, &nb_op_linear, in, 1 + 4 * n, &a, out);
 }
 
-static nb_status norm(nb_model *m, nb_tape *t, nb_tensor *x, nb_tensor *frozen, nb_tensor *trained, nb_tensor **out) {
-    nb_tensor *in[2] = {x, trained ? trained : frozen};
-    nb_rmsnorm_attr a = {m->spec->norm_eps, m->spec->norm_offset};
-    return nb_apply(t, &nb_op_rmsnorm, in, 2, &a, out);
+static nb_status norm(nb_model *m, nb_tape *t, nb_tensor *x, nb_tensor *weight, nb_tensor *bias, nb_tensor **out) {
+    nb_tensor *in[3] = {x, weight, bias && bias->data ? bias : NULL};
+    nb_rmsnorm_attr rms = {m->spec->norm_eps, m->spec->norm_offset};
+    nb_layernorm_attr layer = {m->spec->norm_eps};
+    if (m->spec->norm_kind == NB_NORM_LAYER) return nb_apply(t, &nb_op_layernorm, in, 3, &layer, out);
+    return nb_apply(t, &nb_op_rmsnorm, in, 2, &rms, out);
 }
 
 /* A norm of a block, where the family has it; else out is x. */
 static nb_status block_norm(nb_model *m, nb_tape *t, int64_t l, nb_norm_slot slot, nb_tensor *x, nb_tensor **out) {
     nb_block *b = &m->block[l];
+    nb_tensor *weight = b->norm_trained[slot] ? b->norm_trained[slot] : &b->norm[slot];
     *out = x;
-    return b->norm[slot].data ? norm(m, t, x, &b->norm[slot], b->norm_trained[slot], out) : NB_OK;
+    return b->norm[slot].data ? norm(m, t, x, weight, &b->norm_bias[slot], out) : NB_OK;
 }
 
 static nb_status add(nb_tape *t, nb_tensor *x1, nb_tensor *x2, nb_tensor **out) {
@@ -187,7 +194,8 @@ static nb_status project_qkv(nb_model *m, nb_tape *t, int64_t l, nb_tensor *x, n
     nb_linear *fused[1] = {&b->lin[NB_QKV]};
     nb_tensor *y;
     NB_TRY(linear(t, x, fused, 1, &y));
-    nb_split_attr a = {3, {s->heads * s->head_dim, s->kv_heads * s->head_dim, s->kv_heads * s->head_dim}};
+    nb_split_attr a = {3, {s->heads * s->head_dim, s->kv_heads * s->head_dim, s->kv_heads * s->head_dim},
+                       s->qkv_in_turns ? s->heads : 1};
     return nb_apply(t, &nb_op_split, &y, 1, &a, qkv);
 }
 
@@ -198,6 +206,8 @@ static nb_status self_attention(nb_model *m, nb_tape *t, const nb_batch *b, nb_k
     nb_linear *o[1] = {&m->block[l].lin[NB_O]};
     nb_tensor *y[3], *mixed;
     NB_TRY(project_qkv(m, t, l, x, y));
+    nb_clamp_attr clip = {s->clip_qkv};
+    for (int i = 0; i < 3 && clip.limit > 0; i++) NB_TRY(nb_apply(t, &nb_op_clamp, &y[i], 1, &clip, &y[i]));
     NB_TRY(block_norm(m, t, l, NB_Q_NORM, y[0], &y[0]));
     NB_TRY(block_norm(m, t, l, NB_K_NORM, y[1], &y[1]));
     if (layer->rope >= 0) {
@@ -215,9 +225,14 @@ static nb_status self_attention(nb_model *m, nb_tape *t, const nb_batch *b, nb_k
     return linear(t, mixed, o, 1, out);
 }
 
-/* gate and up likewise. */
+/* gate and up likewise; or y[0] alone, for an MLP without gate. */
 static nb_status project_gate_up(nb_model *m, nb_tape *t, int64_t l, nb_tensor *x, nb_tensor **y) {
     nb_block *b = &m->block[l];
+    if (m->spec->plain_mlp) {
+        nb_linear *up[1] = {&b->lin[NB_UP]};
+        y[1] = NULL;
+        return linear(t, x, up, 1, y);
+    }
     if (!b->lin[NB_GATE_UP].w->rows) {
         nb_linear *separate[2] = {&b->lin[NB_GATE], &b->lin[NB_UP]};
         return linear(t, x, separate, 2, y);
@@ -238,8 +253,22 @@ static nb_status mlp(nb_model *m, nb_tape *t, int64_t l, nb_tensor *x, nb_tensor
     return linear(t, h, down, 1, out);
 }
 
+/* x + attention(norm1(x)) + mlp(norm2(x)); with one norm, both read it. */
+static nb_status parallel_block(nb_model *m, nb_tape *t, const nb_batch *b, nb_kv_cache *cache, int64_t l,
+                                nb_tensor **x) {
+    nb_tensor *h, *h2, *mixed, *y;
+    NB_TRY(block_norm(m, t, l, NB_NORM1, *x, &h));
+    NB_TRY(self_attention(m, t, b, cache, l, h, &mixed));
+    h2 = h;
+    if (m->block[l].norm[NB_NORM2].data) NB_TRY(block_norm(m, t, l, NB_NORM2, *x, &h2));
+    NB_TRY(mlp(m, t, l, h2, &y));
+    NB_TRY(add(t, mixed, y, &y));
+    return add(t, *x, y, x);
+}
+
 static nb_status block(nb_model *m, nb_tape *t, const nb_batch *b, nb_kv_cache *cache, int64_t l, nb_tensor **x) {
     nb_tensor *h, *y;
+    if (m->spec->parallel) return parallel_block(m, t, b, cache, l, x);
     NB_TRY(block_norm(m, t, l, NB_NORM1, *x, &h));
     NB_TRY(self_attention(m, t, b, cache, l, h, &y));
     NB_TRY(block_norm(m, t, l, NB_POST_NORM1, y, &y));
@@ -257,7 +286,7 @@ static nb_status hidden_states(nb_model *m, nb_tape *t, const nb_batch *b, nb_kv
     t->batch = b;
     NB_TRY(nb_apply(t, &nb_op_embedding, in, 2, &emb, &x));
     for (int64_t l = 0; l < m->spec->layers; l++) NB_TRY(block(m, t, b, cache, l, &x));
-    return norm(m, t, x, &m->final_norm, m->final_norm_trained, out);
+    return norm(m, t, x, m->final_norm_trained ? m->final_norm_trained : &m->final_norm, &m->final_norm_bias, out);
 }
 
 nb_status nb_model_loss(nb_model *m, nb_tape *t, const nb_batch *b, const nb_loss_rows *r, nb_graph *g) {
@@ -266,8 +295,9 @@ nb_status nb_model_loss(nb_model *m, nb_tape *t, const nb_batch *b, const nb_los
     nb_linear_xent_attr a = {.w = &m->weights.head, .rows = r->rows, .targets = r->targets, .n = r->n,
                              .softcap = m->spec->logit_softcap, .argmax = r->argmax, .row_ids = m->rows.ids_on_device,
                              .n_rows = m->rows.n};
-    nb_tensor *in[3] = {g->hidden, m->head.weight, m->rows.n ? m->rows.head : NULL};
-    return nb_apply(t, &nb_op_linear_xent, in, 3, &a, &g->loss);
+    nb_tensor *bias = m->head.bias_trained ? m->head.bias_trained : m->head.bias.data ? &m->head.bias : NULL;
+    nb_tensor *in[4] = {g->hidden, m->head.weight, m->rows.n ? m->rows.head : NULL, bias};
+    return nb_apply(t, &nb_op_linear_xent, in, 4, &a, &g->loss);
 }
 
 /* Logits of tokens whose rows are trained, over those of the frozen head. */
@@ -304,4 +334,4 @@ nb_status nb_model_logits(nb_model *m, nb_tape *t, const nb_batch *b, nb_kv_cach
                                       : NB_OK;
 }
 
-int nb_model_max_nodes(const nb_model *m) { return (int)(17 * m->spec->layers + 4); }
+int nb_model_max_nodes(const nb_model *m) { return (int)(20 * m->spec->layers + 4); }

@@ -21,6 +21,7 @@ typedef struct nb_linear {
 
 typedef struct nb_block {
     nb_linear lin[NB_SLOTS];
+    nb_tensor norm_bias[NB_NORMS];   /* of layer norms; data NULL: none */
     nb_tensor norm[NB_NORMS];        /* frozen leaves; data NULL: the family has no such norm */
     nb_tensor *norm_trained[NB_NORMS]; /* adapter: full, else NULL */
 } nb_block;
@@ -39,7 +40,7 @@ typedef struct nb_model {
     const nb_spec *spec; /* = &base->spec */
     nb_block *block;     /* [layers] */
     nb_linear head;      /* head.weight = embed_trained when tied and trained */
-    nb_tensor final_norm, *final_norm_trained, *embed_trained;
+    nb_tensor final_norm, final_norm_bias, *final_norm_trained, *embed_trained;
     nb_token_rows rows;  /* n = 0: none */
     struct nb_rope_table {
         float *cos, *sin; /* [positions, rot/2] on the device; NULL: no layer uses it */

@@ -134,6 +134,19 @@ done:
     return st;
 }
 
+/* Weight and bias of a norm; those of one without tensors are ones. */
+static nb_status norm_vectors(nb_base *b, const float **weight, const float **bias, const char *module, int64_t n) {
+    if (b->spec.bare_norm) {
+        float *ones;
+        NB_TRY(nb_base_buffer(b, (void **)&ones, (size_t)n * sizeof *ones, module));
+        for (int64_t i = 0; i < n; i++) ones[i] = 1;
+        *weight = ones;
+        return NB_OK;
+    }
+    NB_TRY(vector(b, weight, module, "weight", n));
+    return b->spec.norm_kind == NB_NORM_LAYER ? vector(b, bias, module, "bias", n) : NB_OK;
+}
+
 static nb_status load_layer(nb_base *b, int64_t l) {
     const nb_spec *s = &b->spec;
     nb_base_layer *y = &b->layer[l];
@@ -141,7 +154,7 @@ static nb_status load_layer(nb_base *b, int64_t l) {
     for (nb_norm_slot k = 0; k < NB_NORMS; k++) {
         char *module = nb_spec_norm_name(s, l, k);
         if (!module) continue;
-        nb_status st = vector(b, &y->norm[k], module, "weight", nb_spec_norm_size(s, k));
+        nb_status st = norm_vectors(b, &y->norm[k], &y->norm_bias[k], module, nb_spec_norm_size(s, k));
         free(module);
         NB_TRY(st);
     }
@@ -218,7 +231,8 @@ static nb_status load_files(nb_base *b) {
     NB_TRY(matrix(b, &b->embed, nb_spec_embed_name(s), s->vocab, s->hidden));
     if (s->tied) b->head.w = b->embed;
     else NB_TRY(matrix(b, &b->head.w, b->head.name, s->vocab, s->hidden));
-    NB_TRY(vector(b, &b->final_norm, nb_spec_final_norm_name(s), "weight", s->hidden));
+    if (s->head_bias) NB_TRY(vector(b, &b->head.bias, b->head.name, "bias", s->vocab));
+    NB_TRY(norm_vectors(b, &b->final_norm, &b->final_norm_bias, nb_spec_final_norm_name(s), s->hidden));
     for (int64_t l = 0; l < s->layers; l++) NB_TRY(load_layer(b, l));
     warn_unused(b);
     return NB_OK;

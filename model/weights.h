@@ -15,7 +15,7 @@ typedef struct nb_base_linear {
 
 typedef struct nb_base_layer {
     nb_base_linear lin[NB_SLOTS];
-    const float *norm[NB_NORMS]; /* [nb_spec_norm_size] f32; NULL: the family has no such norm */
+    const float *norm[NB_NORMS], *norm_bias[NB_NORMS]; /* [nb_spec_norm_size] f32; NULL: the family has none */
 } nb_base_layer;
 
 typedef struct nb_base {
@@ -25,7 +25,7 @@ typedef struct nb_base {
     bool quantized, double_quant, prequantized; /* linear layers are NF4; ... already so in the folder */
     nb_weight embed;       /* [V, C] f32, bf16 or f16: never quantized */
     nb_base_linear head;   /* lm_head; head.w = embed when tied */
-    const float *final_norm;
+    const float *final_norm, *final_norm_bias;
     nb_base_layer *layer;  /* [spec.layers] */
     struct nb_base_store *store; /* owns maps and buffers */
 } nb_base;

@@ -131,7 +131,7 @@ static void bias(nb_rowtest *t, const void *arg) {
     void *got = rows_target(t, y, n, e, 1);
     float *got_b = rows_target(t, db, C, NB_F32, s->beta);
     rows_reserve(t, T, C);
-    rows_ok(t, t->d->k->bias_fwd(t->d, got, b.p, T, C));
+    rows_ok(t, t->d->k->bias_fwd(t->d, got, e, b.p, T, C));
     rows_ok(t, t->d->k->bias_bwd(t->d, got_b, dy.p, T, C, s->beta));
     rows_compare(t, "y", got, y, n, e, rows_rounding(e));
     rows_compare(t, "dbias", got_b, db, C, NB_F32, rows_rounding(NB_F32));

@@ -177,7 +177,7 @@ static void elementwise_case(const void *shape) {
     double parts[] = {low, high};
     check_output("sum_squares", (float[]){low, high}, parts, 0, NULL, 2, 1e-7);
     assert_ok(nb_cpu_scale_rows(&dev, x2, x2, k, T, C, 0)); /* in place */
-    assert_ok(nb_cpu_bias_fwd(&dev, x1, bias, T, C));
+    assert_ok(nb_cpu_bias_fwd(&dev, x1, NB_F32, bias, T, C));
     check_output("bias_fwd", x1, BIASED, 0, NULL, n, 1e-6);
 }
 

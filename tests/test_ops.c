@@ -104,15 +104,27 @@ static void ref_op_attention(call *k) {
 }
 
 static void ref_op_glu(call *k) {
-    ref_glu_fwd(k->out[0], k->in[0], k->in[1], k->out_size[0], ((const nb_glu_attr *)k->c->attr)->act);
+    double *ones = nb_malloc((size_t)k->out_size[0] * sizeof *ones);
+    for (int64_t i = 0; i < k->out_size[0]; i++) ones[i] = 1;
+    ref_glu_fwd(k->out[0], k->in[0], k->in[1] ? k->in[1] : ones, k->out_size[0],
+                ((const nb_glu_attr *)k->c->attr)->act);
+    free(ones);
 }
 
 static void ref_op_split(call *k) {
     const nb_split_attr *a = k->c->attr;
-    int64_t T = rows_of(k, 0), C = cols_of(k, 0);
-    for (int64_t t = 0; t < T; t++)
-        for (int64_t i = 0, at = 0; i < a->n; at += a->width[i++])
-            memcpy(k->out[i] + t * a->width[i], k->in[0] + t * C + at, (size_t)a->width[i] * sizeof(double));
+    int64_t groups = a->groups > 1 ? a->groups : 1, rows = rows_of(k, 0) * groups, C = cols_of(k, 0) / groups;
+    for (int64_t t = 0; t < rows; t++)
+        for (int64_t i = 0, at = 0; i < a->n; i++) {
+            int64_t part = a->width[i] / groups;
+            memcpy(k->out[i] + t * part, k->in[0] + t * C + at, (size_t)part * sizeof(double));
+            at += part;
+        }
+}
+
+static void ref_op_clamp(call *k) {
+    double limit = (double)((const nb_clamp_attr *)k->c->attr)->limit;
+    for (int64_t i = 0; i < k->out_size[0]; i++) k->out[0][i] = fmax(-limit, fmin(limit, k->in[0][i]));
 }
 
 static void ref_op_add(call *k) {
@@ -128,6 +140,7 @@ static void ref_op_linear_xent(call *k) {
         ref_product_nt(logits, x, k->in[1], 1, V, C, 1, false);
         for (int64_t j = 0; j < a->n_rows && k->in[2]; j++)
             ref_product_nt(logits + a->row_ids[j], x, k->in[2] + j * C, 1, 1, C, 1, false);
+        for (int64_t v = 0; v < V && k->in[3]; v++) logits[v] += k->in[3][v];
         for (int64_t v = 0; v < V && a->softcap > 0; v++)
             logits[v] = (double)a->softcap * tanh(logits[v] / (double)a->softcap);
         double max = logits[0], sum = 0;
@@ -140,7 +153,8 @@ static void ref_op_linear_xent(call *k) {
 
 static const struct { const char *name; void (*forward)(call *k); } references[] = {
     {"embedding", ref_embedding}, {"linear", ref_linear}, {"rmsnorm", ref_op_rmsnorm},
-    {"layernorm", ref_op_layernorm}, {"rope", ref_op_rope}, {"attention", ref_op_attention}, {"glu", ref_op_glu}, {"split", ref_op_split},
+    {"layernorm", ref_op_layernorm}, {"rope", ref_op_rope}, {"attention", ref_op_attention}, {"glu", ref_op_glu},
+    {"split", ref_op_split}, {"clamp", ref_op_clamp},
     {"add", ref_op_add}, {"linear_xent", ref_op_linear_xent},
 };
 
@@ -197,7 +211,8 @@ static void give_back(nb_dev *d, const nb_tensor *x, void *p) {
 /* How many of the first inputs are activations; the others are parameters, which are always F32. */
 static int activations(const nb_op *op) {
     static const struct { const char *name; int n; } known[] = {
-        {"embedding", 0}, {"linear", 1}, {"rmsnorm", 1}, {"layernorm", 1}, {"rope", 2}, {"attention", 3}, {"glu", 2}, {"split", 1},
+        {"embedding", 0}, {"linear", 1}, {"rmsnorm", 1}, {"layernorm", 1}, {"rope", 2}, {"attention", 3}, {"glu", 2},
+        {"split", 1}, {"clamp", 1},
         {"add", 2}, {"linear_xent", 1},
     };
     for (int i = 0; i < NB_LEN(known); i++)
@@ -221,7 +236,9 @@ static void open_case(bench_case *b, nb_dev *dev, const nb_op *op, const nb_case
     /* operations with optional inputs take them all */
     if (!strcmp(op->name, "linear")) n = 1 + 4 * ((const nb_linear_attr *)c->attr)->n;
     if (!strcmp(op->name, "embedding")) n = 2;
-    if (!strcmp(op->name, "linear_xent") || !strcmp(op->name, "layernorm")) n = 3;
+    if (!strcmp(op->name, "layernorm")) n = 3;
+    if (!strcmp(op->name, "linear_xent")) n = 4;
+    if (!strcmp(op->name, "glu")) n = 2;
     b->k.n_in = n;
     for (int i = 0; i < n; i++) {
         int64_t rows = c->in[i][0], cols = c->in[i][1], size = rows * (cols ? cols : 1);

@@ -262,7 +262,7 @@ static void vectors(void **state) {
     assert_true(s.rope[0].kind == NB_ROPE_LLAMA3 && s.rope[0].original_context == 32 && s.head_dim == 16 && s.tied);
     assert_ok(nb_spec_load(&s, VECTORS("tiny/mistral")));
     assert_int_equal(s.window, 8);
-    static const char *const later[] = {"mixtral", "olmo", "phi2"};
+    static const char *const later[] = {"mixtral", "qwen2_moe"};
     for (int i = 0; i < NB_LEN(later); i++) {
         char *rel = nb_asprintf("tiny/%s", later[i]);
         assert_fails(nb_spec_load(&s, VECTORS(rel)), NB_EUNSUPPORTED, later[i]);

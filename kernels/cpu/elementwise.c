@@ -23,7 +23,8 @@ nb_status nb_cpu_add(nb_dev *d, nb_elem *y_, const nb_elem *x1_, const nb_elem *
     return NB_OK;
 }
 
-nb_status nb_cpu_bias_fwd(nb_dev *d, nb_elem *y_, const float *bias, int64_t T, int64_t C) {
+nb_status nb_cpu_bias_fwd(nb_dev *d, void *y_, nb_dtype dtype, const float *bias, int64_t T, int64_t C) {
+    NB_ASSERT(dtype == NB_F32);
     float *y = y_;
     (void)d;
 #pragma omp parallel for schedule(static)
@@ -105,5 +106,27 @@ nb_status nb_cpu_fill(nb_dev *d, void *x_, nb_dtype dtype, float value, int64_t 
     float *x = x_;
 #pragma omp parallel for simd schedule(static)
     for (int64_t i = 0; i < n; i++) x[i] = value;
+    return NB_OK;
+}
+
+nb_status nb_cpu_clamp_fwd(nb_dev *d, nb_elem *y_, const nb_elem *x_, int64_t n, float limit) {
+    (void)d;
+    float *y = y_;
+    const float *x = x_;
+#pragma omp parallel for simd schedule(static)
+    for (int64_t i = 0; i < n; i++) y[i] = x[i] > limit ? limit : x[i] < -limit ? -limit : x[i];
+    return NB_OK;
+}
+
+nb_status nb_cpu_clamp_bwd(nb_dev *d, nb_elem *dx_, float beta, const nb_elem *dy_, const nb_elem *x_, int64_t n,
+                           float limit) {
+    (void)d;
+    float *dx = dx_;
+    const float *dy = dy_, *x = x_;
+#pragma omp parallel for schedule(static)
+    for (int64_t i = 0; i < n; i++) {
+        float g = x[i] >= -limit && x[i] <= limit ? dy[i] : 0;
+        dx[i] = beta != 0 ? g + beta * dx[i] : g;
+    }
     return NB_OK;
 }

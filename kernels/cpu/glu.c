@@ -10,7 +10,8 @@ nb_status nb_cpu_glu_fwd(nb_dev *d, nb_elem *y_, const nb_elem *gate_, const nb_
     (void)d;
     const nb_simd *v = nb_simd_get();
 #pragma omp parallel for schedule(static)
-    for (int64_t i = 0; i < n; i += PART) v->glu_fwd(y + i, gate + i, up + i, n - i < PART ? n - i : PART, act);
+    for (int64_t i = 0; i < n; i += PART)
+        v->glu_fwd(y + i, gate + i, up ? up + i : NULL, n - i < PART ? n - i : PART, act);
     return NB_OK;
 }
 
@@ -22,7 +23,7 @@ nb_status nb_cpu_glu_bwd(nb_dev *d, nb_elem *dgate_, float beta_gate, nb_elem *d
     const nb_simd *v = nb_simd_get();
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n; i += PART)
-        v->glu_bwd(dgate ? dgate + i : NULL, beta_gate, dup ? dup + i : NULL, beta_up, dy + i, gate + i, up + i,
+        v->glu_bwd(dgate ? dgate + i : NULL, beta_gate, dup ? dup + i : NULL, beta_up, dy + i, gate + i, up ? up + i : NULL,
                    n - i < PART ? n - i : PART, act);
     return NB_OK;
 }

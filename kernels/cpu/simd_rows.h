@@ -88,7 +88,8 @@ NB_INLINE vf act_value(nb_act act, vf x, vf *slope) {
 NB_INLINE void glu_forward(float *y, const float *gate, const float *up, int64_t n, nb_act act) {
     for (int64_t i = 0; i < n; i += NB_VW) {
         vf slope;
-        v_store_n(y + i, act_value(act, v_load_n(gate + i, n - i), &slope) * v_load_n(up + i, n - i), n - i);
+        vf v = act_value(act, v_load_n(gate + i, n - i), &slope);
+        v_store_n(y + i, up ? v * v_load_n(up + i, n - i) : v, n - i);
     }
 }
 
@@ -96,7 +97,7 @@ NB_INLINE void glu_backward(float *dgate, float beta_gate, float *dup, float bet
                             const float *gate, const float *up, int64_t n, nb_act act) {
     for (int64_t i = 0; i < n; i += NB_VW) {
         vf slope, v = act_value(act, v_load_n(gate + i, n - i), &slope), g = v_load_n(dy + i, n - i);
-        vf dg = g * v_load_n(up + i, n - i) * slope; /* read before dup may overwrite it */
+        vf dg = up ? g * v_load_n(up + i, n - i) * slope : g * slope; /* read before dup may overwrite it */
         if (dup) put(dup + i, g * v, beta_up, n - i);
         if (dgate) put(dgate + i, dg, beta_gate, n - i);
     }

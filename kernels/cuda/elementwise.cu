@@ -36,10 +36,10 @@ __global__ void glu_fwd_kernel(T *y, const T *gate, const T *up, int64_t n, nb_a
     FOR_FLAT(i, N, n) {
         float g[N], u[N], slope;
         load(g, gate + i);
-        load(u, up + i);
+        if (up) load(u, up + i);
         for (int k = 0; k < N; k++) {
             activate(g[k], slope, act);
-            u[k] *= g[k];
+            u[k] = up ? u[k] * g[k] : g[k];
         }
         store(y + i, u);
     }
@@ -51,11 +51,11 @@ __global__ void glu_bwd_kernel(T *dgate, float beta_gate, T *dup, float beta_up,
     FOR_FLAT(i, N, n) {
         float g[N], u[N], v[N], slope;
         load(g, gate + i);
-        load(u, up + i);
+        if (up) load(u, up + i);
         load(v, dy + i);
         for (int k = 0; k < N; k++) {
             activate(g[k], slope, act);
-            u[k] *= v[k] * slope;
+            u[k] = (up ? u[k] : 1) * v[k] * slope;
             g[k] *= v[k];
         }
         if (dgate) put(dgate + i, u, beta_gate);
@@ -164,11 +164,49 @@ template <class T> nb_status fill(nb_dev *d, void *x, float value, int64_t n) {
     return gpu_launched(d, "fill");
 }
 
+template <class T, int N> __global__ void clamp_fwd_kernel(T *y, const T *x, int64_t n, float limit) {
+    FOR_FLAT(i, N, n) {
+        float v[N];
+        load(v, x + i);
+        for (int k = 0; k < N; k++) v[k] = v[k] > limit ? limit : v[k] < -limit ? -limit : v[k];
+        store(y + i, v);
+    }
+}
+
+template <class T, int N>
+__global__ void clamp_bwd_kernel(T *dx, float beta, const T *dy, const T *x, int64_t n, float limit) {
+    FOR_FLAT(i, N, n) {
+        float g[N], v[N];
+        load(g, dy + i);
+        load(v, x + i);
+        for (int k = 0; k < N; k++) g[k] = v[k] >= -limit && v[k] <= limit ? g[k] : 0;
+        put(dx + i, g, beta);
+    }
+}
+
+template <class T> nb_status clamp_fwd(nb_dev *d, nb_elem *y, const nb_elem *x, int64_t n, float limit) {
+    if (!n) return NB_OK;
+    const int N = group_of<T>(n, y, x);
+    auto kernel = N > 1 ? clamp_fwd_kernel<T, GROUP<T>> : clamp_fwd_kernel<T, 1>;
+    LAUNCH(kernel, grid_for(n / N, THREADS), THREADS, 0, gpu_stream(d), (T *)y, (const T *)x, n, limit);
+    return gpu_launched(d, "clamp_fwd");
+}
+
+template <class T>
+nb_status clamp_bwd(nb_dev *d, nb_elem *dx, float beta, const nb_elem *dy, const nb_elem *x, int64_t n, float limit) {
+    if (!n) return NB_OK;
+    const int N = group_of<T>(n, dx, dy, x);
+    auto kernel = N > 1 ? clamp_bwd_kernel<T, GROUP<T>> : clamp_bwd_kernel<T, 1>;
+    LAUNCH(kernel, grid_for(n / N, THREADS), THREADS, 0, gpu_stream(d), (T *)dx, beta, (const T *)dy, (const T *)x, n,
+           limit);
+    return gpu_launched(d, "clamp_bwd");
+}
+
 __global__ void softcap_kernel(float *x, int64_t n, float cap) {
     FOR_FLAT(i, 1, n) x[i] = cap * tanhf(x[i] / cap);
 }
 
-template <class T> nb_status bias_fwd(nb_dev *d, nb_elem *y, const float *bias, int64_t rows, int64_t C) {
+template <class T> nb_status bias_fwd(nb_dev *d, void *y, const float *bias, int64_t rows, int64_t C) {
     if (!rows || !C) return NB_OK;
     const int N = group_of<T>(C, y, bias);
     const dim3 block = block_for_rows(C / N);
@@ -211,8 +249,8 @@ extern "C" nb_status NB_GPU(fill)(nb_dev *d, void *x, nb_dtype dtype, float valu
     return dtype == NB_BF16 ? fill<bf16>(d, x, value, n) : fill<float>(d, x, value, n);
 }
 
-extern "C" nb_status NB_GPU(bias_fwd)(nb_dev *d, nb_elem *y, const float *bias, int64_t T, int64_t C) {
-    return BY_ELEM(bias_fwd, d, y, bias, T, C);
+extern "C" nb_status NB_GPU(bias_fwd)(nb_dev *d, void *y, nb_dtype dtype, const float *bias, int64_t T, int64_t C) {
+    return dtype == NB_BF16 ? bias_fwd<bf16>(d, y, bias, T, C) : bias_fwd<float>(d, y, bias, T, C);
 }
 
 extern "C" nb_status NB_GPU(dropout)(nb_dev *d, nb_elem *y, const nb_elem *x, const uint32_t *sample,
@@ -225,4 +263,13 @@ extern "C" nb_status NB_GPU(softcap)(nb_dev *d, float *x, int64_t n, float cap) 
     if (!n) return NB_OK;
     LAUNCH(softcap_kernel, grid_for(n, THREADS), THREADS, 0, gpu_stream(d), x, n, cap);
     return gpu_launched(d, "softcap");
+}
+
+extern "C" nb_status NB_GPU(clamp_fwd)(nb_dev *d, nb_elem *y, const nb_elem *x, int64_t n, float limit) {
+    return BY_ELEM(clamp_fwd, d, y, x, n, limit);
+}
+
+extern "C" nb_status NB_GPU(clamp_bwd)(nb_dev *d, nb_elem *dx, float beta, const nb_elem *dy, const nb_elem *x, int64_t n,
+                                       float limit) {
+    return BY_ELEM(clamp_bwd, d, dx, beta, dy, x, n, limit);
 }
