@@ -117,7 +117,7 @@ __global__ void __launch_bounds__(THREADS) f32_kernel(output c, strided x, strid
         const int64_t row = (m0 + tm + i) * c.ld, col = n0 + tn;
         if (m0 + tm + i >= c.M) break;
         if (c.wide && col + 4 <= c.N) {
-            put4(c, row + col, make_float4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]));
+            put4(c, row + col, make_float4(acc[i][0], acc[i][1], acc[i][2], acc[i][3]), get4(c, row + col));
             continue;
         }
 #pragma unroll

@@ -29,7 +29,7 @@ static inline small small_of(const nb_mat &m, bool kc, int64_t O, int64_t K) {
  * has one column of them and every THREADS / width-th row. */
 template <int H, int W, int THREADS> struct staged {
     static_assert(H * W % THREADS == 0 && THREADS % H == 0 && THREADS % W == 0, "the same column in every row");
-    bf16 v[H * W / THREADS];
+    uint32_t bits[H * W / THREADS]; /* as they lie in memory: nothing waits for them before `write` */
     __device__ __forceinline__ void read(const small &s, int64_t o0, int64_t k0) {
         const int width = s.kc ? W : H, row = threadIdx.x / width, col = threadIdx.x % width, apart = THREADS / width;
         const int64_t row0 = (s.kc ? o0 : k0) + row, col0 = (s.kc ? k0 : o0) + col;
@@ -38,16 +38,17 @@ template <int H, int W, int THREADS> struct staged {
         int64_t at = row0 * s.ld + col0;
 #pragma unroll
         for (int i = 0; i < H * W / THREADS; i++, at += apart * s.ld) {
-            v[i] = __float2bfloat16(0);
-            if (i * apart < rows) v[i] = s.f32 ? __float2bfloat16(((const float *)s.p)[at]) : ((const bf16 *)s.p)[at];
+            bits[i] = 0;
+            if (i * apart < rows) bits[i] = s.f32 ? ((const uint32_t *)s.p)[at] : ((const uint16_t *)s.p)[at];
         }
     }
-    __device__ __forceinline__ void write(bf16 *tile, bool kc) const {
+    __device__ __forceinline__ void write(bf16 *tile, const small &s) const {
 #pragma unroll
         for (int i = 0; i < H * W / THREADS; i++) {
             const int at = i * THREADS + threadIdx.x;
-            if (kc) tile_at<W>(tile, at / W, at % W / 8)[at % 8] = v[i];
-            else tile_at<H>(tile, at / H, at % H / 8)[at % 8] = v[i];
+            const float v = __uint_as_float(s.f32 ? bits[i] : bits[i] << 16);
+            if (s.kc) tile_at<W>(tile, at / W, at % W / 8)[at % 8] = __float2bfloat16(v);
+            else tile_at<H>(tile, at / H, at % H / 8)[at % 8] = __float2bfloat16(v);
         }
     }
 };
@@ -89,7 +90,7 @@ narrow_kernel(output c, float *part, operand big, small y, int64_t M, int64_t N,
 #pragma unroll 1
     for (int s = 0; s < STAGES - 1; s++) {
         load(s);
-        if (s < steps) ahead.write(tiles + s * STAGE + NARROW_BIG, y.kc);
+        if (s < steps) ahead.write(tiles + s * STAGE + NARROW_BIG, y);
     }
 #pragma unroll 1
     for (int step = 0; step < steps; step++) {
@@ -109,7 +110,7 @@ narrow_kernel(output c, float *part, operand big, small y, int64_t M, int64_t N,
 #pragma unroll
             for (int j = 0; j < NT; j++) mma_m16n8k16_bf16(acc[j], a, b[j / 2] + j % 2 * 2, acc[j]);
         }
-        if (step + STAGES - 1 < steps) ahead.write(tiles + (step + STAGES - 1) % STAGES * STAGE + NARROW_BIG, y.kc);
+        if (step + STAGES - 1 < steps) ahead.write(tiles + (step + STAGES - 1) % STAGES * STAGE + NARROW_BIG, y);
     }
     cp_async_wait<0>();
     __syncthreads();
@@ -198,8 +199,8 @@ template <int BK> __global__ void __launch_bounds__(SHORT_THREADS) short_kernel(
     staged<SHORT_N, BK, SHORT_THREADS> sy;
     sx.read(x, m0, 0);
     sy.read(y, n0, 0);
-    sx.write(tx, x.kc);
-    sy.write(ty, y.kc);
+    sx.write(tx, x);
+    sy.write(ty, y);
     __syncthreads();
     float acc[2][4][4];
 #pragma unroll

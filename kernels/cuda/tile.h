@@ -86,25 +86,18 @@ static __device__ __forceinline__ void put(const output &o, int64_t i, float sum
     else ((bf16 *)o.p)[i] = __float2bfloat16(o.beta != 0 ? v + o.beta * __bfloat162float(((bf16 *)o.p)[i]) : v);
 }
 
-/* Four elements in sequence. */
-static __device__ __forceinline__ void put4(const output &o, int64_t i, const float4 &sum) {
-    float v[4] = {o.alpha * sum.x, o.alpha * sum.y, o.alpha * sum.z, o.alpha * sum.w};
-    if (o.f32) {
-        float4 *p = (float4 *)((float *)o.p + i);
-        if (o.beta != 0) {
-            const float4 old = *p;
-            v[0] += o.beta * old.x, v[1] += o.beta * old.y, v[2] += o.beta * old.z, v[3] += o.beta * old.w;
-        }
-        *p = make_float4(v[0], v[1], v[2], v[3]);
-    } else {
-        uint2 *p = (uint2 *)((bf16 *)o.p + i);
-        if (o.beta != 0) {
-            const uint2 old = *p;
-            v[0] += o.beta * bf_lo(old.x), v[1] += o.beta * bf_hi(old.x);
-            v[2] += o.beta * bf_lo(old.y), v[3] += o.beta * bf_hi(old.y);
-        }
-        *p = make_uint2(pack_bf16(v[0], v[1]), pack_bf16(v[2], v[3]));
-    }
+/* Four elements in sequence, as get4 found them where beta is not 0. */
+static __device__ __forceinline__ float4 get4(const output &o, int64_t i) {
+    if (o.beta == 0) return make_float4(0, 0, 0, 0);
+    if (o.f32) return *(const float4 *)((const float *)o.p + i);
+    const uint2 u = *(const uint2 *)((const bf16 *)o.p + i);
+    return make_float4(bf_lo(u.x), bf_hi(u.x), bf_lo(u.y), bf_hi(u.y));
+}
+static __device__ __forceinline__ void put4(const output &o, int64_t i, const float4 &sum, const float4 &old) {
+    const float x = o.alpha * sum.x + o.beta * old.x, y = o.alpha * sum.y + o.beta * old.y;
+    const float z = o.alpha * sum.z + o.beta * old.z, w = o.alpha * sum.w + o.beta * old.w;
+    if (o.f32) *(float4 *)((float *)o.p + i) = make_float4(x, y, z, w);
+    else *(uint2 *)((bf16 *)o.p + i) = make_uint2(pack_bf16(x, y), pack_bf16(z, w));
 }
 
 /* Writes a warp's sums, MT x NT fragments of 16 x 8, to rows m0.. and columns n0.. of the output. They go through
@@ -114,11 +107,18 @@ template <int NT> constexpr int OUT_STAGE = 16 * (NT * 8 + 8);
 template <int MT, int NT>
 static __device__ __forceinline__ void tile_out(const output &o, float *stage, const float (&acc)[MT][NT][4],
                                                 int64_t m0, int64_t n0) {
-    constexpr int PITCH = NT * 8 + 8, QUADS = NT * 2; /* a pitch of 8 banks: fragments' stores do not collide */
-    static_assert(PITCH % 32 == 8, "NT is a multiple of 4");
+    constexpr int PITCH = NT * 8 + 8; /* 8 banks to the next row: fragments' stores do not collide */
+    constexpr int QUADS = NT * 2, EACH = 16 * QUADS / 32; /* of a row; of a lane */
+    static_assert(PITCH % 32 == 8 && 32 % QUADS == 0, "NT is 4");
     const int lane = threadIdx.x & 31, g = lane >> 2, c = lane & 3;
 #pragma unroll
     for (int m = 0; m < MT; m++) {
+        float4 old[EACH]; /* all on their way before the first is used */
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            const int64_t r = m0 + 16 * m + (i * 32 + lane) / QUADS, col = n0 + 4 * (lane % QUADS);
+            if (r < o.M && col + 4 <= o.N && o.wide) old[i] = get4(o, r * o.ld + col);
+        }
         __syncwarp();
 #pragma unroll
         for (int n = 0; n < NT; n++)
@@ -128,13 +128,13 @@ static __device__ __forceinline__ void tile_out(const output &o, float *stage, c
                     make_float2(acc[m][n][2 * h], acc[m][n][2 * h + 1]);
         __syncwarp();
 #pragma unroll
-        for (int i = 0; i < 16 * QUADS / 32; i++) {
-            const int at = i * 32 + lane, row = at / QUADS, quad = at % QUADS;
+        for (int i = 0; i < EACH; i++) {
+            const int row = (i * 32 + lane) / QUADS, quad = lane % QUADS;
             const int64_t r = m0 + 16 * m + row, col = n0 + 4 * quad;
             const float4 v = *(const float4 *)(stage + row * PITCH + 4 * quad);
             if (r >= o.M || col >= o.N) continue;
             if (o.wide && col + 4 <= o.N) {
-                put4(o, r * o.ld + col, v);
+                put4(o, r * o.ld + col, v, old[i]);
                 continue;
             }
             const float each[4] = {v.x, v.y, v.z, v.w};
