@@ -61,6 +61,14 @@ static void same_for_any_rows(nb_rowtest *t, const void *arg) {
     }
 }
 
+/* Decoded inside the product, where the device can. */
+static void fused(nb_rowtest *t, const void *arg) {
+    bool has = nb_dev_set_gemm(t->d, "fused") == NB_OK;
+    rows_weight_products(t, arg);
+    decodes(t, arg);
+    if (has) rows_ok(t, nb_dev_set_gemm(t->d, NULL));
+}
+
 #define NF4(size, nested, dtype) {NB_FMT_NF4, size, nested, dtype}
 static const weight_case one = {1, 1, NF4(64, false, NB_BF16)}, odd = {7, 33, NF4(64, true, NB_BF16)},
                          straddling = {33, 129, NF4(64, true, NB_F16)},
@@ -87,6 +95,10 @@ static const nb_rowcheck checks[] = {
     {"products/small_blocks", rows_weight_products, &small_blocks},
     {"products/many_blocks", rows_weight_products, &many_blocks},
     {"products/of_f32", rows_weight_products, &of_f32},
+    {"fused/of_f32", fused, &of_f32},
+    {"fused/small_blocks", fused, &small_blocks},
+    {"fused/large_blocks", fused, &large_blocks},
+    {"fused/odd", fused, &odd},
     {"any_rows/long", same_for_any_rows, &long_row},
     {"any_rows/odd", same_for_any_rows, &long_odd},
     {"any_rows/tall", same_for_any_rows, &tall},

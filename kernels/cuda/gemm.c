@@ -2,6 +2,7 @@
  *
  *   thin     (thin.cu)  one size is an adapter's rank: an own kernel that reads the f32 adapter as it lies
  *   few rows (gemv.cu)  generation: an own kernel that decodes the weight on its way
+ *   fused    (fused.cu) by name alone: an own kernel that decodes the weight inside a product of any number of rows
  *   all else            the general product: cuBLAS, or our own tensor-core kernel (matmul.cu) where cuBLAS is not there
  *
  * The general product wants both operands in d->compute. A frozen weight in another format is decoded whole into d->ws:
@@ -24,6 +25,7 @@ typedef struct variant {
     bool (*supported)(const nb_dev *d);
     general run;
     bool alone; /* without the kernels for thin products and few rows (tests, bench) */
+    bool fused; /* frozen weights are decoded inside the product where that is possible */
 } variant;
 
 static nb_gpu *gpu_of(const nb_dev *d) { return d->impl; }
@@ -73,10 +75,11 @@ static bool always(const nb_dev *d) {
 }
 
 static const variant variants[] = {
-    {"cublas", has_blas, blas_run, false},
-    {"mma", always, NB_GPU(gemm_mma), false},
-    {"cublas-alone", has_blas, blas_run, true},
-    {"mma-alone", always, NB_GPU(gemm_mma), true},
+    {"cublas", has_blas, blas_run, false, false},
+    {"mma", always, NB_GPU(gemm_mma), false, false},
+    {"cublas-alone", has_blas, blas_run, true, false},
+    {"mma-alone", always, NB_GPU(gemm_mma), true, false},
+    {"fused", always, NB_GPU(gemm_mma), true, true},
 };
 
 nb_status NB_GPU(gemm_choose)(nb_dev *d, const char *name) {
@@ -194,6 +197,7 @@ nb_status NB_GPU(weight_fwd)(nb_dev *d, nb_mat y, const nb_elem *x, const nb_wei
     nb_mat m;
     if (T == 0) return NB_OK;
     if (!v->alone && NB_GPU(few_fits)(d, w, T)) return NB_GPU(few_fwd)(d, y, x, w, T, beta);
+    if (v->fused && NB_GPU(fused_fits)(d, w)) return NB_GPU(fused_fwd)(d, y, x, w, T, beta);
     NB_TRY(weight_matrix(d, &m, w));
     m.t = true;
     return v->run(d, y, nb_mat_of(x, w->cols, d->elem), m, T, w->rows, w->cols, 1, beta);

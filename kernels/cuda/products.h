@@ -43,6 +43,13 @@ nb_status NB_GPU(few_fwd)(nb_dev *d, nb_mat y, const nb_elem *x, const nb_weight
  * no scratch: an operand may lie in d->ws. */
 nb_status NB_GPU(gemm_mma)(nb_dev *d, nb_mat c, nb_mat x, nb_mat y, int64_t M, int64_t N, int64_t K, float alpha, float beta);
 
+/* ---- fused.cu ---- */
+
+/* y[T,N] = x[T,K] W^T + beta * y, NF4 decoded inside the product; y BF16 or F32. Takes no scratch. fused_fits: bf16, NF4,
+ * and whole blocks of 32 a row. */
+bool NB_GPU(fused_fits)(const nb_dev *d, const nb_weight *w);
+nb_status NB_GPU(fused_fwd)(nb_dev *d, nb_mat y, const nb_elem *x, const nb_weight *w, int64_t T, float beta);
+
 /* ---- thin.cu ---- */
 
 /* Products with one size of at most 64 (an adapter's rank): M, N or K. x and y BF16 or F32 each (an F32 operand is used as
