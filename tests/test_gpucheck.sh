@@ -35,6 +35,7 @@ has() {
 has 'the machine' '"row": "machine"'
 has 'checks' '"row": "check",.*"status": "ok"' 50
 is 'no check failed' "$(grep -c '"row": "check",.*"failed"' "$rows")" 0
+has 'large shapes agree with the processor' '"row": "large".*"status": "ok"' 40
 has 'ceilings' '"model": "ceiling"' 2
 has 'kernels against their floor' '"row": "kernel", "model": "tiny".*"of_floor"' 40
 is 'no kernel failed' "$(grep -c '"row": "kernel".*"why"' "$rows")" 0
@@ -44,7 +45,7 @@ for model in Llama-3.2-1B Llama-3.1-8B Llama-3.2-3B; do
 done
 has 'where the time goes' '"row": "operation".*"attention"'
 has 'what was not compared says so' '"row": "comparison".*"skipped"'
-is 'stages that ended well' "$(grep -c '"row": "stage".*"status": "ok"' "$rows")" 8
+is 'stages that ended well' "$(grep -c '"row": "stage".*"status": "ok"' "$rows")" 9
 is 'nothing of where it ran' "$(grep -c "$tmp" "$rows")" 0
 
 # ---- the comparison, in f32: equal to rounding ----

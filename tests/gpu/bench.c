@@ -23,6 +23,11 @@ static const gc_shape shapes[] = {
 };
 static const gc_shape tiny_shapes[] = {{"tiny", 64, 96, 4, 2, 16, 300, 2, 4, 40, 3, 24}};
 
+const gc_shape *gc_shapes(bool tiny, int *n) {
+    *n = tiny ? NB_LEN(tiny_shapes) : NB_LEN(shapes);
+    return tiny ? tiny_shapes : shapes;
+}
+
 typedef struct ceilings {
     double copy, multiply; /* bytes a second, operations a second; 0: not measured */
 } ceilings;
@@ -50,7 +55,7 @@ int gc_buf_host(gc_job *j, const void *host, size_t bytes) {
 
 /* One element of a buffer's contents. */
 static void store(const struct gc_buf *b, void *at, int64_t i, nb_rng *r) {
-    float x = (float)(2 * nb_rng_uniform(r) - 1) * (b->fill == GC_SMALL ? 0.02f : 1);
+    float x = nb_round_bf16((float)(2 * nb_rng_uniform(r) - 1) * (b->fill == GC_SMALL ? 0.02f : 1));
     switch (b->dtype) {
     case NB_F32: ((float *)at)[i] = x; break;
     case NB_BF16: ((uint16_t *)at)[i] = nb_f32_to_bf16(x); break;
@@ -77,17 +82,21 @@ static nb_status fill(gc_job *j, int i, nb_rng *r) {
     return st;
 }
 
-static void free_buffers(gc_job *j) {
+void gc_free_buffers(gc_job *j) {
     for (int i = 0; i < j->n; i++)
         if (j->buf[i].p) j->d->be->free(j->d, j->buf[i].p, gc_stride(j, i) * (size_t)j->sets);
 }
 
-static nb_status make_buffers(gc_job *j) {
-    nb_rng r = nb_rng_open(1, NB_RNG_TEST, 0);
+/* So many sets that they are larger than the cache together. */
+static int sets_needed(const gc_job *j) {
     size_t all = 0;
     for (int i = 0; i < j->n; i++) all += gc_stride(j, i);
-    j->sets = all ? (int)(cache_bytes / all) + 2 : 1;
-    if (j->sets > GC_MAX_SETS) j->sets = GC_MAX_SETS;
+    size_t n = all ? cache_bytes / all + 2 : 1;
+    return n > GC_MAX_SETS ? GC_MAX_SETS : (int)n;
+}
+
+nb_status gc_make_buffers(gc_job *j) {
+    nb_rng r = nb_rng_open(1, NB_RNG_TEST, 0);
     for (int i = 0; i < j->n; i++) {
         NB_TRY(j->d->be->alloc(j->d, (void **)&j->buf[i].p, gc_stride(j, i) * (size_t)j->sets, "a benchmark's buffer"));
         if (j->buf[i].fill != GC_ZERO) NB_TRY(fill(j, i, &r));
@@ -150,13 +159,14 @@ static void report(const gc_job *j, const char *kernel, double seconds, int samp
 /* A kernel's failure is its row; the others go on. */
 static bool bench_kernel(nb_dev *d, const gc_shape *s, const gc_kernel *k, int64_t variant, bool tiny,
                          const ceilings *top, double *per_second) {
-    gc_job j = {.d = d, .s = s, .variant = variant, .sets = 1};
+    gc_job j = {.d = d, .s = s, .variant = variant, .logits = d->be->logits_chunk};
     double seconds = 0;
     int samples = 0;
     k->declare(&j);
-    nb_status st = make_buffers(&j);
+    j.sets = sets_needed(&j);
+    nb_status st = gc_make_buffers(&j);
     if (st == NB_OK) st = measure(&j, k, tiny, &seconds, &samples);
-    free_buffers(&j);
+    gc_free_buffers(&j);
     if (st == NB_OK) {
         report(&j, k->name, seconds, samples, top);
         if (per_second) *per_second = (j.flops > 0 ? j.flops : j.bytes) / seconds;
@@ -209,10 +219,9 @@ static ceilings measure_ceilings(nb_dev *d, bool tiny) {
 }
 
 int gc_bench(const gc_options *o) {
-    const gc_shape *s = o->tiny ? tiny_shapes : shapes;
-    const int n_shapes = o->tiny ? NB_LEN(tiny_shapes) : NB_LEN(shapes);
+    int failed = 0, ran = 0, n_shapes;
+    const gc_shape *s = gc_shapes(o->tiny, &n_shapes);
     nb_dev *d;
-    int failed = 0, ran = 0;
     gc_must(nb_dev_open(&d, o->device, strcmp(o->compute, "f32") ? NB_BF16 : NB_F32), o->device);
     gc_row("device");
     gc_str("device", gc_describe(d));

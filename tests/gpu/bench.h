@@ -20,6 +20,7 @@ typedef struct gc_job {
     nb_dev *d;
     const gc_shape *s;
     int64_t variant;  /* which of a kernel's shapes */
+    int64_t logits;   /* elements of logits at a time, as the device under test has them */
     char shape[96];   /* in words */
     double bytes, flops; /* what a call must read and write, and multiply and add, at least */
     struct gc_buf {
@@ -47,6 +48,10 @@ static inline void *gc_at(const gc_job *j, int i, int k) {
     return j->buf[i].p + (size_t)k * gc_stride(j, i);
 }
 
+/* Allocates what was declared, in j->sets sets, and fills it: the same numbers on every device, all of them bf16's. */
+nb_status gc_make_buffers(gc_job *j);
+void gc_free_buffers(gc_job *j);
+
 typedef struct gc_kernel {
     const char *name;
     int64_t variants;
@@ -55,5 +60,7 @@ typedef struct gc_kernel {
 } gc_kernel;
 extern const gc_kernel gc_kernels[];
 extern const int gc_n_kernels;
+/* The shapes: of real models, or one for the emulator. */
+const gc_shape *gc_shapes(bool tiny, int *n);
 
 #endif

@@ -108,7 +108,7 @@ static nb_status launch_bf16_bwd(gc_job *j, int set) {
 
 /* The output head over as many rows as one chunk of the loss has; logits are f32. */
 static int64_t chunk(const gc_job *j) {
-    int64_t n = j->d->be->logits_chunk / j->s->V;
+    int64_t n = j->logits / j->s->V;
     return n < 1 ? 1 : n > j->s->T ? j->s->T : n;
 }
 static void declare_head(gc_job *j) {

@@ -16,6 +16,8 @@ static const char usage[] =
     "gpucheck list                 the families of checks, one a line\n"
     "gpucheck correct [--only family/check] [--compute f32|bf16|both] [--quick]\n"
     "                              every kernel row against double precision; --quick: the first check of each row\n"
+    "gpucheck large [--only kernel] [--compute bf16|f32] [--tiny]\n"
+    "                              every kernel at the shapes of real models against the processor's\n"
     "gpucheck bench [--only kernel] [--compute bf16|f32] [--tiny]\n"
     "                              ceilings of copying and of products, then each kernel against its floor\n"
     "gpucheck step --model DIR --out DIR [--name TEXT] [--format nf4|as-is] [--tokens N] [--docs N] [--steps N]\n"
@@ -173,6 +175,7 @@ int main(int argc, char **argv) {
     if (!o.compute) o.compute = strcmp(command, "correct") ? "bf16" : "both";
     if (!strcmp(command, "list")) return list_families();
     if (!strcmp(command, "correct")) return gc_correct(&o);
+    if (!strcmp(command, "large")) return gc_large(&o);
     if (!strcmp(command, "bench")) return gc_bench(&o);
     if (!strcmp(command, "step") && o.model && o.out) return gc_step(&o);
     return refuse(command[0] ? "not a whole command: " : "no command", command);

@@ -27,6 +27,7 @@ typedef struct gc_options {
 } gc_options;
 
 int gc_correct(const gc_options *o);
+int gc_large(const gc_options *o);
 int gc_bench(const gc_options *o);
 int gc_step(const gc_options *o);
 

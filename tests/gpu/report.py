@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""What the rows of a run on a GPU say: report.py rows.jsonl. tests/gpu/README.md says what a row means."""
+"""What the rows of runs on a GPU say: report.py rows.jsonl... tests/gpu/README.md says what a row means."""
 
 import json
 import sys
@@ -20,6 +20,16 @@ def checks(rows):
     print(f"checks: {len(all_checks)}, failed {len(failed)}")
     for r in failed:
         print(f"    {r['family']}/{r['name']} ({r['compute']}): {r.get('why', '')[:200]}")
+
+
+def large(rows):
+    compared = fold(rows, "large")
+    if compared:
+        print(f"at large shapes against the processor: {len(compared)} kernels, "
+              f"failed {sum(r['status'] != 'ok' for r in compared)}")
+    for r in compared:
+        if r["status"] != "ok":
+            print(f"    {r['model']} {r['kernel']} {r['shape']}: error {r['error']} {r.get('why', '')}")
 
 
 def kernels(rows):
@@ -69,10 +79,11 @@ def operations(rows):
 
 
 def main():
-    rows = [json.loads(line) for line in open(sys.argv[1]) if line.startswith("{")]
+    rows = [json.loads(line) for path in sys.argv[1:] for line in open(path) if line.startswith("{")]
     for r in fold(rows, "machine"):
         print(f"{r['gpu']}; {r['nvcc']}; {r['cores']} cores, {r['memory']}; {r['python']}")
     checks(rows)
+    large(rows)
     for r in fold(rows, "sanitize"):
         print(f"compute-sanitizer {r.get('tool', '')} {r.get('family', '')}: {r['status']} {r.get('why', '')}")
     kernels(rows)

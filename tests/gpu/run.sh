@@ -32,7 +32,7 @@ pack() {
 
 # ---- running ----
 
-stages='look correct sanitize bench train step-1b step-8b step-3b'
+stages='look correct large sanitize bench train step-1b step-8b step-3b'
 
 left() { echo $((deadline - SECONDS)); }
 
@@ -89,6 +89,8 @@ correct() {
         limited 240 "$gpucheck" correct --device "$device" --only "$family" ${tiny:+--quick} || say "correct: $family failed"
     done
 }
+
+large() { limited 300 "$gpucheck" large --device "$device" $tiny; }
 
 # Red zones would hide from the tool what lies between them.
 sanitize() {
@@ -147,7 +149,7 @@ make_model() {
     has_torch || return 1
     limited 200 "$python" "$here/side.py" make "$dir" || return 1
     [ "$format" = nf4 ] || return 0
-    limited 300 "$nibble" quantize --base "$dir" --out "$dir-nf4" && cp "$dir/generation_config.json" "$dir-nf4/"
+    limited 300 "$nibble" quantize --base "$dir" --out "$dir-nf4"
 }
 
 # ours DIR RUN DOCS OPTION...: nibble's steps of a model.
@@ -195,7 +197,7 @@ whole_steps() { # STAGE
 }
 
 # Seconds a stage needs at least; with less left it is skipped.
-declare -A least=([look]=10 [correct]=60 [sanitize]=60 [bench]=60 [train]=30 [step-1b]=100 [step-8b]=240 [step-3b]=120)
+declare -A least=([look]=10 [correct]=60 [large]=60 [sanitize]=60 [bench]=60 [train]=30 [step-1b]=100 [step-8b]=240 [step-3b]=120)
 
 go() {
     [ $# -ge 1 ] && [[ $1 =~ ^[0-9]+$ ]] || usage
