@@ -159,15 +159,16 @@ static void show_gpu_libraries(problems *p, int gpus) {
     show_library(p, "NCCL", st, nccl ? nccl->path : "", gpus > 1, "a run can use one GPU only");
 }
 
-static void show_choice(problems *p, int gpus) {
+static void show_choice(problems *p) {
     const nb_cpu *cpu = nb_cpu_get();
+    nb_status st = &nb_backend_cuda ? nb_backend_cuda.usable() : NB_EUNSUPPORTED;
     if (!&nb_backend_cuda) {
         row("device", "cpu (built without CUDA)");
-    } else if (nb_backend_cuda.usable() == NB_OK) {
+    } else if (st == NB_OK) {
         row("device", "cuda (--device changes it), built for sm_%s", nb_backend_cuda.built_for);
     } else {
         row("device", "cpu; built for sm_%s, but %s", nb_backend_cuda.built_for, nb_message());
-        if (gpus) nb_text_printf(&p->text, "  - %s\n", nb_message()), p->n++;
+        if (st != NB_EUNSUPPORTED) problem(p, nb_message()); /* there is something, and it does not work */
     }
     row("threads", "%d (--threads changes it)", cpu->cores);
     row("kernels", "%s", cpu->avx512 ? "AVX-512" : cpu->avx2_fma ? "AVX2" : "plain C");
@@ -186,7 +187,7 @@ int nb_cmd_doctor(int argc, char **argv) {
     int gpus = show_gpus(&p);
     show_gpu_libraries(&p, gpus);
     puts("nibble " NB_VERSION " will use");
-    show_choice(&p, gpus);
+    show_choice(&p);
     puts("missing");
     fputs(p.n ? p.text.s : "  nothing\n", stdout);
     nb_text_free(&p.text);

@@ -210,20 +210,20 @@ static nb_status new_enough(int device) {
 /* The GPU that `where` names ("": the first that is new enough). */
 static nb_status find_gpu(const char *where, int *device) {
     int n;
+    char *end = NULL;
+    errno = 0;
+    long number = strtol(where, &end, 10);
+    if (*where && (*end || end == where || errno || number < 0))
+        return nb_fail(NB_EINPUT, "device \"" NAME ":%s\": a GPU's number stands behind the colon, as in " NAME ":0", where);
     NB_TRY(count_gpus(&n));
     if (!*where) {
         for (*device = 0; *device < n; ++*device)
             if (arch_of(*device) >= OLDEST) return NB_OK;
         return new_enough(0);
     }
-    char *end = NULL;
-    errno = 0;
-    long number = strtol(where, &end, 10);
-    if (*end || end == where || errno || number < 0)
-        return nb_fail(NB_EINPUT, "device \"" NAME ":%s\": a GPU's number stands behind the colon, as in " NAME ":0", where);
     if (number >= n)
-        return nb_fail(NB_EINPUT, "device \"" NAME ":%s\": there %s %d GPU%s here, numbered from 0", where, n == 1 ? "is" : "are",
-                       n, n == 1 ? "" : "s");
+        return nb_fail(NB_EINPUT, "device \"" NAME ":%s\": there %s %d GPU%s here, numbered from 0", where,
+                       n == 1 ? "is" : "are", n, n == 1 ? "" : "s");
     *device = (int)number;
     return new_enough(*device);
 }
