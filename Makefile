@@ -215,8 +215,8 @@ install: nibble  ## put nibble and its documents under DESTDIR/PREFIX
 	install -m 644 LICENSE $(wildcard README.md CHANGELOG.md docs/*.md) "$(DESTDIR)$(PREFIX)/share/doc/nibble"
 
 uninstall:  ## remove what install put there
-	rm -f "$(DESTDIR)$(PREFIX)/bin/nibble" "$(DESTDIR)$(PREFIX)/lib/nibble/libnibble_mpi.so"
-	rm -rf "$(DESTDIR)$(PREFIX)/share/doc/nibble"
+	rm -f "$(DESTDIR)$(PREFIX)/bin/nibble"
+	rm -rf "$(DESTDIR)$(PREFIX)/share/doc/nibble" "$(DESTDIR)$(PREFIX)/lib/nibble"
 
 clean:  ## remove everything that was built
 	rm -rf build nibble

@@ -114,6 +114,7 @@ nb_status nb_comm_use(nb_comm *c, nb_dev *dev) {
     if (c->size == 1) return NB_OK;
     bool own_memory = !dev->be->host_memory;
     if (own_memory) NB_TRY(open_nccl(c));
+    if (!own_memory && !c->host.name && c->rank) return nb_fail(NB_EUNSUPPORTED, "%s", ""); /* rank 0 says it */
     if (!own_memory && !c->host.name)
         return nb_fail(NB_EUNSUPPORTED,
                        "%s started %d processes, but processes on the CPU speak MPI: start them with mpirun -np %d",

@@ -4,6 +4,7 @@
  * One stream carries everything in order. The runtime is linked in, the driver is not: a program built with CUDA starts
  * where there is neither driver nor GPU, and cudaGetDeviceCount says so. */
 #include <errno.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -36,6 +37,7 @@ typedef struct gpu {
     bool recording;
     char label[300];
 } gpu;
+_Static_assert(offsetof(gpu, shared.stream) == 0, "comm_nccl.c finds the stream where impl points");
 
 static gpu *gpu_of(nb_dev *d) { return d->impl; }
 static cudaStream_t stream_of(nb_dev *d) { return gpu_of(d)->shared.stream; }
