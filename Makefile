@@ -142,12 +142,15 @@ $(BUILD)/emu/%.o: %.cc | $(BUILD)/probed-test
 
 $(BUILD)/emu-check/%.o: %.cu | $(BUILD)/probed-test
 	@mkdir -p $(@D)
+	@echo '$(CXX) $(EMU_FLAGS) -O1 -fsanitize=thread -c -x c++' >$(BUILD)/emu-check/compile.txt
 	$(call run,check,$(CXX) -x c++ $(EMU_FLAGS) -O1 -fsanitize=thread -MMD -MP -c -o $@ $<)
 
 $(BUILD)/tests/rows-check: $(BUILD)/tests/test_rows.o $(ROWS_OBJ)
 $(BUILD)/tests/rows-profile: $(BUILD)/tests/emu/profile.o $(BUILD)/tests/rows.o
 $(BUILD)/tests/rows-check $(BUILD)/tests/rows-profile: $(CHECK_OBJ) $(BUILD)/libnibble.a
-	$(call run,link,$(CXX) -no-pie -o $@ $(filter %.o,$^) $(filter %.a,$^) -lcmocka $(LIBS))
+	@echo '$(check_link)' >$@.link
+	$(call run,link,$(check_link))
+check_link = $(CXX) -no-pie -o $@ $(filter %.o,$^) $(filter %.a,$^) -lcmocka $(LIBS)
 
 $(BUILD)/emu/%.o: %.c | $(BUILD)/probed-test
 	@mkdir -p $(@D)

@@ -99,7 +99,8 @@ static void report(const char *what, place where, const void *address, const who
     if (earlier)
         fprintf(stderr, "; %s at %s by thread %u of %s block", earlier_what, names[earlier->where].c_str(), earlier->thread,
                 earlier->block == block_number ? "the same" : "another");
-    fprintf(stderr, " (launched at %s:%d)\n", launch->file, launch->line);
+    const char *file = strstr(launch->file, "kernels/cuda/");
+    fprintf(stderr, " (launched at %s:%d)\n", file ? file : launch->file, launch->line);
 }
 
 /* ---- the profile: the first block of every launch ---- */
