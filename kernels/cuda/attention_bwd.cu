@@ -1,6 +1,6 @@
 /* Attention, backward: the row, and the kernels for tensor cores. With p = exp(score - lse), g = do v^T and
  * delta = sum of do * o of a query, the gradient of q.k is p (g - delta) times the slope of the score. The scores are
- * made anew, once with queries that stay (dq) and once with keys that stay (dk, dv): each sum has one block and order. */
+ * made anew, once with queries that stay (dq) and once with keys that stay (dk, dv): a sum has one block, one order. */
 #include "kernels/cuda/attention_mma.h"
 
 namespace {
@@ -107,13 +107,36 @@ template <int D, int B> __global__ void __launch_bounds__(MMA_THREADS) dq_kernel
                      (float *)smem + row0 * LD);
 }
 
+/* Adds what the second crew has in acc to the first crew's, lane by lane. place: as many floats. */
+template <int D>
+__device__ __forceinline__ void join_crews(float (&acc)[1][D / 8][4], float *place, int crew) {
+    float4 *mine = (float4 *)place + threadIdx.x % MMA_THREADS;
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < D / 8; i++)
+        if (crew == 1) mine[i * MMA_THREADS] = make_float4(acc[0][i][0], acc[0][i][1], acc[0][i][2], acc[0][i][3]);
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < D / 8; i++)
+        if (crew == 0) {
+            float4 x = mine[i * MMA_THREADS];
+            acc[0][i][0] += x.x, acc[0][i][1] += x.y, acc[0][i][2] += x.z, acc[0][i][3] += x.w;
+        }
+    __syncthreads();
+}
+
 /* dk (if DK) and dv (if DV) of 64 keys of one key/value head, from all queries that see them, head by head of its
- * group; B queries in a tile. Here s and g are made with keys as rows. Queries' stats stand between the rows of Q. */
-template <int D, int B, bool DK, bool DV> __global__ void __launch_bounds__(MMA_THREADS) dkv_kernel(attention<bf16> a) {
+ * group; B queries in a tile. Here s and g are made with keys as rows. Queries' stats stand between the rows of Q.
+ *
+ * The first keys of a long document are seen by most queries, and all else is done before they are. So CREWS crews of
+ * four warps take turns at the tiles, each with a ring of its own and in step with the other only in the end. */
+template <int D, int B, int CREWS, bool DK, bool DV>
+__global__ void __launch_bounds__(MMA_THREADS *CREWS) dkv_kernel(attention<bf16> a) {
     constexpr int LD = ROW_SIZE<D>;
     SHARED_DYN(bf16, smem);
-    bf16 *ks = smem, *vs = ks + OWN * LD, *ring = vs + OWN * LD; /* ring: two pairs of tiles of Q and dO */
-    int lane = threadIdx.x & 31, warp = threadIdx.x / 32, kv = blockIdx.x % a.KV, group = a.H / a.KV;
+    const int lane = threadIdx.x & 31, crew = threadIdx.x / MMA_THREADS, row0 = threadIdx.x / 32 % 4 * 16;
+    bf16 *ks = smem, *vs = ks + OWN * LD, *ring = vs + (OWN + 4 * B * crew) * LD; /* two pairs of tiles of Q and dO */
+    int kv = blockIdx.x % a.KV, group = a.H / a.KV;
     seg_tile t;
     if (!find_tile(t, a.segs, a.n_segs, blockIdx.x / a.KV, OWN, true)) return;
     const int q_stride = a.H * D, k_stride = a.KV * D;
@@ -122,35 +145,34 @@ template <int D, int B, bool DK, bool DV> __global__ void __launch_bounds__(MMA_
     /* Queries that see any of these keys, counted from the segment's first; and their tiles. */
     int from = max(t.row - shift, 0), upto = (int)min((int64_t)t.row + n - 1 + a.window - shift, (int64_t)t.qn);
     int begin = from / B, tiles = max((upto + B - 1) / B - begin, 0);
-    auto load_pair = [&](int i) { /* number i of all heads' tiles */
-        int h = kv * group + i / tiles, q0 = (begin + i % tiles) * B, left = t.qn - q0;
-        const int64_t row = (int64_t)t.q0 + q0, q_at = row * q_stride + h * D;
-        bf16 *to = ring + i % 2 * 2 * B * LD;
+    auto load_pair = [&](int i, int slot) { /* number i of all heads' tiles */
+        int h = kv * group + i / tiles, q0 = (begin + i % tiles) * B, left = t.qn - q0, row = threadIdx.x % MMA_THREADS;
+        const int64_t first = (int64_t)t.q0 + q0, q_at = first * q_stride + h * D;
+        bf16 *to = ring + slot * 2 * B * LD;
         load_rows<D, B>(to, a.q + q_at, q_stride, left);
         load_rows<D, B>(to + B * LD, a.d_o + q_at, q_stride, left);
-        if (threadIdx.x < B) {
-            bool there = (int)threadIdx.x < left;
-            cp_async16(to + threadIdx.x * LD + D, a.stats + (there ? h * a.Tq + row + threadIdx.x : 0), there);
-        }
+        if (row < B) cp_async16(to + row * LD + D, a.stats + (row < left ? h * a.Tq + first + row : 0), row < left);
         cp_async_commit();
     };
-    load_rows<D, OWN>(ks, a.k + at, k_stride, n);
-    if (DK) load_rows<D, OWN>(vs, a.v + at, k_stride, n);
+    if (crew == 0) load_rows<D, OWN>(ks, a.k + at, k_stride, n);
+    if (DK && crew == CREWS - 1) load_rows<D, OWN>(vs, a.v + at, k_stride, n);
+    if (crew < group * tiles) load_pair(crew, 0);
     cp_async_commit(); /* there may be no pair */
-    if (tiles) load_pair(0);
+    cp_async_wait<0>();
+    __syncthreads(); /* K and V are there, which all crews read */
 
     float dk[1][D / 8][4], dv[1][D / 8][4];
 #pragma unroll
     for (int i = 0; i < D / 8; i++)
 #pragma unroll
         for (int e = 0; e < 4; e++) dk[0][i][e] = dv[0][i][e] = 0;
-    int row0 = warp * 16, low = t.row + row0, high = low + min(15, n - 1 - row0); /* this warp's keys */
-    for (int i = 0; i < group * tiles; i++) {
+    int low = t.row + row0, high = low + min(15, n - 1 - row0); /* this warp's keys */
+    for (int i = crew, slot = 0; i < group * tiles; i += CREWS, slot ^= 1) {
         int pos0 = (begin + i % tiles) * B + shift; /* of the tile's first query */
-        const bf16 *qs = ring + i % 2 * 2 * B * LD, *dos = qs + B * LD;
+        const bf16 *qs = ring + slot * 2 * B * LD, *dos = qs + B * LD;
         cp_async_wait<0>();
-        __syncthreads();
-        if (i + 1 < group * tiles) load_pair(i + 1);
+        bar_sync(1 + crew, MMA_THREADS); /* the crew's pair is there, and nobody reads the other one any more */
+        if (i + CREWS < group * tiles) load_pair(i + CREWS, slot ^ 1);
         if (low > high || low >= pos0 + B || high <= pos0 - a.window) continue;
         float s[1][B / 8][4], g[1][B / 8][4] = {};
         uint32_t w[1][B / 16][4];
@@ -171,8 +193,10 @@ template <int D, int B, bool DK, bool DV> __global__ void __launch_bounds__(MMA_
             product_add<D, 1, B>(dk, w, qs);
         }
     }
-    cp_async_wait<0>();
+    if (CREWS > 1 && DV) join_crews<D>(dv, (float *)smem, crew);
+    if (CREWS > 1 && DK) join_crews<D>(dk, (float *)smem, crew);
     __syncthreads(); /* the own tiles' place serves store_rows */
+    if (crew > 0) return;
     const float one[1][2] = {{1, 1}}, scale[1][2] = {{a.scale, a.scale}};
     const int64_t to = at + (int64_t)row0 * k_stride;
     float *stage = (float *)smem + row0 * LD;
@@ -180,37 +204,38 @@ template <int D, int B, bool DK, bool DV> __global__ void __launch_bounds__(MMA_
     if (DK && a.dk) store_rows<D, 1>(a.dk + to, k_stride, n - row0, a.beta_k, dk, scale, stage);
 }
 
-template <class K> void launch(nb_dev *d, K kernel, const attention<bf16> &a, int64_t blocks, int rows) {
-    const int smem = rows * (a.D + 8) * (int)sizeof(bf16);
+/* crews: of MMA_THREADS threads and a ring each. */
+template <class K> void launch(nb_dev *d, K kernel, const attention<bf16> &a, int64_t blocks, int B, int crews) {
+    const int smem = (2 * OWN + 4 * B * crews) * (a.D + 8) * (int)sizeof(bf16);
     cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, smem);
-    LAUNCH(kernel, dim3((unsigned)blocks), dim3(MMA_THREADS), smem, gpu_stream(d), a);
+    LAUNCH(kernel, dim3((unsigned)blocks), dim3((unsigned)(MMA_THREADS * crews)), smem, gpu_stream(d), a);
 }
 
-template <int D, int B> void backward_of(nb_dev *d, const attention<bf16> &a) {
-    const int rows = 2 * OWN + 4 * B;
+template <int D, int B, int CREWS> void backward_of(nb_dev *d, const attention<bf16> &a) {
     const int64_t keys = a.KV * tiles_of(a.Tk, a.n_segs, OWN);
-    if (a.dq) launch(d, dq_kernel<D, B>, a, a.H * tiles_of(a.Tq, a.n_segs, OWN), rows);
+    if (a.dq) launch(d, dq_kernel<D, B>, a, a.H * tiles_of(a.Tq, a.n_segs, OWN), B, 1);
     if constexpr (D <= 128) {
-        if (a.dk || a.dv) launch(d, dkv_kernel<D, B, true, true>, a, keys, rows);
+        if (a.dk || a.dv) launch(d, dkv_kernel<D, B, CREWS, true, true>, a, keys, B, CREWS);
     } else { /* the sums of both would take more registers than there are */
-        if (a.dk) launch(d, dkv_kernel<D, B, true, false>, a, keys, rows);
-        if (a.dv) launch(d, dkv_kernel<D, B, false, true>, a, keys, rows);
+        if (a.dk) launch(d, dkv_kernel<D, B, CREWS, true, false>, a, keys, B, CREWS);
+        if (a.dv) launch(d, dkv_kernel<D, B, CREWS, false, true>, a, keys, B, CREWS);
     }
 }
 
-/* Tiles such that a block takes at most 99 KB of shared memory, what the smallest cards have. */
+/* For cards whose blocks may have so much shared memory; all have 99 KB. */
 const struct {
-    int D;
+    int D, smem;
     void (*launch)(nb_dev *d, const attention<bf16> &a);
-} variants[] = {{64, backward_of<64, 64>},
-                {80, backward_of<80, 32>},
-                {96, backward_of<96, 32>},
-                {128, backward_of<128, 32>},
-                {256, backward_of<256, 16>}};
+} variants[] = {{64, 0, backward_of<64, 64, 2>},
+                {80, 0, backward_of<80, 32, 2>},
+                {96, 0, backward_of<96, 32, 2>},
+                {128, 102 << 10, backward_of<128, 32, 2>},
+                {128, 0, backward_of<128, 32, 1>},
+                {256, 0, backward_of<256, 16, 1>}};
 
 bool on_tensor_cores(nb_dev *d, const attention<bf16> &a) {
     for (const auto &v : variants)
-        if (v.D == a.D) return v.launch(d, a), true;
+        if (v.D == a.D && v.smem <= ((const nb_gpu *)d->impl)->smem_max) return v.launch(d, a), true;
     return false;
 }
 bool on_tensor_cores(nb_dev *, const attention<float> &) { return false; }
