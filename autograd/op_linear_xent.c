@@ -22,7 +22,8 @@ static nb_status shape(nb_tape *t, nb_node *n) {
     const nb_linear_xent_attr *a = NB_ATTR(n, nb_linear_xent_attr);
     const nb_tensor *x = n->in[0], *w = n->in[1], *rows = n->in[2];
     int64_t cols = w ? w->d[1] : a->w->cols;
-    if (x->d[1] != cols || a->n < 1 || (n->in[3] && n->in[3]->d[0] != vocab_of(n)) || (rows && (rows->d[0] != a->n_rows || rows->d[1] != cols)))
+    if (x->d[1] != cols || a->n < 1 || (n->in[3] && n->in[3]->d[0] != vocab_of(n)) ||
+        (rows && (rows->d[0] != a->n_rows || rows->d[1] != cols)))
         return nb_fail(NB_ESHAPE, "x [%lld,%lld], head [%lld,%lld], %lld targets", (long long)x->d[0],
                        (long long)x->d[1], (long long)vocab_of(n), (long long)cols, (long long)a->n);
     nb_node_out(t, n, "loss", NB_F32, 1, a->n, 0);

@@ -22,6 +22,7 @@ typedef struct nb_family {
     int64_t context;     /* max_position_embeddings */
     int64_t head_dim;    /* when the key is absent or null; 0: hidden_size / heads */
     int64_t kv_heads;    /* num_key_value_heads when the key is absent; 0: as many as heads (null always means that) */
+    bool no_groups;      /* every head has keys and values of its own: num_key_value_heads has no meaning */
     nb_window_rule window_rule;
     int64_t window;      /* sliding_window when the key is absent */
     int64_t pattern;     /* ALTERNATE: every so manyth layer sees everything */

@@ -68,7 +68,7 @@ static const nb_family families[] = {
     /* GPT-NeoX, Pythia */
     {"gpt_neox", "GPTNeoXForCausalLM", .context = 2048, .norm_kind = NB_NORM_LAYER, .eps_key = "layer_norm_eps",
      .norm_eps = 1e-5, .rope_theta = 1e4, .theta_key = "rotary_emb_base", .partial = 0.25, .partial_key = "rotary_pct",
-     .parallel = true, .parallel_key = "use_parallel_residual", .plain_mlp = true, .qkv_in_turns = true,
+     .parallel = true, .parallel_key = "use_parallel_residual", .plain_mlp = true, .qkv_in_turns = true, .no_groups = true,
      .attention_bias = true, .mlp_bias = NB_BIAS_YES, .act = NB_ACT_GELU_ERF, .embed = "gpt_neox.embed_in",
      .final_norm = "gpt_neox.final_layer_norm", .head = "embed_out", .layer = "gpt_neox.layers.%lld.",
      .linear = {[NB_QKV] = "attention.query_key_value", [NB_O] = "attention.dense", [NB_UP] = "mlp.dense_h_to_4h",

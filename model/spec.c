@@ -105,7 +105,7 @@ static nb_status read_sizes(nb_spec *s, const nb_family *f, const json_t *c, con
     NB_TRY(need_int(c, "num_attention_heads", &s->heads, where));
     bool absent = !json_object_get(c, "num_key_value_heads");
     s->kv_heads = absent && f->kv_heads ? f->kv_heads : s->heads;
-    NB_TRY(nb_json_int(c, "num_key_value_heads", &s->kv_heads, where));
+    if (!f->no_groups) NB_TRY(nb_json_int(c, "num_key_value_heads", &s->kv_heads, where));
     NB_TRY(nb_json_int(c, "head_dim", &s->head_dim, where));
     if (!s->head_dim) s->head_dim = f->head_dim;
     if (!s->head_dim) {

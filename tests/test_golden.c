@@ -34,7 +34,7 @@ static void open_folder(fixture *f, const char *folder, bool with_adapter, bool 
     char *dir = path_in(folder, ""), *golden = path_in(folder, "golden.json"), *adapter = path_in(folder, "adapter");
     assert_ok(nb_dev_open(&f->dev, "cpu", NB_F32));
     assert_ok(nb_base_load(&f->base, dir, &o));
-    assert_ok(nb_model_open(&f->model, f->base, f->dev, MAX, MAX));
+    assert_ok(nb_model_open(&f->model, f->base, f->dev, MAX, 20));
     assert_ok(nb_json_load(golden, &f->golden));
     if (with_adapter) assert_ok(nb_adapter_load(&f->adapter, f->model, adapter, backward));
     assert_ok(nb_runner_open_loss(&f->runner, f->model, &f->arena, MAX, backward,
@@ -78,7 +78,9 @@ static double item(const json_t *o, const char *key, size_t i) {
     return json_number_value(json_array_get(json_object_get(o, key), i));
 }
 
-static const char *const folders[] = {"llama", "llama3", "mistral", "smollm2", "llama-bnb4"};
+static const char *const folders[] = {"llama", "llama3", "mistral", "smollm2", "qwen2-yarn", "qwen3", "gemma", "gemma2",
+                                      "gemma3", "phi3-longrope", "phi", "smollm3", "olmo", "olmo2", "neox",
+                                      "neox-serial", "llama-bnb4"};
 
 static void check_logits(fixture *f, const json_t *want) {
     int64_t V = f->base->spec.vocab;

@@ -22,7 +22,9 @@ import transformers
 from bitsandbytes.functional import create_dynamic_map, get_4bit_type, quantize_4bit
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig, LlamaConfig, MistralConfig
+from transformers import (AutoModelForCausalLM, BitsAndBytesConfig, Gemma2Config, Gemma3TextConfig, GemmaConfig,
+                          GPTNeoXConfig, LlamaConfig, MistralConfig, Olmo2Config, OlmoConfig, Phi3Config, PhiConfig,
+                          Qwen2Config, Qwen3Config, SmolLM3Config)
 
 STEPS = 20
 ADAMW = {"learning_rate": 2e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.01}
@@ -45,6 +47,34 @@ MODELS = [
     ("smollm2", 4, LlamaConfig(**{**COMMON, "hidden_size": 36, "num_attention_heads": 3, "num_key_value_heads": 1,
                                   "tie_word_embeddings": True, "rope_theta": 100000.0}),
      ALL_LINEAR, (21, 9), torch.bfloat16, "24KB"),
+    ("qwen2-yarn", 5, Qwen2Config(**{**COMMON, "max_position_embeddings": 64}, use_sliding_window=True, sliding_window=7,
+                                  max_window_layers=1,
+                                  rope_scaling=dict(rope_type="yarn", factor=2.0, original_max_position_embeddings=32)),
+     ALL_LINEAR, (29, 12), torch.float32, "1GB"),
+    ("qwen3", 6, Qwen3Config(**COMMON, head_dim=12), ALL_LINEAR, (18, 11), torch.float32, "1GB"),
+    ("gemma", 7, GemmaConfig(**{**COMMON, "tie_word_embeddings": True}, head_dim=10), ALL_LINEAR, (18, 11), torch.float32,
+     "1GB"),
+    ("gemma2", 8, Gemma2Config(**{**COMMON, "tie_word_embeddings": True}, head_dim=12, query_pre_attn_scalar=20,
+                               sliding_window=5, attn_logit_softcapping=8.0, final_logit_softcapping=6.0),
+     ALL_LINEAR, (19, 11), torch.float32, "1GB"),
+    ("gemma3", 9, Gemma3TextConfig(**{**COMMON, "num_hidden_layers": 3, "tie_word_embeddings": True}, head_dim=12,
+                                   query_pre_attn_scalar=20, sliding_window=5, sliding_window_pattern=3,
+                                   layer_types=["sliding_attention", "sliding_attention", "full_attention"],
+                                   rope_scaling=dict(rope_type="linear", factor=4.0)),
+     ALL_LINEAR, (19, 11), torch.float32, "1GB"),
+    ("phi3-longrope", 10, Phi3Config(**COMMON, partial_rotary_factor=0.75, original_max_position_embeddings=32,
+                                     rope_scaling=dict(type="longrope", short_factor=[1.0, 1.2, 1.5],
+                                                       long_factor=[1.0, 2.0, 4.0])),
+     ALL_LINEAR, (19, 11), torch.float32, "1GB"),
+    ("phi", 11, PhiConfig(**COMMON, partial_rotary_factor=0.5), ALL_LINEAR, (19, 11), torch.float32, "1GB"),
+    ("smollm3", 12, SmolLM3Config(**{**COMMON, "tie_word_embeddings": True, "num_hidden_layers": 3},
+                                  no_rope_layers=[1, 0, 1]), ALL_LINEAR, (19, 11), torch.float32, "1GB"),
+    ("olmo", 13, OlmoConfig(**COMMON, clip_qkv=1.5), ALL_LINEAR, (19, 11), torch.float32, "1GB"),
+    ("olmo2", 14, Olmo2Config(**COMMON), ALL_LINEAR, (19, 11), torch.float32, "1GB"),
+    ("neox", 15, GPTNeoXConfig(**COMMON, rotary_pct=0.5), ALL_LINEAR, (19, 11), torch.float32, "1GB"),
+    ("neox-serial", 16, GPTNeoXConfig(**COMMON, rotary_pct=1.0, use_parallel_residual=False),
+     dict(r=4, lora_alpha=8, target_modules=["query_key_value", "dense_h_to_4h"], use_rslora=False), (17, 9),
+     torch.float32, "1GB"),
 ]
 
 
@@ -62,11 +92,12 @@ def write_json(path, value):
 def randomize(model, seed):
     """Weights large enough that logits differ and attention is not uniform."""
     g = torch.Generator().manual_seed(seed)
+    middle = 0 if "Gemma" in type(model).__name__ else 1  # Gemma multiplies by 1 + weight
     with torch.no_grad():
         for name, p in sorted(model.named_parameters()):
             noise = torch.randn(p.shape, generator=g)
             if p.dim() == 1:
-                p.copy_(1 + 0.1 * noise)
+                p.copy_(middle + 0.1 * noise)
             elif "embed" in name or "lm_head" in name:
                 p.copy_(0.5 * noise)
             else:
@@ -143,6 +174,7 @@ def train(model, batches, clip):
 def add_adapter(model, adapter, seed):
     model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.0, **adapter))
     g = torch.Generator().manual_seed(seed)
+    middle = 0 if "Gemma" in type(model).__name__ else 1  # Gemma multiplies by 1 + weight
     with torch.no_grad():
         for name, p in sorted(model.named_parameters()):
             if p.requires_grad:
@@ -358,13 +390,17 @@ def make_schedules(out):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default=os.path.dirname(os.path.abspath(__file__)))
-    out = parser.parse_args().out
+    parser.add_argument("--only", nargs="*", help="these folders of MODELS, and nothing else")
+    args = parser.parse_args()
+    out = args.out
     torch.set_num_threads(1)
     for model in MODELS:
-        make_model(out, *model)
-    make_nf4(out)
-    make_bnb4(out)
-    make_schedules(out)
+        if args.only is None or model[0] in args.only:
+            make_model(out, *model)
+    if args.only is None:
+        make_nf4(out)
+        make_bnb4(out)
+        make_schedules(out)
     print("torch", torch.__version__, "transformers", transformers.__version__, "peft", peft.__version__,
           "bitsandbytes", bnb.__version__)
 
