@@ -219,7 +219,7 @@ static const dropout_case drop_one = {1, 1, 0, 0, 0}, drop_none = {10, 33, 0, 0,
 static const rope_case turn_small = {3, 1, 4, 2, 0}, turn_llama = {21, 3, 64, 64, 1}, turn_part = {10, 2, 80, 32, 0},
                        turn_odd = {5, 3, 22, 10, 1}, turn_none = {4, 2, 16, 0, 0}, turn_many = {3, 40, 128, 128, 0};
 static const part_case p_one = {1, 1, 1, 1, 0}, p_odd = {7, 19, 40, 23, 1}, p_half = {5, 512, 1024, 512, 0},
-                       p_model = {3, 2048, 2560, 4096, 1};
+                       p_moved = {6, 16, 24, 19, 0}, p_model = {3, 2048, 2560, 4096, 1};
 static const index_case few = {1, 1, 1, 0}, odd = {7, 19, 129, 1}, model = {5, 9, 2048, 0}, tall = {300, 301, 24, 1};
 static const nb_rowcheck checks[] = {
     GLU(SILU), GLU(GELU_TANH), GLU(GELU_ERF), GLU(RELU), SIZES(add), SIZES(fill), SIZES(softcap),
@@ -241,6 +241,7 @@ static const nb_rowcheck checks[] = {
     {"copy_rows/one", copy_rows, &p_one},
     {"copy_rows/odd", copy_rows, &p_odd},
     {"copy_rows/half", copy_rows, &p_half},
+    {"copy_rows/moved", copy_rows, &p_moved},
     {"copy_rows/model", copy_rows, &p_model},
 };
 const nb_rowfamily rows_elementwise = {"elementwise", checks, NB_LEN(checks)};
