@@ -62,5 +62,7 @@ extern const gc_kernel gc_kernels[];
 extern const int gc_n_kernels;
 /* The shapes: of real models, or one for the emulator. */
 const gc_shape *gc_shapes(bool tiny, int *n);
+/* Does the kernel's name begin with one of only's, which commas part ("": all)? */
+bool gc_meant(const char *only, const char *kernel);
 
 #endif

@@ -16,9 +16,9 @@ static const char usage[] =
     "gpucheck list                 the families of checks, one a line\n"
     "gpucheck correct [--only family/check] [--compute f32|bf16|both] [--quick]\n"
     "                              every kernel row against double precision; --quick: the first check of each row\n"
-    "gpucheck large [--only kernel] [--compute bf16|f32] [--tiny]\n"
+    "gpucheck large [--only kernel,...] [--compute bf16|f32] [--tiny]\n"
     "                              every kernel at the shapes of real models against the processor's\n"
-    "gpucheck bench [--only kernel] [--compute bf16|f32] [--tiny]\n"
+    "gpucheck bench [--only kernel,...] [--compute bf16|f32] [--products mma,fused,...] [--tiny]\n"
     "                              ceilings of copying and of products, then each kernel against its floor\n"
     "gpucheck step --model DIR --out DIR [--name TEXT] [--format nf4|as-is] [--tokens N] [--docs N] [--steps N]\n"
     "              [--rank N] [--lr X] [--compute bf16|f32] [--checkpoint] [--profile] [--reinit] [--cache DIR]\n"
@@ -144,7 +144,8 @@ static bool read_option(gc_options *o, const char *name, const char *value) {
     } known[] = {{"--device", &o->device, NULL}, {"--compute", &o->compute, NULL}, {"--only", &o->only, NULL},
                  {"--model", &o->model, NULL},   {"--out", &o->out, NULL},         {"--format", &o->format, NULL},
                  {"--cache", &o->cache, NULL},   {"--name", &o->name, NULL},       {"--tokens", NULL, &o->tokens},
-                 {"--docs", NULL, &o->docs},     {"--steps", NULL, &o->steps},     {"--rank", NULL, &o->rank}};
+                 {"--docs", NULL, &o->docs},     {"--steps", NULL, &o->steps},     {"--rank", NULL, &o->rank},
+                 {"--products", &o->products, NULL}};
     char *end = NULL;
     if (!strcmp(name, "--seed")) o->seed = strtoull(value, &end, 10);
     if (!strcmp(name, "--lr")) o->lr = strtod(value, &end);

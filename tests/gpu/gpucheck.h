@@ -14,7 +14,8 @@ typedef struct gc_options {
     const char *device;
     const char *compute; /* "f32", "bf16"; correct: also "both" */
     uint64_t seed;
-    const char *only;    /* correct: checks; bench: kernels that begin so */
+    const char *only;    /* correct: checks; bench and large: kernels that begin so */
+    const char *products; /* bench: ways of making products, parted by commas; NULL: the device's own choice */
     bool quick;          /* correct: the first check of each row */
     bool tiny;           /* bench: sizes the emulator can do */
     /* step */

@@ -1,6 +1,6 @@
 /* The command `large`: every kernel that `bench` times, once at the same shapes, against the cpu backend on the same
- * numbers. The rows' own checks (tests/rows.h) are small enough for an emulator; what only large grids and large offsets
- * can get wrong shows here. */
+ * numbers. The rows' own checks (tests/rows.h) are small enough for an emulator; what only large grids and offsets can
+ * get wrong shows here. */
 #include "tests/gpu/bench.h"
 
 #include <math.h>
@@ -89,8 +89,7 @@ int gc_large(const gc_options *o) {
     gc_must(nb_dev_open(&cpu, "cpu", compute), "cpu");
     for (int i = 0; i < n_shapes; i++)
         for (int k = 0; k < gc_n_kernels; k++)
-            for (int64_t v = 0; v < gc_kernels[k].variants; v++) {
-                if (strncmp(gc_kernels[k].name, o->only, strlen(o->only)) != 0) continue;
+            for (int64_t v = 0; gc_meant(o->only, gc_kernels[k].name) && v < gc_kernels[k].variants; v++) {
                 failed += !compare(d, cpu, &s[i], &gc_kernels[k], v);
                 ran++;
             }

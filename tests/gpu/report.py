@@ -39,7 +39,7 @@ def kernels(rows):
         elif r["model"] == "ceiling":
             print(f"ceiling: {r['kernel']} {r['shape']}: {r['gb_s']:.0f} GB/s, {r['tflop_s']:.0f} TFLOP/s")
         else:
-            print(f"{r['model']:14} {r['kernel']:18} {r['shape']:38} {r['us']:9.1f} us {r['gb_s']:6.0f} GB/s "
+            print(f"{r['model']:14} {r['kernel']:18} {r['products']:12} {r['shape']:38} {r['us']:9.1f} us {r['gb_s']:6.0f} GB/s "
                   f"{r['tflop_s']:6.1f} TFLOP/s {100 * r['of_floor']:4.0f} % of its floor ({r['floor_by']})")
 
 

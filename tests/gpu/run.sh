@@ -5,8 +5,8 @@
 #   run.sh go SECONDS [STAGE...]      runs stages (default all), skipping what does not fit into the seconds, saying so
 #   run.sh stages                     lists them
 # Environment: OUT, where rows.jsonl, summary.txt and log.txt go (default bench/results/gpu); DEVICE (cuda); BIN, the
-# folder of the programs (default build/gpu); WORK, for models (a fast disk with 40 GB; default /dev/shm or /tmp); PYTHON,
-# one with torch, transformers and peft (default python3; none: no comparison); SIZE=tiny: sizes for the emulator.
+# folder of the programs (default build/gpu); WORK, for models (a fast disk with 40 GB; default /dev/shm or /tmp);
+# PYTHON, one with torch, transformers and peft (default python3; none: no comparison); SIZE=tiny: for the emulator.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 root=$(cd "$here/../.." && pwd)
@@ -77,7 +77,8 @@ look() {
     command -v nvcc >/dev/null && nvcc=$(nvcc --version | tail -n 2 | head -n 1)
     has_torch
     row machine gpu "$smi" nvcc "$nvcc" cores "$(nproc)" \
-        memory "$(free -g 2>/dev/null | awk '/^Mem/ { print $2 " GiB" }')" glibc "$(getconf GNU_LIBC_VERSION)" python "$torch"
+        memory "$(free -g 2>/dev/null | awk '/^Mem/ { print $2 " GiB" }')" \
+        glibc "$(getconf GNU_LIBC_VERSION)" python "$torch"
     limited 60 "$nibble" doctor || say "nibble doctor failed"
     limited 60 "$gpucheck" list || say "gpucheck does not start"
 }
@@ -86,7 +87,8 @@ look() {
 correct() {
     local family
     for family in $("$gpucheck" list); do
-        limited 240 "$gpucheck" correct --device "$device" --only "$family" ${tiny:+--quick} || say "correct: $family failed"
+        limited 240 "$gpucheck" correct --device "$device" --only "$family" ${tiny:+--quick} ||
+            say "correct: $family failed"
     done
 }
 
@@ -106,7 +108,12 @@ sanitize() {
     done
 }
 
-bench() { limited 420 "$gpucheck" bench --device "$device" $tiny; }
+# All kernels, then those that are products, made in every other way there is (kernels/cuda/gemm.c).
+bench() {
+    limited 240 "$gpucheck" bench --device "$device" $tiny
+    limited 180 "$gpucheck" bench --device "$device" $tiny --only weight,lora,head,decode_1,decode_8 \
+        --products mma,cublas-alone,mma-alone,fused
+}
 
 # The quick start's first steps, here and on the processor: the same losses to bf16's precision.
 train() {
@@ -197,7 +204,8 @@ whole_steps() { # STAGE
 }
 
 # Seconds a stage needs at least; with less left it is skipped.
-declare -A least=([look]=10 [correct]=60 [large]=60 [sanitize]=60 [bench]=60 [train]=30 [step-1b]=100 [step-8b]=240 [step-3b]=120)
+declare -A least=([look]=10 [correct]=60 [large]=60 [sanitize]=60 [bench]=60 [train]=30
+    [step-1b]=100 [step-8b]=240 [step-3b]=120)
 
 go() {
     [ $# -ge 1 ] && [[ $1 =~ ^[0-9]+$ ]] || usage
