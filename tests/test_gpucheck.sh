@@ -25,6 +25,10 @@ says 'no such stage' 2 "no stage 'nosuch'" "$run" go 10 nosuch
 says 'no time: skipped and said so' 0 'bench: skipped' "$run" go 0 bench
 says 'stages' 0 'step-8b' "$run" stages
 rm -rf "$OUT"
+mkdir "$tmp/bin" # the sanitizer is the command it is given
+printf '#!/bin/sh\nshift 4\nexec "$@"\n' >"$tmp/bin/compute-sanitizer"
+chmod +x "$tmp/bin/compute-sanitizer"
+PATH=$tmp/bin:$PATH
 yes 'all stages end well' "$run" go 500
 rows=$OUT/rows.jsonl
 # has NAME PATTERN [NUMBER]: so many rows (at least one) are like this
@@ -36,6 +40,7 @@ has 'the machine' '"row": "machine"'
 has 'checks' '"row": "check",.*"status": "ok"' 50
 is 'no check failed' "$(grep -c '"row": "check",.*"failed"' "$rows")" 0
 has 'large shapes agree with the processor' '"row": "large".*"status": "ok"' 40
+has 'the sanitizer saw every family' '"row": "sanitize".*"status": "0"' $((2 * $("$check" list | wc -l)))
 has 'ceilings' '"model": "ceiling"' 2
 has 'kernels against their floor' '"row": "kernel", "model": "tiny".*"of_floor"' 40
 is 'no kernel failed' "$(grep -c '"row": "kernel".*"why"' "$rows")" 0

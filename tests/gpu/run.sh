@@ -96,10 +96,14 @@ large() { limited 300 "$gpucheck" large --device "$device" $tiny; }
 
 # Red zones would hide from the tool what lies between them.
 sanitize() {
-    local tool family status
+    local tool family status start=$SECONDS
     command -v compute-sanitizer >/dev/null || { row sanitize status skipped why 'no compute-sanitizer'; return 0; }
     for tool in memcheck racecheck; do
         for family in $("$gpucheck" list); do
+            if [ $((SECONDS - start)) -gt 180 ]; then
+                row sanitize tool $tool family "$family" status skipped why 'three minutes are over'
+                continue
+            fi
             ROWS_REDZONE=0 limited 60 compute-sanitizer --tool $tool --error-exitcode 9 "$gpucheck" correct --quick \
                 --device "$device" --only "$family" --compute bf16
             status=$?
