@@ -61,12 +61,15 @@ nb_status nb_evaluate_held_out(nb_run *r, nb_evaluation *e) {
     if (r->evaluator.generator) nb_generator_forget(r->evaluator.generator);
     for (int i = 0; i < r->data.n_held_out && st == NB_OK; i++) {
         nb_heldout_result h;
-        nb_heldout_args a = {.evaluator = &r->evaluator, .set = &r->held_out[i], .comm = r->comm};
-        /* Ranks that share the base's layers out use them in step: each does all of it, and a signal waits. */
-        if (r->model->weights.shared) a.comm = NULL;
-        nb_interrupt_hold(r->model->weights.shared != NULL);
+        /* Ranks that share the base's layers out use them in step: each does all of it, a signal waits, and after a
+         * failure that may be ours alone the others would wait for ever. */
+        bool in_step = r->model->weights.shared != NULL;
+        nb_heldout_args a = {
+            .evaluator = &r->evaluator, .set = &r->held_out[i], .comm = in_step ? NULL : r->comm};
+        nb_interrupt_hold(in_step);
         st = nb_heldout_eval(&h, &a);
         nb_interrupt_hold(false);
+        if (in_step && (st == NB_EIO || st == NB_ENOMEM)) r->comm->broken = true;
         if (st == NB_ENUMERIC)
             st = nb_fail(
                 NB_ENUMERIC,
