@@ -76,6 +76,7 @@ static const weight_case one = {1, 1, NF4(64, false, NB_BF16)}, odd = {7, 33, NF
                          small_blocks = {40, 160, NF4(32, true, NB_BF16)},
                          large_blocks = {65, 192, NF4(1024, true, NB_F16)},
                          many_blocks = {90, 256, NF4(64, true, NB_BF16)}, of_f32 = {64, 96, NF4(128, false, NB_F32)},
+                         unrounded = {64, 100, NF4(64, true, NB_F32)}, /* every bit of a scale shows */
                          long_row = {50, 2080, NF4(64, true, NB_BF16)}, long_odd = {9, 1031, NF4(64, true, NB_BF16)},
                          tall = {4232, 64, NF4(64, true, NB_BF16)},
                          bf16 = {40, 1064, {.format = NB_FMT_BF16}}, f16 = {40, 264, {.format = NB_FMT_F16}};
@@ -89,6 +90,7 @@ static const nb_rowcheck checks[] = {
     {"decode/large_blocks", decodes, &large_blocks},
     {"decode/many_blocks", decodes, &many_blocks},
     {"decode/of_f32", decodes, &of_f32},
+    {"decode/unrounded", decodes, &unrounded},
     {"products/one", rows_weight_products, &one},
     {"products/odd", rows_weight_products, &odd},
     {"products/straddling", rows_weight_products, &straddling},

@@ -117,7 +117,8 @@ static void adapter(nb_rowtest *t, const void *arg) {
 }
 
 static const gemm_case one = {1, 1, 1, 0}, small = {5, 7, 3, 0}, tails = {65, 129, 33, 0}, gaps = {66, 70, 65, 3},
-                       aligned = {96, 136, 96, 8}, longer = {130, 70, 257, 0};
+                       aligned = {96, 136, 96, 8}, longer = {130, 70, 257, 0},
+                       ends = {71, 135, 79, 1}; /* aligned rows, 7 elements in the last 16 bytes */
 static const adapter_case r3 = {70, 65, 33, 3}, r8 = {40, 96, 130, 8}, r16 = {70, 200, 136, 16},
                           r64 = {70, 200, 152, 64}, r32 = {33, 130, 70, 32},
                           token = {1, 200, 136, 16}, wide = {40, 1100, 40, 8},
@@ -133,6 +134,7 @@ static const nb_rowcheck checks[] = {
     {"gemm/gaps", any_product, &gaps},
     {"gemm/aligned", any_product, &aligned},
     {"gemm/longer", any_product, &longer},
+    {"gemm/ends", any_product, &ends},
     {"adapter/r3", adapter, &r3},
     {"adapter/r8", adapter, &r8},
     {"adapter/r16", adapter, &r16},
