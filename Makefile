@@ -229,4 +229,4 @@ help:  ## this list
 
 .PHONY: all nibble quickstart test tests-built pack objects lint bench probe install uninstall clean help now
 .SECONDARY:
--include $(OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(CUDA_OBJ:.o=.d) $(sort $(EMU_OBJ:.o=.d) $(CHECK_OBJ:.o=.d)) $(GPUCHECK_OBJ:.o=.d) $(BUILD)/tests/gpu/device.d $(TEST_BIN:%=%.d) $(BENCH_BIN:%=%.d)
+-include $(OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(CUDA_OBJ:.o=.d) $(sort $(EMU_OBJ:.o=.d) $(CHECK_OBJ:.o=.d)) $(GPUCHECK_OBJ:.o=.d) $(BUILD)/tests/gpu/device.d $(BUILD)/tests/emu/profile.d $(TEST_BIN:%=%.d) $(BENCH_BIN:%=%.d)

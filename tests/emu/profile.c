@@ -75,6 +75,10 @@ static void products(nb_rowtest *t, const void *arg) {
     rows_ok(t, d->k->weight_fwd(d, nb_mat_of(y, N, e), x, &w, T, 0));
     rows_ok(t, d->k->weight_bwd(d, dx, dy, &w, T, 0));
     rows_ok(t, d->k->weight_fwd(d, nb_mat_of(y, N, e), x, &v, T, 0));
+    rows_ok(t, nb_dev_set_gemm(d, "fused"));
+    rows_ok(t, d->k->weight_fwd(d, nb_mat_of(y, N, e), x, &w, T, 0));
+    rows_ok(t, d->k->weight_bwd(d, dx, dy, &w, T, 0));
+    rows_ok(t, nb_dev_set_gemm(d, "mma"));
     for (int few = 1; few <= 4; few += 3) { /* generation */
         rows_ok(t, d->k->weight_fwd(d, nb_mat_of(y, N, e), x, &w, few, 0));
         rows_ok(t, d->k->weight_fwd(d, nb_mat_of(y, N, e), x, &v, few, 0));
