@@ -79,7 +79,8 @@ template <int D, int B> __global__ void __launch_bounds__(MMA_THREADS) dq_kernel
 #pragma unroll
     for (int e = 0; e < 2; e++) {
         int row = row0 + lane / 4 + e * 8;
-        stats[e] = row < b.n ? *(const float2 *)(a.stats + b.h * a.Tq + b.q0 + row) : make_float2(0, 0);
+        float4 of_row = row < b.n ? a.stats[b.h * a.Tq + b.q0 + row] : make_float4(0, 0, 0, 0);
+        stats[e] = make_float2(of_row.x, of_row.y);
     }
     for (int tile = begin; tile < end; tile++) {
         int key0 = tile * B;
