@@ -7,14 +7,15 @@
 #pragma once
 #include "kernels/cuda/attention.h"
 
-enum { MMA_THREADS = 128 }; /* four warps, each with 16 (or twice 16) rows of the tile that stays; two such crews in dkv */
+/* Four warps, each with 16 (or twice 16) rows of the tile that stays. */
+enum { MMA_THREADS = 128 };
 
 template <int D> constexpr int ROW_SIZE = D + 8;
 
 /* Within 1e-6 of tanh. */
 static __device__ __forceinline__ float tanh_fast(float x) { return 1 - __fdividef(2, __expf(2 * x) + 1); }
 
-/* Begins to copy ROWS rows of D elements, `stride` apart, into a tile, by MMA_THREADS threads; zeros after the first n. */
+/* MMA_THREADS threads begin to copy ROWS rows of D elements, `stride` apart, into a tile; zeros after the first n. */
 template <int D, int ROWS>
 static __device__ __forceinline__ void load_rows(bf16 *tile, const bf16 *from, int stride, int n) {
     constexpr int CHUNKS = D / 8;
