@@ -5,12 +5,14 @@
 #include <jansson.h>
 #include <stdbool.h>
 
+#include "configs/config.h"
 #include "data/tokenizer.h"
 #include "model/transformer.h"
 
 typedef struct nb_lora_options {
     int64_t r;
     double alpha, dropout;
+    const nb_pairs *ranks, *alphas; /* of single modules (PEFT's rank_pattern, alpha_pattern); NULL: none */
     bool rslora;
     const char *const *targets; /* suffixes of module paths, as PEFT matches lists */
     int n_targets;
@@ -32,7 +34,7 @@ typedef struct nb_adapter {
     int64_t n;
     bool full;           /* adapter: full: the model's own weights */
     /* LoRA */
-    int64_t r;
+    int64_t r;           /* of modules that no pattern names */
     double alpha, dropout;
     bool rslora, enabled;
     char **targets;      /* module names adapted, "q_proj", sorted: adapter_config.json's target_modules */
@@ -41,6 +43,7 @@ typedef struct nb_adapter {
     struct nb_attached { /* the places its parameters sit in, for switching it off and on */
         nb_linear *lin;
         nb_tensor *A, *B;
+        double alpha;   /* its own: a pattern's, or the adapter's; the rank is A's */
         float scale;
     } *attached;
     int n_attached;
@@ -57,6 +60,7 @@ nb_status nb_adapter_new_full(nb_adapter **out, nb_model *m);
 nb_status nb_adapter_load(nb_adapter **out, nb_model *m, const char *dir, bool trainable);
 void nb_adapter_free(nb_adapter *a);
 int64_t nb_adapter_size(const nb_adapter *a); /* trained parameters */
+int64_t nb_adapter_largest_rank(const nb_adapter *a);
 /* Off: the model runs as the base alone. */
 void nb_adapter_enable(nb_adapter *a, bool on);
 

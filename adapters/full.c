@@ -20,7 +20,7 @@ static void attach_linear(nb_linear *lin, int64_t layer, void *arg) {
     const nb_weight *w = &lin->base->w;
     nb_tensor *W = nb_adapter_param(a, nb_asprintf("%s.weight", lin->base->name), 2, w->rows, w->cols), *bias = NULL;
     if (lin->base->bias) bias = nb_adapter_param(a, nb_asprintf("%s.bias", lin->base->name), 1, w->rows, 0);
-    a->attached[a->n_attached++] = (struct nb_attached){lin, W, bias, 0};
+    a->attached[a->n_attached++] = (struct nb_attached){.lin = lin, .A = W, .B = bias};
 }
 
 static nb_status fill_from_weight(nb_adapter *a, nb_tensor *p, const nb_weight *w) {

@@ -143,7 +143,7 @@ static void free_chooser(chooser *c) {
 
 /* ---- attaching ---- */
 
-double nb_lora_scale(double alpha, int64_t r, bool rslora) {
+static double lora_scale(double alpha, int64_t r, bool rslora) {
     return rslora ? alpha / sqrt((double)r) : alpha / (double)r;
 }
 
@@ -175,12 +175,12 @@ static void name_targets(nb_adapter *a) {
     a->n_targets = n;
 }
 
-void nb_adapter_attach_lora(nb_adapter *a, nb_linear *lin, int64_t r, double scale) {
+void nb_adapter_attach_lora(nb_adapter *a, nb_linear *lin, int64_t r, double alpha) {
     const nb_weight *w = &lin->base->w;
     char *name_A = nb_asprintf("base_model.model.%s.lora_A.weight", lin->base->name);
     char *name_B = nb_asprintf("base_model.model.%s.lora_B.weight", lin->base->name);
     nb_tensor *A = nb_adapter_param(a, name_A, 2, r, w->cols), *B = nb_adapter_param(a, name_B, 2, w->rows, r);
-    a->attached[a->n_attached++] = (struct nb_attached){lin, A, B, (float)scale};
+    a->attached[a->n_attached++] = (struct nb_attached){lin, A, B, alpha, (float)lora_scale(alpha, r, a->rslora)};
 }
 
 void nb_adapter_attach_rows(nb_adapter *a, const int32_t *ids, int64_t n) {
@@ -238,6 +238,32 @@ static nb_status init_A(nb_adapter *a, nb_tensor *A, uint64_t seed) {
     return st;
 }
 
+static nb_status all_used(const nb_pairs *m, const char *what, const bool *used) {
+    for (int i = 0; m && i < m->n; i++)
+        if (!used[i])
+            return nb_fail(NB_EINPUT, "%s: \"%s\" is first for no module that gets an adapter", what, m->name[i]);
+    return NB_OK;
+}
+
+static nb_status attach_chosen(nb_adapter *a, const chooser *c) {
+    const nb_lora_options *o = c->o;
+    bool *ranks = nb_calloc(o->ranks ? (size_t)o->ranks->n + 1 : 1, sizeof *ranks),
+         *alphas = nb_calloc(o->alphas ? (size_t)o->alphas->n + 1 : 1, sizeof *alphas);
+    nb_status st = NB_OK;
+    for (int i = 0; i < c->n; i++) {
+        double r = (double)o->r, alpha = o->alpha;
+        const char *path = c->chosen[i]->base->name;
+        NB_GO(st, nb_pattern_find(o->ranks, "rank_pattern", path, &r, ranks), done);
+        NB_GO(st, nb_pattern_find(o->alphas, "alpha_pattern", path, &alpha, alphas), done);
+        nb_adapter_attach_lora(a, c->chosen[i], (int64_t)r, alpha);
+    }
+    NB_GO(st, all_used(o->ranks, "rank_pattern", ranks), done);
+    st = all_used(o->alphas, "alpha_pattern", alphas);
+done:
+    free(ranks), free(alphas);
+    return st;
+}
+
 nb_status nb_adapter_new(nb_adapter **out, nb_model *m, const nb_lora_options *o) {
     chooser c = {.o = o};
     nb_adapter *a = NULL;
@@ -248,10 +274,9 @@ nb_status nb_adapter_new(nb_adapter **out, nb_model *m, const nb_lora_options *o
         a->alpha = o->alpha;
         a->dropout = o->dropout;
         a->rslora = o->rslora;
-        for (int i = 0; i < c.n; i++)
-            nb_adapter_attach_lora(a, c.chosen[i], o->r, nb_lora_scale(o->alpha, o->r, o->rslora));
+        st = attach_chosen(a, &c);
         if (o->n_token_ids) nb_adapter_attach_rows(a, o->token_ids, o->n_token_ids);
-        st = nb_adapter_place(a, true);
+        if (st == NB_OK) st = nb_adapter_place(a, true);
     }
     for (int i = 0; a && i < a->n_attached && st == NB_OK; i++) st = init_A(a, a->attached[i].A, o->seed);
     if (st == NB_OK) st = init_rows(a);
@@ -264,6 +289,12 @@ nb_status nb_adapter_new(nb_adapter **out, nb_model *m, const nb_lora_options *o
     nb_adapter_enable(a, true);
     *out = a;
     return NB_OK;
+}
+
+int64_t nb_adapter_largest_rank(const nb_adapter *a) {
+    int64_t r = a->r;
+    for (int i = 0; i < a->n_attached; i++) r = a->attached[i].A->d[0] > r ? a->attached[i].A->d[0] : r;
+    return r;
 }
 
 void nb_adapter_finish_load(nb_adapter *a) {

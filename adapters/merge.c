@@ -234,7 +234,7 @@ static nb_status merge_float(nb_session *s, const char *out, bool roundtrip) {
     m.trained = nb_malloc((size_t)s->adapter->n * sizeof *m.trained);
     NB_GO(st, s->dev->be->get(s->dev, m.trained, s->adapter->data, (size_t)s->adapter->n * sizeof *m.trained), done);
     NB_GO(st, nb_dev_open(&m.dev, "cpu", NB_F32), done);
-    NB_GO(st, nb_dev_reserve(m.dev, m.dev->be->gemm_ws(m.dev, 256, widest, s->adapter->r)), done);
+    NB_GO(st, nb_dev_reserve(m.dev, m.dev->be->gemm_ws(m.dev, 256, widest, nb_adapter_largest_rank(s->adapter))), done);
     NB_GO(st, nb_remove_tree(tmp), done);
     nb_progress_begin(&m.bar, "merge", (double)bytes / 1e6, "MB");
     st = write_folder(&m, &base, tmp);

@@ -70,11 +70,12 @@ static json_t *token_indices(const nb_adapter *a) {
 static json_t *adapter_config(const nb_adapter *a) {
     json_t *targets = json_array();
     for (int i = 0; i < a->n_targets; i++) json_array_append_new(targets, json_string(a->targets[i]));
-    json_t *c = json_pack("{s:s, s:s, s:s, s:I, s:f, s:f, s:b, s:b, s:o, s:s, s:b, s:b, s:b, s:{}, s:{}}", "peft_type",
+    json_t *c = json_pack("{s:s, s:s, s:s, s:I, s:f, s:f, s:b, s:b, s:o, s:s, s:b, s:b, s:b, s:o, s:o}", "peft_type",
                           "LORA", "task_type", "CAUSAL_LM", "base_model_name_or_path", a->model->base->dir, "r",
                           (json_int_t)a->r, "lora_alpha", a->alpha, "lora_dropout", a->dropout, "use_rslora",
                           (int)a->rslora, "use_dora", 0, "target_modules", targets, "bias", "none", "fan_in_fan_out", 0,
-                          "inference_mode", 1, "init_lora_weights", 1, "alpha_pattern", "rank_pattern");
+                          "inference_mode", 1, "init_lora_weights", 1, "alpha_pattern", nb_pattern_of(a, true),
+                          "rank_pattern", nb_pattern_of(a, false));
     if (a->alpha == floor(a->alpha)) json_object_set_new(c, "lora_alpha", json_integer((json_int_t)a->alpha));
     static const char *const nulls[] = {"auto_mapping", "layers_pattern", "layers_to_transform", "modules_to_save",
                                         "revision"};
@@ -164,8 +165,8 @@ done:
 /* Keys that change what an adapter computes and that nibble does not implement: refused unless off. */
 static const char *const unsupported[] = {
     "use_dora", "use_qalora", "alora_invocation_tokens", "layer_replication", "target_parameters", "arrow_config",
-    "use_bdlora", "kasa_config", "velora_config", "monteclora_config", "lora_bias", "modules_to_save", "rank_pattern",
-    "alpha_pattern", "fan_in_fan_out", "megatron_config", "exclude_modules",
+    "use_bdlora", "kasa_config", "velora_config", "monteclora_config", "lora_bias", "modules_to_save",
+    "fan_in_fan_out", "megatron_config", "exclude_modules",
 };
 
 static bool is_off(const json_t *v) {
@@ -220,6 +221,7 @@ typedef struct loader {
     const char *path;
     const nb_st_tensor **from; /* per parameter */
     int n_used;
+    nb_pairs ranks, alphas;
     nb_status st;
 } loader;
 
@@ -239,17 +241,22 @@ static void load_linear(nb_linear *lin, int64_t layer, void *arg) {
         l->st = nb_fail(NB_EINPUT, "%s: %s has lora_%c but not its other half", l->path, module, A ? 'A' : 'B');
         return;
     }
+    double rank = (double)l->a->r, alpha = l->a->alpha;
+    l->st = nb_pattern_find(&l->ranks, "rank_pattern", module, &rank, NULL);
+    if (l->st == NB_OK) l->st = nb_pattern_find(&l->alphas, "alpha_pattern", module, &alpha, NULL);
+    if (l->st != NB_OK) return;
     int64_t r = A->n_dims == 2 ? A->d[0] : 0;
-    if (A->n_dims != 2 || B->n_dims != 2 || r != l->a->r || A->d[1] != w->cols || B->d[0] != w->rows || B->d[1] != r) {
+    if (A->n_dims != 2 || B->n_dims != 2 || (double)r != rank || A->d[1] != w->cols || B->d[0] != w->rows ||
+        B->d[1] != r) {
         l->st =
             nb_fail(NB_EINPUT,
-                    "%s: %s: A [%lld,%lld] and B [%lld,%lld] do not fit the base's [%lld,%lld] with r = %lld: this is "
+                    "%s: %s: A [%lld,%lld] and B [%lld,%lld] do not fit the base's [%lld,%lld] with r = %g: this is "
                     "an adapter for another base model",
                     l->path, module, (long long)A->d[0], (long long)A->d[1], (long long)B->d[0], (long long)B->d[1],
-                    (long long)w->rows, (long long)w->cols, (long long)l->a->r);
+                    (long long)w->rows, (long long)w->cols, rank);
         return;
     }
-    nb_adapter_attach_lora(l->a, lin, r, nb_lora_scale(l->a->alpha, r, l->a->rslora));
+    nb_adapter_attach_lora(l->a, lin, r, alpha);
     take(l, A);
     take(l, B);
 }
@@ -403,6 +410,8 @@ nb_status nb_adapter_load(nb_adapter **out, nb_model *m, const char *dir, bool t
     NB_GO(st, read_config(a, config, config_path), done);
     NB_GO(st, refuse_pickle(dir), done);
     NB_GO(st, nb_st_open_dir(&s, dir, "adapter_model"), done);
+    NB_GO(st, nb_pattern_read(&l.ranks, config, "rank_pattern", config_path), done);
+    NB_GO(st, nb_pattern_read(&l.alphas, config, "alpha_pattern", config_path), done);
     nb_model_each_linear(m, true, load_linear, &l);
     NB_GO(st, l.st, done);
     NB_GO(st, load_rows(&l, config), done);
@@ -418,6 +427,7 @@ done:
     json_decref(config);
     nb_st_close(&s);
     free(l.from);
+    nb_pairs_free(&l.ranks), nb_pairs_free(&l.alphas);
     free(config_path);
     return st;
 }

@@ -69,6 +69,16 @@ static void show_text_list(const char *name, const json_t *v) {
     nb_text_free(&s);
 }
 
+static void show_pattern(const char *name, const json_t *map) {
+    nb_text s = {0};
+    const char *key;
+    json_t *v;
+    json_object_foreach((json_t *)(uintptr_t)map, key, v)
+        nb_text_printf(&s, "%s%s %g", s.n ? ", " : "", key, json_number_value(v));
+    if (s.n) row(name, "%s", s.s);
+    nb_text_free(&s);
+}
+
 static nb_status show_adapter_config(const json_t *c, const char *where) {
     const char *kind = "LORA", *base = "(not named)";
     int64_t r = 8;
@@ -84,6 +94,8 @@ static nb_status show_adapter_config(const json_t *c, const char *where) {
     row("base", "%s", base);
     row("rank", "%lld, alpha %g, dropout %g", (long long)r, alpha, dropout);
     show_text_list("targets", json_object_get(c, "target_modules"));
+    show_pattern("ranks", json_object_get(c, "rank_pattern"));
+    show_pattern("alphas", json_object_get(c, "alpha_pattern"));
     return NB_OK;
 }
 

@@ -78,6 +78,10 @@ static void check_adapter(const nb_config *c, nb_errors *e) {
     if (c->lora_modules_to_save.n)
         WRONG(lora_modules_to_save,
               "lora_modules_to_save: training modules whole is not in this version; remove the key");
+    for (int i = 0; i < c->rank_pattern.n; i++)
+        if (c->rank_pattern.value[i] != (double)(int64_t)c->rank_pattern.value[i])
+            WRONG(rank_pattern, "rank_pattern: %s has %g, which is not a whole number", c->rank_pattern.name[i],
+                  c->rank_pattern.value[i]);
     if (c->lora_target_modules.n == 0)
         WRONG(lora_target_modules, "lora_target_modules: empty; name modules or write all-linear");
     if (c->lora_target_linear && !is_word(&c->lora_target_modules, "all-linear"))

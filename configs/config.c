@@ -214,7 +214,8 @@ static bool enter_dataset(loading *ld, const char **name, level *l) {
 
 static void free_datasets(nb_config_dataset **list, int *n);
 
-/* The value behind '=' as a node of its own: as it stands, but YAML where a list may stand and it begins with '['. */
+/* The value behind '=' as a node of its own: as it stands, but YAML where a list or map may stand and it begins with
+ * '[' or '{'. */
 static void set_value(loading *ld, const level *l, const char *name, const char *text) {
     const nb_mark at = {-1, 0};
     const char *only;
@@ -224,7 +225,8 @@ static void set_value(loading *ld, const level *l, const char *name, const char 
     nb_yaml scalar = {.kind = NB_YAML_SCALAR, .at = at, .plain = true}, *value = &scalar;
     nb_yaml_doc doc = {0};
     scalar.text = nb_strdup(text);
-    if (*text == '[' && (list || kind == NB_KIND_STRS || kind == NB_KIND_INTS)) {
+    if ((*text == '[' && (list || kind == NB_KIND_STRS || kind == NB_KIND_INTS)) ||
+        (*text == '{' && kind == NB_KIND_MAP)) {
         if (nb_yaml_parse(&doc, name, text, strlen(text)) == NB_OK) value = doc.root;
         else nb_errors_add(&ld->errors, at, "%s", nb_message());
         for (int i = 0; i < doc.n; i++) doc.nodes[i]->at = at;

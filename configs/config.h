@@ -20,6 +20,13 @@ typedef struct nb_ints {
     int64_t *v;
     int n;
 } nb_ints;
+typedef struct nb_pairs { /* names to numbers, in the order they were written */
+    char **name;
+    double *value;
+    int n;
+} nb_pairs;
+void nb_pairs_add(nb_pairs *m, const char *name, double value);
+void nb_pairs_free(nb_pairs *m);
 
 enum { NB_AUTO = -1 }; /* of TRI keys: auto, else 0 or 1 */
 
@@ -47,6 +54,7 @@ typedef int nb_key_CHOICE;    /* index into the row's range */
 typedef uint64_t nb_key_SIZE; /* bytes; 22GiB, 800 MiB, 5GB */
 typedef nb_strs nb_key_STRS;
 typedef nb_ints nb_key_INTS;
+typedef nb_pairs nb_key_MAP;
 
 /* Where a key was set: line and column (from 1) of its value in the file; line -1 for --set; line 0:
  * it was not set. */

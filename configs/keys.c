@@ -308,8 +308,45 @@ static bool set_ints(const nb_key *k, nb_ints *out, const nb_yaml *value, nb_tex
     return true;
 }
 
+void nb_pairs_add(nb_pairs *m, const char *name, double value) {
+    m->name = nb_realloc(m->name, (size_t)m->n + 1, sizeof *m->name);
+    m->value = nb_realloc(m->value, (size_t)m->n + 1, sizeof *m->value);
+    m->name[m->n] = nb_strdup(name);
+    m->value[m->n++] = value;
+}
+
+void nb_pairs_free(nb_pairs *m) {
+    for (int i = 0; i < m->n; i++) free(m->name[i]);
+    free(m->name);
+    free(m->value);
+    *m = (nb_pairs){0};
+}
+
+static bool set_map(const nb_key *k, nb_pairs *out, const nb_yaml *value, nb_text *why) {
+    nb_pairs m = {0};
+    for (int i = 0; i < value->n; i++) {
+        const nb_yaml_pair *pair = &value->pairs[i];
+        double v;
+        if (pair->value->kind != NB_YAML_SCALAR) nb_text_printf(why, "'%s' must have a number", pair->key);
+        else if (parse_real(k, pair->value->text, &v, why)) {
+            nb_pairs_add(&m, pair->key, v);
+            continue;
+        }
+        nb_pairs_free(&m);
+        return false;
+    }
+    nb_pairs_free(out);
+    *out = m;
+    return true;
+}
+
 bool nb_key_set(const nb_key *k, void *base, const nb_yaml *value, nb_text *why) {
     void *p = (char *)base + k->offset;
+    if (k->kind == NB_KIND_MAP && value->kind == NB_YAML_MAP) return set_map(k, p, value, why);
+    if (k->kind == NB_KIND_MAP) {
+        nb_text_printf(why, "wants a map, not %s", nb_yaml_kind_name(value));
+        return false;
+    }
     bool list = k->kind == NB_KIND_STRS || k->kind == NB_KIND_INTS;
     if (value->kind == NB_YAML_MAP || (value->kind == NB_YAML_LIST && !list)) {
         nb_text_printf(why, "wants %s, not %s", list ? "a list" : "a single value", nb_yaml_kind_name(value));
@@ -331,11 +368,13 @@ void nb_key_clear(const nb_key *k, void *base) {
         [NB_KIND_SECTION] = 0,           [NB_KIND_BOOL] = sizeof(nb_key_BOOL), [NB_KIND_TRI] = sizeof(nb_key_TRI),
         [NB_KIND_INT] = sizeof(nb_key_INT), [NB_KIND_REAL] = sizeof(nb_key_REAL), [NB_KIND_STR] = sizeof(char *),
         [NB_KIND_PATH] = sizeof(char *), [NB_KIND_CHOICE] = sizeof(int),       [NB_KIND_SIZE] = sizeof(nb_key_SIZE),
-        [NB_KIND_STRS] = sizeof(nb_strs), [NB_KIND_INTS] = sizeof(nb_ints)};
+        [NB_KIND_STRS] = sizeof(nb_strs), [NB_KIND_INTS] = sizeof(nb_ints),
+        [NB_KIND_MAP] = sizeof(nb_pairs)};
     void *p = (char *)base + k->offset;
     if (k->kind == NB_KIND_STR || k->kind == NB_KIND_PATH) free(*(char **)p);
     if (k->kind == NB_KIND_INTS) free(((nb_ints *)p)->v);
     if (k->kind == NB_KIND_STRS) free_strs(p);
+    if (k->kind == NB_KIND_MAP) nb_pairs_free(p);
     memset(p, 0, size[k->kind]);
 }
 
@@ -346,7 +385,7 @@ void nb_key_set_default(const nb_key *k, void *base) {
     nb_yaml_doc doc = {0};
     nb_yaml scalar = {.kind = NB_YAML_SCALAR, .text = (char *)(uintptr_t)k->dflt};
     nb_text why = {0};
-    if (k->dflt[0] == '[') NB_ASSERT(nb_yaml_parse(&doc, k->name, k->dflt, strlen(k->dflt)) == NB_OK);
+    if (strchr("[{", k->dflt[0])) NB_ASSERT(nb_yaml_parse(&doc, k->name, k->dflt, strlen(k->dflt)) == NB_OK);
     NB_ASSERT(nb_key_set(k, base, doc.root ? doc.root : &scalar, &why));
     nb_yaml_free(&doc);
 }
@@ -400,6 +439,17 @@ static void print_list(const nb_key *k, const void *p, nb_text *out) {
     nb_text_puts(out, "]");
 }
 
+static void print_map(const nb_pairs *m, nb_text *out) {
+    nb_text_puts(out, "{");
+    for (int i = 0; i < m->n; i++) {
+        if (i) nb_text_puts(out, ", ");
+        print_str(m->name[i], out);
+        nb_text_puts(out, ": ");
+        print_real(m->value[i], out);
+    }
+    nb_text_puts(out, "}");
+}
+
 void nb_key_print(const nb_key *k, const void *base, bool set, nb_text *out) {
     const void *p = (const char *)base + k->offset;
     char buf[64];
@@ -429,6 +479,7 @@ void nb_key_print(const nb_key *k, const void *base, bool set, nb_text *out) {
         return;
     case NB_KIND_STRS:
     case NB_KIND_INTS: print_list(k, p, out); return;
+    case NB_KIND_MAP: print_map(p, out); return;
     case NB_KIND_SECTION: return;
     }
     nb_text_puts(out, "null");

@@ -234,6 +234,10 @@ static void test_mistakes(void **state) {
         {"tokens: [[a]]\n", "c.yaml:5:9: tokens: each item must be a text, not a list"},
         {"tokens: {a: b}\n", "c.yaml:5:9: tokens: wants a list, not a map"},
         {"peft_layers_to_transform: [1, x]\n", "c.yaml:5:27: peft_layers_to_transform: 'x' is not a whole number"},
+        {"rank_pattern: 3\n", "c.yaml:5:15: rank_pattern: wants a map, not a single value"},
+        {"rank_pattern: {q_proj: 0}\n", "c.yaml:5:15: rank_pattern: 0 is out of range"},
+        {"rank_pattern: {q_proj: [1]}\n", "c.yaml:5:15: rank_pattern: 'q_proj' must have a number"},
+        {"rank_pattern: {q_proj: 2.5}\n", "c.yaml:5:15: rank_pattern: q_proj has 2.5, which is not a whole number"},
         {"special_tokens: x\n", "c.yaml:5:17: special_tokens: wants a map, not a single value"},
         {"special_tokens:\n  pad_tokn: x\n",
          "c.yaml:6:3: special_tokens.pad_tokn: unknown key; did you mean special_tokens.pad_token?"},
@@ -363,7 +367,8 @@ static void test_resolve(void **state) {
              "lora_target_modules: [q_proj, 'weird \"one\"\\']\nlearning_rate: 0.1\n"
              "tokens: [no, ~x, 'a: b', \"t\\tn\\n\", '']\n",
         BASE "adapter: lora\nload_in_4bit: false\nlora_target_linear: yes\nsave_strategy: no\neval_strategy: no\n"
-             "special_tokens: {pad_token: '<|pad|>', eos_token: 'null'}\npeft_layers_to_transform: 3\nthreads: 2\n",
+             "special_tokens: {pad_token: '<|pad|>', eos_token: 'null'}\npeft_layers_to_transform: 3\nthreads: 2\n"
+             "rank_pattern: {'(q|k)_proj': 8, up_proj: 2}\nalpha_pattern: {up_proj: 0.5}\n",
         BASE "adapter: full\nreinit_weights: true\nbf16: false\ncosine_min_lr_ratio: 0.3333333333333333\n"
              "test_datasets:\n"
              "  - {path: a/, type: chat_template, name: 'x y', metrics: [loss, regex], regex: '^\\d+$'}\n"

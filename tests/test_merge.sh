@@ -65,6 +65,11 @@ trains pattern --set 'lora_target_modules=model\.layers\.1\..*(k|v|gate)_proj'
 is pattern_modules 3 "$(modules pattern)"
 trains layers --set "peft_layers_to_transform=[1]"
 is layers_modules 7 "$(modules layers)"
+trains patterns --set 'rank_pattern={"layers.1.mlp.(up|gate)_proj": 7, v_proj: 2}' --set 'alpha_pattern={up_proj: 3}'
+is rank_pattern '{"model.layers.1.mlp.gate_proj":7,"model.layers.1.mlp.up_proj":7,"v_proj":2}' \
+    "$(sed -n '/"rank_pattern"/,/}/p' "$tmp/patterns/adapter/adapter_config.json" | tr -d ' \n' | sed 's/.*pattern"://; s/,$//')"
+says info_patterns 0 "v_proj 2" "$NIBBLE" info "$tmp/patterns/adapter"
+says no_such_pattern 1 "q_porj" "$NIBBLE" train "$tmp/run.yaml" --set "rank_pattern={q_porj: 3}"
 says no_such_module 1 "q_porj" "$NIBBLE" train "$tmp/run.yaml" --set "lora_target_modules=[q_porj]"
 trains untied --set base_model="$tmp/untied"
 

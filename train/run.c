@@ -118,7 +118,7 @@ nb_status nb_run_open_adapter(nb_run *r) {
         bool all = c->lora_target_linear ||
                    (c->lora_target_modules.n == 1 && !strcmp(c->lora_target_modules.v[0], "all-linear"));
         nb_lora_options o = {.r = c->lora_r, .alpha = c->lora_alpha, .dropout = c->lora_dropout,
-                             .rslora = c->peft_use_rslora,
+                             .rslora = c->peft_use_rslora, .ranks = &c->rank_pattern, .alphas = &c->alpha_pattern,
                              .layers = c->peft_layers_to_transform.n ? c->peft_layers_to_transform.v : NULL,
                              .n_layers = c->peft_layers_to_transform.n,
                              .token_ids = r->added_tokens,

@@ -75,6 +75,10 @@ MODELS = [
     ("neox-serial", 16, GPTNeoXConfig(**COMMON, rotary_pct=1.0, use_parallel_residual=False),
      dict(r=4, lora_alpha=8, target_modules=["query_key_value", "dense_h_to_4h"], use_rslora=False), (17, 9),
      torch.float32, "1GB"),
+    ("lora-patterns", 17, LlamaConfig(**COMMON),
+     dict(r=4, lora_alpha=8, target_modules="all-linear", use_rslora=False,
+          rank_pattern={r"layers\.1\.self_attn\.(q|v)_proj": 6, "mlp.up_proj": 3, "proj": 5, "v_proj": 2},
+          alpha_pattern={"layers.0.mlp.down_proj": 16, "up_proj|k_proj": 3.5}), (19, 11), torch.float32, "1GB"),
 ]
 
 
