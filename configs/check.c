@@ -78,6 +78,8 @@ static void check_adapter(const nb_config *c, nb_errors *e) {
     if (c->lora_modules_to_save.n)
         WRONG(lora_modules_to_save,
               "lora_modules_to_save: training modules whole is not in this version; remove the key");
+    if (c->adapter == NB_ADAPTER_FULL && c->loraplus_lr_ratio != 1)
+        WRONG(loraplus_lr_ratio, "loraplus_lr_ratio: adapter full has no B matrices");
     for (int i = 0; i < c->rank_pattern.n; i++)
         if (c->rank_pattern.value[i] != (double)(int64_t)c->rank_pattern.value[i])
             WRONG(rank_pattern, "rank_pattern: %s has %g, which is not a whole number", c->rank_pattern.name[i],

@@ -234,6 +234,7 @@ static void test_mistakes(void **state) {
         {"tokens: [[a]]\n", "c.yaml:5:9: tokens: each item must be a text, not a list"},
         {"tokens: {a: b}\n", "c.yaml:5:9: tokens: wants a list, not a map"},
         {"peft_layers_to_transform: [1, x]\n", "c.yaml:5:27: peft_layers_to_transform: 'x' is not a whole number"},
+        {"adapter: full\nloraplus_lr_ratio: 2\n", "c.yaml:6:20: loraplus_lr_ratio: adapter full has no B matrices"},
         {"rank_pattern: 3\n", "c.yaml:5:15: rank_pattern: wants a map, not a single value"},
         {"rank_pattern: {q_proj: 0}\n", "c.yaml:5:15: rank_pattern: 0 is out of range"},
         {"rank_pattern: {q_proj: [1]}\n", "c.yaml:5:15: rank_pattern: 'q_proj' must have a number"},

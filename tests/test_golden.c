@@ -184,7 +184,8 @@ static void train(const char *folder, const char *kind) {
     open_folder(&f, folder, true, true);
     const json_t *want = json_object_get(f.golden, kind), *batches = json_object_get(f.golden, "batches");
     const json_t *adamw = json_object_get(f.golden, "adamw");
-    assert_ok(nb_optimizer_open(&o, f.adapter, false, NULL, false));
+    double ratio = number(want, "ratio"); /* absent: 0 */
+    assert_ok(nb_optimizer_open(&o, f.adapter, false, ratio ? ratio : 1, NULL, false));
     o.beta1 = number(adamw, "beta1"), o.beta2 = number(adamw, "beta2"), o.epsilon = number(adamw, "epsilon");
     o.weight_decay = number(adamw, "weight_decay");
     o.max_grad_norm = number(want, "max_grad_norm"); /* absent: 0 */
@@ -198,6 +199,7 @@ static void train(const char *folder, const char *kind) {
         assert_close(norm / item(want, "grad_norms", (size_t)step), 1, 1e-3);
     }
     if (!strcmp(kind, "adamw")) compare_params(&f, folder, "trained.safetensors", false);
+    if (!strcmp(kind, "loraplus")) compare_params(&f, folder, "loraplus.safetensors", false);
     nb_optimizer_close(&o);
     close_folder(&f);
 }
@@ -210,6 +212,11 @@ static void twenty_steps_equal_torch(void **state) {
 static void twenty_clipped_steps_equal_torch(void **state) {
     (void)state;
     for (int i = 0; i < NB_LEN(folders) - 1; i++) train(folders[i], "clipped");
+}
+
+static void twenty_loraplus_steps_equal_peft(void **state) {
+    (void)state;
+    train("lora-patterns", "loraplus");
 }
 
 static void schedules_equal_transformers(void **state) {
@@ -238,6 +245,7 @@ int main(void) {
         cmocka_unit_test(base_equals_transformers),     cmocka_unit_test(adapter_equals_peft),
         cmocka_unit_test(gradients_equal_peft),         cmocka_unit_test(twenty_steps_equal_torch),
         cmocka_unit_test(twenty_clipped_steps_equal_torch), cmocka_unit_test(schedules_equal_transformers),
+        cmocka_unit_test(twenty_loraplus_steps_equal_peft),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -70,6 +70,7 @@ is rank_pattern '{"model.layers.1.mlp.gate_proj":7,"model.layers.1.mlp.up_proj":
     "$(sed -n '/"rank_pattern"/,/}/p' "$tmp/patterns/adapter/adapter_config.json" | tr -d ' \n' | sed 's/.*pattern"://; s/,$//')"
 says info_patterns 0 "v_proj 2" "$NIBBLE" info "$tmp/patterns/adapter"
 says no_such_pattern 1 "q_porj" "$NIBBLE" train "$tmp/run.yaml" --set "rank_pattern={q_porj: 3}"
+trains loraplus --set loraplus_lr_ratio=8 --set learning_rate=5e-3
 says no_such_module 1 "q_porj" "$NIBBLE" train "$tmp/run.yaml" --set "lora_target_modules=[q_porj]"
 trains untied --set base_model="$tmp/untied"
 

@@ -47,7 +47,7 @@ static void open_shared(fixture *f, bool eight_bits, nb_comm *comm) {
     for (int i = 0; i < COUNT; i++)
         f->params[i] = nb_leaf("p", a->data + at[i], a->grad + at[i], shapes[i].cols ? 2 : 1, shapes[i].rows,
                                shapes[i].cols);
-    assert_ok(nb_optimizer_open(&f->o, a, eight_bits, comm, comm != NULL));
+    assert_ok(nb_optimizer_open(&f->o, a, eight_bits, 1, comm, comm != NULL));
     f->o.beta1 = 0.9, f->o.beta2 = 0.999, f->o.epsilon = 1e-8, f->o.max_grad_norm = 1, f->o.weight_decay = 0.1;
 }
 

@@ -34,7 +34,7 @@ static void open_fixture(fixture *f, bool quantized, double dropout, const nb_po
     assert_ok(nb_adapter_new(&f->adapter, f->model, &lo));
     assert_ok(nb_runner_open_loss(&f->runner, f->model, &f->arena, MAX, true, policy));
     f->runner->tape->seed = 7;
-    assert_ok(nb_optimizer_open(&f->o, f->adapter, false, NULL, false));
+    assert_ok(nb_optimizer_open(&f->o, f->adapter, false, 1, NULL, false));
     f->o.beta1 = 0.9, f->o.beta2 = 0.999, f->o.epsilon = 1e-8, f->o.max_grad_norm = 1;
 }
 

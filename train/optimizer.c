@@ -19,17 +19,24 @@ static bool has_eight_bits(const nb_adapter *a, const nb_tensor *p) {
     return nb_tensor_size(p) >= LEAST_EIGHT_BIT && !embeds;
 }
 
-/* Parameters join the run before them when they decay alike and have the same kind of state, and when no block of 8-bit
- * state would reach over the seam. Vectors (norm weights, biases) do not decay. */
+static bool is_B(const nb_adapter *a, const nb_tensor *p) {
+    for (int i = 0; i < a->n_attached && !a->full; i++)
+        if (a->attached[i].B == p) return true;
+    return false;
+}
+
+/* Parameters join the run before them when they decay and learn alike and have the same kind of state, and when no block
+ * of 8-bit state would reach over the seam. Vectors (norm weights, biases) do not decay. */
 static void make_runs(nb_optimizer *o, bool eight_bits) {
     const nb_adapter *a = o->adapter;
     o->runs = nb_calloc((size_t)a->n_params + 1, sizeof *o->runs);
     for (int i = 0; i < a->n_params; i++) {
         const nb_tensor *p = &a->params[i];
         nb_update_run r = {.at = (float *)p->data - a->data, .decays = p->n_dims > 1,
-                           .eight_bits = eight_bits && has_eight_bits(a, p)};
+                           .eight_bits = eight_bits && has_eight_bits(a, p),
+                           .boosted = o->b_ratio != 1 && is_B(a, p)};
         const nb_update_run *last = o->n_runs ? &o->runs[o->n_runs - 1] : NULL;
-        bool joins = last && last->decays == r.decays && last->eight_bits == r.eight_bits &&
+        bool joins = last && last->decays == r.decays && last->eight_bits == r.eight_bits && last->boosted == r.boosted &&
                      (!r.eight_bits || (r.at - last->at) % NB_STATE8_BLOCK == 0);
         if (!joins) o->runs[o->n_runs++] = r;
     }
@@ -97,15 +104,16 @@ static void lay_out(nb_optimizer *o, bool eight_bits) {
     s[NB_STATE_V_SCALE] = (nb_state_buffer){"exp_avg_sq_scale", NB_F32, c.scales, whole.scales, first.scales, NULL};
 }
 
-nb_status nb_optimizer_open(nb_optimizer *o, nb_adapter *a, bool eight_bits, nb_comm *comm, bool shared) {
+nb_status nb_optimizer_open(nb_optimizer *o, nb_adapter *a, bool eight_bits, double b_ratio, nb_comm *comm,
+                            bool shared) {
     nb_dev *d = a->dev;
-    *o = (nb_optimizer){.adapter = a, .comm = comm, .shared = shared && comm && comm->size > 1};
+    *o = (nb_optimizer){.adapter = a, .b_ratio = b_ratio, .comm = comm, .shared = shared && comm && comm->size > 1};
     lay_out(o, eight_bits);
     for (int i = 0; i < NB_STATE_COUNT; i++) {
         nb_state_buffer *b = &o->state[i];
         if (b->n) NB_TRY(d->be->alloc(d, &b->p, bytes_of(b), "the optimizer's state"));
     }
-    NB_TRY(d->be->alloc(d, (void **)&o->update, sizeof *o->update, "the optimizer's state"));
+    NB_TRY(d->be->alloc(d, (void **)&o->update, 2 * sizeof *o->update, "the optimizer's state"));
     return nb_dev_reserve(d, d->be->rows_ws(d, 1, a->n));
 }
 
@@ -114,7 +122,7 @@ void nb_optimizer_close(nb_optimizer *o) {
     nb_dev *d = o->adapter->dev;
     for (int i = 0; i < NB_STATE_COUNT; i++)
         if (o->state[i].p) d->be->free(d, o->state[i].p, bytes_of(&o->state[i]));
-    if (o->update) d->be->free(d, o->update, sizeof *o->update);
+    if (o->update) d->be->free(d, o->update, 2 * sizeof *o->update);
     free(o->runs);
     free(o->parts);
     *o = (nb_optimizer){0};
@@ -143,15 +151,16 @@ static nb_status update_run(nb_optimizer *o, const nb_update_run *r) {
     nb_adapter *a = o->adapter;
     nb_dev *d = a->dev;
     const nb_state_buffer *s = o->state;
+    const nb_update *u = &o->update[r->boosted];
     float *p = a->data + r->at, *g = a->grad + r->at;
     float beta1 = (float)o->beta1, beta2 = (float)o->beta2, eps = (float)o->epsilon,
           decay = r->decays ? (float)o->weight_decay : 0;
     if (!r->eight_bits)
         return d->k->adamw(d, p, (float *)s[NB_STATE_M].p + r->state, (float *)s[NB_STATE_V].p + r->state, g, r->n,
-                           o->update, beta1, beta2, eps, decay);
+                           u, beta1, beta2, eps, decay);
     return d->k->adamw8(d, p, (uint8_t *)s[NB_STATE_M8].p + r->state, (uint8_t *)s[NB_STATE_V8].p + r->state,
                         (float *)s[NB_STATE_M_SCALE].p + r->scales, (float *)s[NB_STATE_V_SCALE].p + r->scales, g, r->n,
-                        o->update, beta1, beta2, eps, decay);
+                        u, beta1, beta2, eps, decay);
 }
 
 nb_status nb_optimizer_step(nb_optimizer *o, int64_t step, double rate, double *norm) {
@@ -161,14 +170,16 @@ nb_status nb_optimizer_step(nb_optimizer *o, int64_t step, double rate, double *
         if (!a->params[i].grad_written)
             NB_TRY(d->k->fill(d, a->params[i].grad, NB_F32, 0, nb_tensor_size(&a->params[i])));
     if (o->comm) NB_TRY(nb_comm_sum_f32(o->comm, a->grad, a->n));
-    nb_update u = {.bias1 = 1 - pow((double)(float)o->beta1, (double)step),
-                   .bias2 = 1 - pow((double)(float)o->beta2, (double)step), .lr = (float)rate,
-                   .max_norm = (float)o->max_grad_norm};
-    NB_TRY(d->be->put(d, o->update, &u, sizeof u));
-    NB_TRY(d->k->sum_squares(d, o->update, a->grad, a->n));
+    nb_update u[2] = {{.bias1 = 1 - pow((double)(float)o->beta1, (double)step),
+                       .bias2 = 1 - pow((double)(float)o->beta2, (double)step), .lr = (float)rate,
+                       .max_norm = (float)o->max_grad_norm}};
+    u[1] = u[0];
+    u[1].lr = (float)(rate * o->b_ratio);
+    NB_TRY(d->be->put(d, o->update, u, sizeof u));
+    for (int i = 0; i < (o->b_ratio != 1 ? 2 : 1); i++) NB_TRY(d->k->sum_squares(d, &o->update[i], a->grad, a->n));
     for (int i = 0; i < o->n_runs; i++) NB_TRY(update_run(o, &o->runs[i]));
     if (o->shared) NB_TRY(nb_comm_gather(o->comm, a->data, o->parts));
-    NB_TRY(d->be->get(d, &u, o->update, sizeof u));
-    *norm = sqrt(u.sum_squares);
+    NB_TRY(d->be->get(d, u, o->update, sizeof *u));
+    *norm = sqrt(u->sum_squares);
     return NB_OK;
 }

@@ -27,7 +27,7 @@ typedef struct nb_update_run {
     int64_t at, n;  /* elements of the adapter's flat buffers */
     int64_t state;  /* where its moments begin in M and V, or in M8 and V8 */
     int64_t scales; /* where its scales begin in M_SCALE and V_SCALE */
-    bool decays, eight_bits;
+    bool decays, eight_bits, boosted; /* boosted: B matrices of LoRA+ */
 } nb_update_run;
 
 typedef struct nb_optimizer {
@@ -38,11 +38,13 @@ typedef struct nb_optimizer {
     nb_state_buffer state[NB_STATE_COUNT];
     nb_update_run *runs; /* of our part */
     int n_runs;
-    nb_update *update; /* on the device: norm and clipping never wait for the host */
+    nb_update *update; /* [2] on the device, the second for boosted runs: norm and clipping never wait for the host */
+    double b_ratio;    /* LoRA+ (Hayou et al., 2024): learning rate of B over that of A; 1: plain */
     double beta1, beta2, epsilon, weight_decay, max_grad_norm; /* max_grad_norm 0: no clipping */
 } nb_optimizer;
 
-nb_status nb_optimizer_open(nb_optimizer *o, nb_adapter *a, bool eight_bits, nb_comm *comm, bool shared);
+nb_status nb_optimizer_open(nb_optimizer *o, nb_adapter *a, bool eight_bits, double b_ratio, nb_comm *comm,
+                            bool shared);
 void nb_optimizer_close(nb_optimizer *o);
 size_t nb_optimizer_bytes(const nb_optimizer *o); /* of the state held here */
 size_t nb_optimizer_whole_bytes(const nb_optimizer *o); /* of all ranks' together */

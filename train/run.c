@@ -129,8 +129,8 @@ nb_status nb_run_open_adapter(nb_run *r) {
             o.targets = (const char *const *)c->lora_target_modules.v, o.n_targets = c->lora_target_modules.n;
         NB_TRY(nb_adapter_new(&r->adapter, r->model, &o));
     }
-    NB_TRY(nb_optimizer_open(&r->optimizer, r->adapter, c->optimizer == NB_OPTIMIZER_ADAMW_8BIT, r->comm,
-                             c->zero_stage != NB_ZERO_NONE));
+    NB_TRY(nb_optimizer_open(&r->optimizer, r->adapter, c->optimizer == NB_OPTIMIZER_ADAMW_8BIT,
+                             c->loraplus_lr_ratio, r->comm, c->zero_stage != NB_ZERO_NONE));
     nb_optimizer *o = &r->optimizer;
     o->beta1 = c->adam_beta1, o->beta2 = c->adam_beta2, o->epsilon = c->adam_epsilon;
     o->weight_decay = c->weight_decay, o->max_grad_norm = c->max_grad_norm;

@@ -21,6 +21,7 @@ import torch
 import transformers
 from bitsandbytes.functional import create_dynamic_map, get_4bit_type, quantize_4bit
 from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
+from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file, save_file
 from transformers import (AutoModelForCausalLM, BitsAndBytesConfig, Gemma2Config, Gemma3TextConfig, GemmaConfig,
                           GPTNeoXConfig, LlamaConfig, MistralConfig, Olmo2Config, OlmoConfig, Phi3Config, PhiConfig,
@@ -156,11 +157,15 @@ def adapter_tensors(model, gradients=False):
     return {n.replace(".default", ""): p.grad.clone().contiguous() for n, p in model.named_parameters() if p.requires_grad}
 
 
-def train(model, batches, clip):
-    """STEPS steps of AdamW; step i uses batches[i % 4]. Returns losses before each step, learning rates, norms."""
+def train(model, batches, clip, ratio=None):
+    """STEPS steps of AdamW; step i uses batches[i % 4]; with a ratio as PEFT's LoRA+. Returns losses before each step, learning rates, norms."""
     params = [p for p in model.parameters() if p.requires_grad]
     opt = torch.optim.AdamW(params, lr=ADAMW["learning_rate"], betas=(ADAMW["beta1"], ADAMW["beta2"]),
                             eps=ADAMW["epsilon"], weight_decay=ADAMW["weight_decay"])
+    if ratio:
+        opt = create_loraplus_optimizer(model, torch.optim.AdamW, lr=ADAMW["learning_rate"], loraplus_lr_ratio=ratio,
+                                        betas=(ADAMW["beta1"], ADAMW["beta2"]), eps=ADAMW["epsilon"],
+                                        loraplus_weight_decay=ADAMW["weight_decay"])
     schedule = transformers.get_scheduler("cosine" if clip else "constant", opt, CLIPPED["warmup_steps"], STEPS)
     losses, rates, norms = [], [], []
     for step in range(STEPS):
@@ -247,6 +252,10 @@ def make_model(out, name, seed, config, adapter, lengths, dtype, shard):
     save_file(adapter_tensors(model), os.path.join(folder, "trained.safetensors"), {"format": "pt"})
     restore(model, start)
     golden["clipped"] = {**ADAMW, **CLIPPED, "lr_scheduler": "cosine", **train(model, batches, True)}
+    if name == "lora-patterns":
+        restore(model, start)
+        golden["loraplus"] = {**ADAMW, "ratio": 4, **train(model, batches, False, 4)}
+        save_file(adapter_tensors(model), os.path.join(folder, "loraplus.safetensors"), {"format": "pt"})
     write_json(os.path.join(folder, "golden.json"), golden)
 
 
