@@ -28,11 +28,14 @@ typedef struct fixture {
 
 static char *path_in(const char *folder, const char *file) { return nb_asprintf("tests/golden/%s/%s", folder, file); }
 
+/* Where the comparisons run; "emu" is the GPU backend's code. */
+static const char *device = "cpu";
+
 static void open_folder(fixture *f, const char *folder, bool with_adapter, bool backward) {
     memset(f, 0, sizeof *f);
     nb_base_options o = {.quantized_cache = "", .load_in_4bit = !strcmp(folder, "llama-bnb4"), .double_quant = true};
     char *dir = path_in(folder, ""), *golden = path_in(folder, "golden.json"), *adapter = path_in(folder, "adapter");
-    assert_ok(nb_dev_open(&f->dev, "cpu", NB_F32));
+    assert_ok(nb_dev_open(&f->dev, device, NB_F32));
     assert_ok(nb_base_load(&f->base, dir, &o));
     assert_ok(nb_model_open(&f->model, f->base, f->dev, MAX, 20));
     assert_ok(nb_json_load(golden, &f->golden));
@@ -154,11 +157,12 @@ static void compare_params(const fixture *f, const char *folder, const char *fil
         const nb_st_tensor *t = nb_st_find(&s, p->name);
         if (!t) fail_msg("%s: %s lacks it", path, p->name);
         int64_t n = nb_tensor_size(p);
-        float *want = nb_malloc((size_t)n * 4);
+        float *want = nb_malloc((size_t)n * 4), *got = nb_malloc((size_t)n * 4);
         nb_st_read_f32(t, want, 0, n);
-        double err = nb_rel_error(grads ? p->grad : p->data, want, n);
-        if (!(err <= 1e-4)) fail_msg("%s: %s is off by %g", path, p->name, err);
-        free(want);
+        assert_ok(f->dev->be->get(f->dev, got, grads ? p->grad : p->data, (size_t)n * 4));
+        double err = nb_rel_error(got, want, n);
+        if (!(err <= 1e-4)) fail_msg("%s: %s is off by %g on %s", path, p->name, err, device);
+        free(want), free(got);
     }
     nb_st_close(&s);
     free(path);
@@ -175,6 +179,14 @@ static void gradients_equal_peft(void **state) {
         compare_params(&f, folders[i], "grads.safetensors", true);
         close_folder(&f);
     }
+}
+
+static void the_gpus_code_equals_them_too(void **state) {
+    if (!&nb_backend_emu) skip();
+    device = "emu";
+    adapter_equals_peft(state);
+    gradients_equal_peft(state);
+    device = "cpu";
 }
 
 /* 20 steps as golden.json's `kind` ran them. */
@@ -243,7 +255,8 @@ int main(void) {
     nb_threads_set(0);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(base_equals_transformers),     cmocka_unit_test(adapter_equals_peft),
-        cmocka_unit_test(gradients_equal_peft),         cmocka_unit_test(twenty_steps_equal_torch),
+        cmocka_unit_test(gradients_equal_peft),         cmocka_unit_test(the_gpus_code_equals_them_too),
+        cmocka_unit_test(twenty_steps_equal_torch),
         cmocka_unit_test(twenty_clipped_steps_equal_torch), cmocka_unit_test(schedules_equal_transformers),
         cmocka_unit_test(twenty_loraplus_steps_equal_peft),
     };
