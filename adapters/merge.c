@@ -192,10 +192,14 @@ static nb_status write_index(const merger *m, const nb_st *base, const char *fro
     return st;
 }
 
-/* A template that the configuration named and the tokenizer does not bring. */
+/* A template that the configuration named, where it is not the tokenizer's own. */
 static nb_status write_template(const nb_session *s, const char *dir) {
-    const char *jinja = s->chat && !nb_tokenizer_chat_template(s->tokenizer) ? nb_chat_template_jinja(s->chat) : NULL;
-    if (!jinja) return NB_OK;
+    const nb_chat_template *own = NULL;
+    const char *jinja = s->chat ? nb_chat_template_jinja(s->chat) : NULL;
+    if (nb_tokenizer_chat_template(s->tokenizer) &&
+        nb_chat_template_find(&own, "tokenizer_default", s->tokenizer) != NB_OK)
+        own = NULL;
+    if (!jinja || own == s->chat) return NB_OK;
     char *path = nb_path_join(dir, "chat_template.jinja");
     nb_status st = nb_file_write(path, jinja, strlen(jinja));
     free(path);

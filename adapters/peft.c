@@ -139,6 +139,16 @@ int64_t nb_adapter_size(const nb_adapter *a) {
     return n;
 }
 
+/* A Jinja template of the run's own stands in the manifest as text. */
+static nb_status put_template(const json_t *manifest, const char *dir) {
+    const char *jinja = json_string_value(json_object_get(manifest, "chat_template"));
+    if (!jinja || !(strstr(jinja, "{{") || strstr(jinja, "{%"))) return NB_OK;
+    char *path = nb_path_join(dir, "chat_template.jinja");
+    nb_status st = nb_file_write(path, jinja, strlen(jinja));
+    free(path);
+    return st;
+}
+
 nb_status nb_adapter_save(const nb_adapter *a, const char *dir, const json_t *manifest, const nb_tokenizer *own) {
     char *tmp = nb_asprintf("%s.tmp", dir), *weights = nb_path_join(tmp, "adapter_model.safetensors");
     char *config = nb_path_join(tmp, "adapter_config.json"), *card = nb_path_join(tmp, "README.md");
@@ -152,6 +162,7 @@ nb_status nb_adapter_save(const nb_adapter *a, const char *dir, const json_t *ma
     NB_GO(st, put_card(a, card, manifest), done);
     if (manifest) NB_GO(st, nb_json_save(record, manifest), done);
     if (own) NB_GO(st, nb_tokenizer_save(own, tmp), done);
+    NB_GO(st, put_template(manifest, tmp), done);
     st = nb_replace_dir(tmp, dir);
 done:
     if (st != NB_OK) nb_remove_tree(tmp);

@@ -164,11 +164,15 @@ static nb_status make_entry(subject *s, const eval_args *a) {
     s->has_config = true;
     nb_config_dataset *d = nb_config_add_dataset(c, true);
     NB_TRY(parse_choice("type", a->type, types, NB_LEN(types), &d->type));
-    if (a->template)
+    if (a->template && strncmp(a->template, "jinja:", 6))
         NB_TRY(parse_choice("chat-template", a->template, templates, NB_LEN(templates), &c->chat_template));
     if (!a->template && s->chat) /* the one of the adapter's manifest */
         for (int i = 1; i < NB_LEN(templates); i++)
             if (!strcmp(nb_chat_template_name(s->chat), templates[i])) c->chat_template = i;
+    const char *jinja = a->template && !strncmp(a->template, "jinja:", 6) ? a->template
+                        : !a->template && s->chat && !c->chat_template    ? nb_chat_template_jinja(s->chat)
+                                                                          : NULL;
+    if (jinja) c->chat_template = NB_CHAT_JINJA, set_string(&c->chat_template_jinja, jinja);
     set_string(&d->path, a->data);
     set_string(&d->regex, a->regex);
     for (int i = 0; i < NB_LEN(fields); i++) set_string((char **)((char *)d + fields[i].at), a->field[i]);

@@ -53,6 +53,7 @@ void nb_config_derive(nb_config *c) {
                 nb_is_set(c, evals_per_epoch));
     derive_when(&c->save_strategy, nb_is_set(c, save_strategy), nb_is_set(c, save_steps), &c->saves_per_epoch,
                 nb_is_set(c, saves_per_epoch));
+    if (nb_is_set(c, chat_template_jinja) && !nb_is_set(c, chat_template)) c->chat_template = NB_CHAT_JINJA;
     for (int i = 0; i < c->n_datasets; i++) name_dataset(c->datasets, i);
     for (int i = 0; i < c->n_test_datasets; i++) name_dataset(c->test_datasets, i);
 }
@@ -157,6 +158,11 @@ static void check_data(const nb_config *c, nb_errors *e) {
         WRONG(val_set_size, "val_set_size: excludes test_datasets; keep one of the two");
     if (c->val_set_size >= 1 && c->val_set_size != (double)(int64_t)c->val_set_size)
         WRONG(val_set_size, "val_set_size: a share below 1 or a whole number of rows, not %g", c->val_set_size);
+    if (c->chat_template == NB_CHAT_JINJA && !c->chat_template_jinja)
+        WRONG(chat_template, "chat_template: jinja needs the template: chat_template: jinja:FILE, or its text as "
+                             "chat_template_jinja");
+    if (c->chat_template != NB_CHAT_JINJA && c->chat_template_jinja)
+        WRONG(chat_template_jinja, "chat_template_jinja: excludes a chat_template other than jinja");
     if (!c->output_dir) WRONG(output_dir, "output_dir: required; the folder for checkpoints and the adapter");
 }
 

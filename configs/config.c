@@ -112,6 +112,13 @@ static void set_key(loading *ld, const level *l, int row, const char *name, cons
         l->at[row] = at;
         return;
     }
+    /* chat_template: jinja:FILE is two keys in one. */
+    nb_yaml jinja = {.kind = NB_YAML_SCALAR, .at = at, .text = (char[]){"jinja"}};
+    if (!l->dataset && row == NB_KEY_chat_template && value->kind == NB_YAML_SCALAR &&
+        !strncmp(value->text, "jinja:", 6)) {
+        set_key(ld, l, NB_KEY_chat_template_jinja, name, NULL, value);
+        value = &jinja;
+    }
     nb_text why = {0};
     nb_yaml yes = {.kind = NB_YAML_SCALAR, .text = (char[]){"true"}};
     if (only && (value->kind != NB_YAML_SCALAR || strcmp(value->text, only) != 0))

@@ -33,7 +33,8 @@ enum { NB_AUTO = -1 }; /* of TRI keys: auto, else 0 or 1 */
 /* Values of CHOICE keys, in the order of the rows' ranges (a test compares). */
 enum { NB_COMPUTE_AUTO, NB_COMPUTE_BF16, NB_COMPUTE_F32 };                     /* bnb_4bit_compute_dtype */
 enum { NB_ADAPTER_QLORA, NB_ADAPTER_LORA, NB_ADAPTER_FULL };                   /* adapter */
-enum { NB_CHAT_TOKENIZER_DEFAULT, NB_CHAT_CHATML, NB_CHAT_LLAMA3, NB_CHAT_MISTRAL, NB_CHAT_ZEPHYR, NB_CHAT_ALPACA };
+enum { NB_CHAT_TOKENIZER_DEFAULT, NB_CHAT_CHATML, NB_CHAT_LLAMA3, NB_CHAT_MISTRAL, NB_CHAT_ZEPHYR, NB_CHAT_ALPACA,
+       NB_CHAT_JINJA };
 enum { NB_EXCESS_RAISE, NB_EXCESS_SPLIT, NB_EXCESS_TRUNCATE, NB_EXCESS_DROP }; /* excess_length_strategy */
 enum { NB_OPTIMIZER_ADAMW, NB_OPTIMIZER_ADAMW_8BIT };                          /* optimizer */
 enum { NB_LR_CONSTANT, NB_LR_LINEAR, NB_LR_COSINE };                           /* lr_scheduler */

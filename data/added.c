@@ -10,6 +10,7 @@ const char *nb_config_chat_name(const nb_config *c) {
         [NB_CHAT_TOKENIZER_DEFAULT] = "tokenizer_default", [NB_CHAT_CHATML] = "chatml", [NB_CHAT_LLAMA3] = "llama3",
         [NB_CHAT_MISTRAL] = "mistral", [NB_CHAT_ZEPHYR] = "zephyr", [NB_CHAT_ALPACA] = "alpaca",
     };
+    if (c->chat_template == NB_CHAT_JINJA) return c->chat_template_jinja;
     return names[c->chat_template];
 }
 

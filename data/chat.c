@@ -1,9 +1,13 @@
 #include "data/chat.h"
 
+#include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include "core/file.h"
+#include "core/hash.h"
 #include "core/nearest.h"
+#include "data/chat_jinja.h"
 #include "data/chat_known.h"
 
 enum { TRIM_NONE, TRIM_ASSISTANT, TRIM_ALL };
@@ -24,6 +28,9 @@ struct nb_chat_template {
     int trim, system_goes;
     bool alternate;             /* user and assistant must take turns */
     const char *jinja;          /* renders the same; our own text */
+    nb_jinja *engine;           /* not NULL: `jinja` is run, and nothing above counts */
+    struct nb_chat_template *next;
+    char *end; /* of an engine's turns, where it is no token of the tokenizer */
 };
 
 #define CHATML "<|im_start|>%r\n%c%[<|im_end|>%]\n"
@@ -159,13 +166,49 @@ static const nb_chat_template *by_name(const char *name) {
     return NULL;
 }
 
+/* ---- templates in Jinja: parsed once, kept until the program ends ---- */
+
+static nb_chat_template *parsed;
+static pthread_mutex_t parsed_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static nb_status from_text(const nb_chat_template **out, const char *jinja) {
+    nb_chat_template *c;
+    nb_status st = NB_OK;
+    pthread_mutex_lock(&parsed_lock);
+    for (c = parsed; c && strcmp(c->jinja, jinja); c = c->next) {}
+    if (!c) {
+        nb_jinja *engine;
+        nb_hex hex;
+        st = nb_jinja_parse(&engine, jinja, strlen(jinja));
+        if (st == NB_OK) {
+            nb_sha256_of(jinja, strlen(jinja), hex);
+            c = NB_NEW(nb_chat_template);
+            *c = (nb_chat_template){.name = nb_asprintf("jinja-%.12s", hex), .jinja = nb_strdup(jinja),
+                                    .engine = engine, .next = parsed};
+            parsed = c;
+        }
+    }
+    pthread_mutex_unlock(&parsed_lock);
+    *out = c;
+    return st;
+}
+
+static nb_status from_file(const nb_chat_template **out, const char *path) {
+    char *text;
+    size_t n;
+    NB_TRY(nb_file_read(path, &text, &n));
+    nb_status st = strlen(text) == n ? from_text(out, text) : nb_fail(NB_EINPUT, "it holds a zero byte");
+    free(text);
+    return st == NB_OK ? st : nb_prefix(st, "%s", path);
+}
+
 static nb_status find_default(const nb_chat_template **out, const nb_tokenizer *t) {
     const char *jinja = nb_tokenizer_chat_template(t);
     if (!jinja)
         return nb_fail(
             NB_EINPUT,
             "chat_template: tokenizer_default, but this tokenizer brings no template; name one: chatml, llama3, "
-            "mistral, zephyr, alpaca");
+            "mistral, zephyr, alpaca, jinja:FILE");
     nb_text canonical = {0}, ours = {0};
     nb_chat_canonical(jinja, &canonical);
     const char *known = nb_chat_known(&canonical);
@@ -179,22 +222,23 @@ static nb_status find_default(const nb_chat_template **out, const nb_tokenizer *
     nb_text_free(&canonical);
     nb_text_free(&ours);
     if (*out) return NB_OK;
-    return nb_fail(
-        NB_EUNSUPPORTED,
-        "chat_template: tokenizer_default, but the tokenizer's own template is none that nibble knows to "
-        "render exactly; if its text looks like one of these, name it: chatml, llama3, mistral, zephyr, alpaca");
+    nb_status st = from_text(out, jinja);
+    return st == NB_OK ? st : nb_prefix(st, "the tokenizer's own template");
 }
 
 nb_status nb_chat_template_find(const nb_chat_template **out, const char *name, const nb_tokenizer *t) {
     const char *names[NB_LEN(templates)];
     if (!name || !strcmp(name, "tokenizer_default")) return find_default(out, t);
+    if (!strncmp(name, "jinja:", 6)) return from_file(out, name + 6);
+    if (strstr(name, "{{") || strstr(name, "{%")) return from_text(out, name);
     *out = by_name(name);
     if (*out) return NB_OK;
     for (int i = 0; i < NB_LEN(templates); i++) names[i] = templates[i].name;
     const char *near = nb_nearest(name, names, NB_LEN(templates));
     return nb_fail(
         NB_EINPUT,
-        "chat_template: unknown template \"%s\"%s%s%s (tokenizer_default, chatml, llama3, mistral, zephyr, alpaca)",
+        "chat_template: unknown template \"%s\"%s%s%s (tokenizer_default, chatml, llama3, mistral, zephyr, alpaca, "
+        "jinja:FILE)",
         name, near ? "; did you mean \"" : "", near ? near : "", near ? "\"?" : "");
 }
 
@@ -210,7 +254,23 @@ static const char *eos_of(const nb_tokenizer *t) {
     return nb_tokenizer_eos(t) < 0 ? NULL : nb_tokenizer_token(t, nb_tokenizer_eos(t));
 }
 
+static const char *engine_end(const nb_chat_template *c, const nb_tokenizer *t) {
+    nb_text text = {0};
+    int32_t id;
+    nb_chat_jinja_end(c->engine, t, &id, &text);
+    if (id < 0 && text.n) { /* `parsed` is where the template can be changed */
+        pthread_mutex_lock(&parsed_lock);
+        nb_chat_template *own = parsed;
+        while (own != c) own = own->next;
+        if (!own->end) own->end = nb_strdup(text.s);
+        pthread_mutex_unlock(&parsed_lock);
+    }
+    nb_text_free(&text);
+    return id < 0 ? c->end : nb_tokenizer_token(t, id);
+}
+
 const char *nb_chat_end_of_turn(const nb_chat_template *c, const nb_tokenizer *t) {
+    if (c->engine) return engine_end(c, t);
     return strstr(c->assistant, "%[%e") ? eos_of(t) : strstr(c->assistant, "<|im_end|>") ? "<|im_end|>" : "<|eot_id|>";
 }
 
@@ -252,7 +312,8 @@ static void add_content(render *r, const nb_message_t *m, size_t begin, bool tri
     if (trimmed) trim(&s, &n);
     nb_text_add(r->text, s, n);
     NB_GROW(r->spans, r->n_spans, r->cap_spans);
-    r->spans[r->n_spans++] = (nb_chat_span){begin, r->text->n, r->text->n, (int)(m - r->m)};
+    r->spans[r->n_spans++] = (nb_chat_span){
+        .begin = begin, .end = r->text->n, .end_of_turn = r->text->n, .message = (int)(m - r->m)};
 }
 
 static void expand(render *r, const char *pattern, const nb_message_t *m) {
@@ -327,6 +388,8 @@ nb_status nb_chat_render(const nb_chat_template *c, const nb_tokenizer *t, const
                          bool add_generation_prompt, nb_text *text, nb_chat_span **spans, int *n_spans) {
     *spans = NULL;
     *n_spans = 0;
+    if (c->engine && !n) return nb_fail(NB_EINPUT, "the conversation has no messages");
+    if (c->engine) return nb_chat_jinja_render(c->engine, t, m, n, add_generation_prompt, text, spans, n_spans);
     NB_TRY(check(c, t, m, n));
     render r = {.c = c, .t = t, .m = m, .text = text};
     bool has_system = is_role(m, "system"), moved = has_system && c->system_goes != SYSTEM_TURN;
@@ -387,7 +450,8 @@ nb_status nb_chat_encode(const nb_tokenizer *t, const nb_text *text, const nb_ch
     bool *plain = nb_calloc((size_t)n_spans + 1, sizeof *plain), any = false;
     for (int s = 0; s < n_spans; s++) {
         for (; i < out->n && (size_t)out->start[i] < spans[s].end; i++)
-            if ((size_t)out->start[i] >= spans[s].begin && holds_token(t, text, &spans[s], out, i))
+            if (!spans[s].template_text && (size_t)out->start[i] >= spans[s].begin &&
+                holds_token(t, text, &spans[s], out, i))
                 any = plain[s] = true;
     }
     nb_status st = NB_OK;

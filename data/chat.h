@@ -1,5 +1,11 @@
-/* Built-in chat templates, rendered with provenance: every byte of the text knows whether it is template text
- * or the content of a message, so masks need no search. */
+/* Chat templates, rendered with provenance: every byte of the text knows whether it is template text or the content of
+ * a message, so masks need no search. Some are built in; any other runs as Jinja (data/jinja.h).
+ *
+ * What of an assistant's turn is trained: from the end of the prompt that a generator would get for this turn (the text
+ * behind the previous message's content when the conversation up to there is rendered with add_generation_prompt, if
+ * the turn begins with it, else the content's begin) to the special token behind the content, white space in front of
+ * it included. So what a template writes between the prompt and the content, such as empty think tags, is trained. A
+ * template with {% generation %} blocks says itself: from the block's begin to its end. */
 #ifndef NB_DATA_CHAT_H
 #define NB_DATA_CHAT_H
 
@@ -19,18 +25,21 @@ typedef struct nb_message {
 typedef struct nb_chat_span {
     size_t begin, end, end_of_turn; /* [end, end_of_turn) is the turn's end token; empty where a turn has none */
     int message;
+    bool template_text; /* written by the template within the turn, not the message's own: trained with it, no data */
+    bool untrained;     /* an assistant's message that the template's {% generation %} leaves out */
 } nb_chat_span;
 
 typedef struct nb_chat_template nb_chat_template;
 /* name: a built-in (chatml, llama3, mistral, zephyr, alpaca, or one of the variants llama3.1, mistral_v0.2, mistral_v1,
- * qwen2.5, smollm2), or "tokenizer_default": recognizes the tokenizer's own Jinja text among those known to render
- * exactly like a built-in and refuses any other. */
+ * qwen2.5, smollm2); "jinja:FILE"; a Jinja text (it holds "{{" or "{%"); or "tokenizer_default": the tokenizer's own
+ * Jinja text, by the built-in that is known to render exactly like it, where there is one. Templates live as long as
+ * the program. */
 nb_status nb_chat_template_find(const nb_chat_template **out, const char *name, const nb_tokenizer *t);
 const char *nb_chat_template_name(const nb_chat_template *c);
 /* A Jinja text that renders what nb_chat_render does, to be saved beside an adapter; NULL if there is none. */
 const char *nb_chat_template_jinja(const nb_chat_template *c);
-/* Appends to text and *spans (malloc'd, caller frees; one per message, in order of the text). add_generation_prompt
- * ends with the header that starts an assistant turn. The text holds BOS where the template does: encode it without
+/* Appends to text and *spans (malloc'd, caller frees; in order of the text; a message's parts follow each other).
+ * add_generation_prompt ends with the header that starts an assistant turn. The text holds BOS where the template does: encode it without
  * NB_TOK_SPECIAL. */
 nb_status nb_chat_render(const nb_chat_template *c, const nb_tokenizer *t, const nb_message_t *m, int n,
                          bool add_generation_prompt, nb_text *text, nb_chat_span **spans, int *n_spans);

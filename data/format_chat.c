@@ -96,6 +96,11 @@ static bool trains_end(int train_on_eos, bool trained, bool last) {
     }
 }
 
+/* The next span is of the same turn. */
+static bool continues(const nb_chat_span *s) {
+    return s[1].message == s->message && s[1].begin == s->end_of_turn && s->end == s->end_of_turn;
+}
+
 nb_status nb_build_chat(const nb_row_in *in, nb_example *ex) {
     const nb_format *f = in->f;
     nb_message_t *m = NULL;
@@ -106,9 +111,11 @@ nb_status nb_build_chat(const nb_row_in *in, nb_example *ex) {
     if (st != NB_OK) nb_prefix(st, "%s", in->where);
     for (int i = 0; st == NB_OK && i < ex->n_contents; i++) {
         const nb_chat_span *s = &ex->contents[i];
-        bool trained = f->c->train_on_inputs || has(&f->e->roles_to_train, m[s->message].role);
+        size_t begin = s->begin;
+        for (; i + 1 < ex->n_contents && continues(s); i++) s++; /* the parts of one turn */
+        bool trained = f->c->train_on_inputs || (has(&f->e->roles_to_train, m[s->message].role) && !s->untrained);
         bool assistant = !strcmp(m[s->message].role, "assistant");
-        if (trained) nb_example_train(ex, s->begin, s->end, false, assistant);
+        if (trained) nb_example_train(ex, begin, s->end, false, assistant);
         if (trains_end(f->e->train_on_eos, trained, i == ex->n_contents - 1))
             nb_example_train(ex, s->end, s->end_of_turn, true, false);
     }

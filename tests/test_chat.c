@@ -69,7 +69,8 @@ static const char *render(const nb_chat_template *c, const nb_tokenizer *t, cons
         if (i) assert_true(spans[i - 1].end_of_turn <= spans[i].begin);
         size_t len = spans[i].end - spans[i].begin;
         char *piece = nb_strndup(text.s + spans[i].begin, len);
-        assert_non_null(strstr(m[spans[i].message].content, piece + (piece[0] == ' ' && strncmp(piece, " A ", 3))));
+        if (!spans[i].template_text)
+            assert_non_null(strstr(m[spans[i].message].content, piece + (piece[0] == ' ' && strncmp(piece, " A ", 3))));
         free(piece);
     }
     free(spans);
@@ -123,19 +124,30 @@ static void test_recognized_templates(void **s) {
     json_decref(root);
 }
 
-/* Templates that render differently from every built-in, however alike they look. */
-static void test_unknown_templates_are_refused(void **s) {
+/* Templates that render differently from every built-in, however alike they look: they run as Jinja. */
+static void test_unknown_templates_run(void **s) {
     (void)s;
     json_t *root;
     assert_ok(nb_json_load(VECTORS("chat/rendered.json"), &root));
     const char *names[] = {"ollama-jsonl:chatml",           "Qwen-Qwen3",          "google-gemma-1",
                            "ollama-jsonl:llama2-chat",      "ollama-jsonl:alpaca", "microsoft-Phi-3-mini-4k-instruct",
                            "microsoft-Phi-4-mini-instruct", "ollama-jsonl:phi-3"};
+    nb_message_t sua[8];
+    assert_int_equal(read_messages(json_object_get(json_object_get(root, "messages"), "S"), sua), 4);
     for (int i = 0; i < NB_LEN(names); i++) {
-        const json_t *c = case_named(root, "name", names[i]);
-        nb_tokenizer *t = tokenizer_with(sample(), json_string_value(json_object_get(c, "template")), "<s>", "</s>");
-        const nb_chat_template *found;
-        assert_fails(nb_chat_template_find(&found, "tokenizer_default", t), NB_EUNSUPPORTED, "none that nibble knows");
+        const json_t *c = case_named(root, "name", names[i]), *rendered = json_object_get(c, "rendered");
+        nb_tokenizer *t = tokenizer_with(sample(), json_string_value(json_object_get(c, "template")),
+                                         json_string_value(json_object_get(c, "bos_token")),
+                                         json_string_value(json_object_get(c, "eos_token")));
+        const nb_chat_template *found, *again;
+        assert_ok(nb_chat_template_find(&found, "tokenizer_default", t));
+        assert_memory_equal(nb_chat_template_name(found), "jinja-", 6);
+        assert_ok(nb_chat_template_find(&again, nb_chat_template_jinja(found), t));
+        assert_ptr_equal(found, again);
+        assert_string_equal(render(found, t, sua + 1, 1, true),
+                            json_string_value(json_object_get(rendered, "u_gen")));
+        assert_string_equal(render(found, t, sua + 1, 2, false),
+                            json_string_value(json_object_get(rendered, "ua_train")));
         nb_tokenizer_free(t);
     }
     json_decref(root);
@@ -143,6 +155,11 @@ static void test_unknown_templates_are_refused(void **s) {
     const nb_chat_template *found;
     assert_fails(nb_chat_template_find(&found, "tokenizer_default", t), NB_EINPUT, "brings no template");
     assert_fails(nb_chat_template_find(&found, "chatlm", t), NB_EINPUT, "did you mean \"chatml\"");
+    assert_fails(nb_chat_template_find(&found, "jinja:no/such.jinja", t), NB_EIO, "no/such.jinja");
+    assert_fails(nb_chat_template_find(&found, "{% if %}", t), NB_EINPUT, "line 1, column 7");
+    nb_tokenizer_free(t);
+    t = tokenizer_with(sample(), "{{ x", NULL, "<|endoftext|>");
+    assert_fails(nb_chat_template_find(&found, "tokenizer_default", t), NB_EINPUT, "the tokenizer's own template: ");
     nb_tokenizer_free(t);
 }
 
@@ -183,8 +200,16 @@ static void test_ids_and_masks(void **s) {
     } cases[] = {{"meta-llama-Llama-3.2-3B-Instruct", "llama3", "llama3.1", "<|begin_of_text|>", "<|eot_id|>"},
                  {"Qwen-Qwen2.5-Instruct", "qwen2.5", "qwen2.5", NULL, "<|im_end|>"},
                  {"HuggingFaceTB-SmolLM2", "smollm2", "smollm2", "<|im_start|>", "<|im_end|>"},
-                 {"mistral-v1-instruct", "llama2", "mistral_v1", "<s>", "</s>"}};
-    json_t *root;
+                 {"mistral-v1-instruct", "llama2", "mistral_v1", "<s>", "</s>"},
+                 /* and as Jinja: the same */
+                 {"meta-llama-Llama-3.2-3B-Instruct", "llama3", NULL, "<|begin_of_text|>", "<|eot_id|>"},
+                 {"Qwen-Qwen2.5-Instruct", "qwen2.5", NULL, NULL, "<|im_end|>"},
+                 {"HuggingFaceTB-SmolLM2", "smollm2", NULL, "<|im_start|>", "<|im_end|>"},
+                 {"mistral-v1-instruct", "llama2", NULL, "<s>", "</s>"},
+                 {"microsoft-Phi-3-mini-4k-instruct", "phi-3-mini", NULL, "<s>", "<|endoftext|>"},
+                 {"ollama-jsonl:llama2-chat", "llama2", NULL, "<s>", "</s>"}};
+    json_t *root, *published;
+    assert_ok(nb_json_load(VECTORS("chat/rendered.json"), &published));
     char path[300], folder[300];
     assert_ok(nb_json_load(VECTORS("chat/masks.json"), &root));
     for (int i = 0; i < NB_LEN(cases); i++) {
@@ -194,7 +219,8 @@ static void test_ids_and_masks(void **s) {
         snprintf(folder, sizeof folder, "%s/none", nb_test_tmp());
         nb_tokenizer *t = tokenizer_with(VECTORS(path), NULL, cases[i].bos, cases[i].eos);
         const nb_chat_template *found;
-        assert_ok(nb_chat_template_find(&found, cases[i].builtin, t));
+        const char *jinja = json_string_value(json_object_get(case_named(published, "name", cases[i].name), "template"));
+        assert_ok(nb_chat_template_find(&found, cases[i].builtin ? cases[i].builtin : jinja, t));
         nb_message_t m[8];
         int n = read_messages(json_object_get(root, "messages"), m), n_spans;
         nb_text text = {0};
@@ -219,6 +245,7 @@ static void test_ids_and_masks(void **s) {
         nb_tokenizer_free(t);
     }
     json_decref(root);
+    json_decref(published);
 }
 
 static int count_id(const nb_ids *ids, int32_t id) {
@@ -412,7 +439,7 @@ static void test_end_of_turn_must_be_a_token(void **s) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_recognized_templates),
-        cmocka_unit_test(test_unknown_templates_are_refused),
+        cmocka_unit_test(test_unknown_templates_run),
         cmocka_unit_test(test_canonical_form),
         cmocka_unit_test(test_ids_and_masks),
         cmocka_unit_test(test_no_injection),

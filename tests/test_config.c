@@ -410,6 +410,7 @@ static void test_choices(void **state) {
         {&nb_keys[NB_KEY_chat_template], NB_CHAT_MISTRAL, "mistral"},
         {&nb_keys[NB_KEY_chat_template], NB_CHAT_ZEPHYR, "zephyr"},
         {&nb_keys[NB_KEY_chat_template], NB_CHAT_ALPACA, "alpaca"},
+        {&nb_keys[NB_KEY_chat_template], NB_CHAT_JINJA, "jinja"},
         {&nb_keys[NB_KEY_excess_length_strategy], NB_EXCESS_SPLIT, "split"},
         {&nb_keys[NB_KEY_excess_length_strategy], NB_EXCESS_TRUNCATE, "truncate"},
         {&nb_keys[NB_KEY_excess_length_strategy], NB_EXCESS_DROP, "drop"},

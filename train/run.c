@@ -300,7 +300,9 @@ json_t *nb_run_manifest(const nb_run *r, int64_t step, const json_t *held_out) {
     json_object_set_new(m, "compute_dtype", json_string(nb_dtype_name(r->dev->compute)));
     json_object_set_new(m, "sequence_len", json_integer(r->sequence_len));
     json_object_set_new(m, "tokenizer_sha256", json_string(nb_tokenizer_sha256(r->tokenizer)));
-    json_object_set_new(m, "chat_template", json_string(nb_config_chat_name(c)));
+    bool jinja = c->chat_template == NB_CHAT_JINJA && r->chat; /* its text: a file may be gone when the model is used */
+    json_object_set_new(m, "chat_template",
+                        json_string(jinja ? nb_chat_template_jinja(r->chat) : nb_config_chat_name(c)));
     json_object_set_new(m, "added_tokens", list_of_ids(r->added_tokens, r->n_added_tokens));
     json_object_set_new(m, "data_sha256", json_string(r->data.sha256));
     json_object_set_new(m, "step", json_integer(step));
