@@ -1,0 +1,301 @@
+#include "adapters/export.h"
+
+#include <errno.h>
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "core/log.h"
+#include "core/mem.h"
+#include "data/tokenizer_export.h"
+#include "model/gguf_map.h"
+
+enum { CHUNK = 1 << 20 }; /* values read, encoded and compared at a time */
+
+/* ---- tensors: written, and read back ---- */
+
+static int64_t rows_at_once(const nb_gguf_item *it) { return it->cols >= CHUNK ? 1 : CHUNK / it->cols; }
+
+static nb_status write_item(nb_gguf_writer *w, const nb_gguf_item *it, nb_gguf_type type) {
+    int64_t step = rows_at_once(it);
+    if (step > it->rows) step = it->rows;
+    float *x = nb_malloc((size_t)(step * it->cols) * sizeof *x);
+    uint8_t *bytes = nb_malloc(nb_gguf_bytes(type, step * it->cols));
+    nb_status st = NB_OK;
+    for (int64_t i = 0; i < it->rows && st == NB_OK; i += step) {
+        int64_t n = it->rows - i < step ? it->rows - i : step;
+        nb_gguf_item_read(it, x, i, n);
+        nb_gguf_encode(type, bytes, x, n * it->cols);
+        st = nb_gguf_write_data(w, bytes, nb_gguf_bytes(type, n * it->cols));
+    }
+    free(x), free(bytes);
+    return st;
+}
+
+/* How far a stored value may be from x: half a step of the type. Q8_0's step is `scale`, itself rounded to f16. */
+static double allowed(nb_gguf_type type, double x, double scale) {
+    switch (type) {
+    case NB_GGUF_F16: return fabs(x) / 2048 + 0x1p-25;
+    case NB_GGUF_BF16: return fabs(x) / 256 + 0x1p-134;
+    case NB_GGUF_Q8_0: return 0.5001 * scale + 127 * (scale / 2048 + 0x1p-25);
+    default: return 0;
+    }
+}
+
+static double block_scale(const float *x, int64_t i) {
+    double max = 0;
+    for (int k = 0; k < NB_GGUF_BLOCK; k++) max = fmax(max, fabs(x[i / NB_GGUF_BLOCK * NB_GGUF_BLOCK + k]));
+    return max / 127;
+}
+
+static nb_status compare(const nb_gguf_tensor *t, const float *want, const float *got, int64_t n, int64_t at) {
+    double scale = 0;
+    for (int64_t i = 0; i < n; i++) {
+        if (t->type == NB_GGUF_Q8_0 && i % NB_GGUF_BLOCK == 0) scale = block_scale(want, i);
+        if (fabs((double)got[i] - want[i]) <= allowed(t->type, want[i], scale)) continue;
+        return nb_fail(NB_ENUMERIC, "%s: value %lld is %g and reads back from %s as %g; nothing was written", t->name,
+                       (long long)(at + i), want[i], nb_gguf_type_name(t->type), got[i]);
+    }
+    return NB_OK;
+}
+
+static nb_status verify_item(const nb_gguf *g, const nb_gguf_item *it, nb_gguf_type type) {
+    const nb_gguf_tensor *t = nb_gguf_find_tensor(g, it->name);
+    if (!t || t->type != type || t->n_dims != it->n_dims || t->ne[0] != (it->n_dims == 2 ? it->cols : it->rows) ||
+        t->ne[1] != (it->n_dims == 2 ? it->rows : 1))
+        return nb_fail(NB_EIO, "%s: \"%s\" does not read back as it was written", g->map.path, it->name);
+    int64_t step = rows_at_once(it);
+    if (step > it->rows) step = it->rows;
+    float *x = nb_malloc((size_t)(step * it->cols) * sizeof *x), *y = nb_malloc((size_t)(step * it->cols) * sizeof *y);
+    nb_status st = NB_OK;
+    for (int64_t i = 0; i < it->rows && st == NB_OK; i += step) {
+        int64_t n = it->rows - i < step ? it->rows - i : step;
+        nb_gguf_item_read(it, x, i, n);
+        nb_gguf_decode(type, y, t->data + nb_gguf_bytes(type, i * it->cols), n * it->cols);
+        st = compare(t, x, y, n * it->cols, i * it->cols);
+    }
+    free(x), free(y);
+    return st;
+}
+
+static nb_status verify(const char *path, const nb_gguf_plan *p, nb_gguf_type type, int64_t *verified) {
+    nb_gguf g;
+    NB_TRY(nb_gguf_open(&g, path));
+    nb_status st = NB_OK;
+    if (g.n_tensors != p->n)
+        st = nb_fail(NB_EIO, "%s: %lld tensors read back of %d written", path, (long long)g.n_tensors, p->n);
+    for (int i = 0; i < p->n && st == NB_OK; i++) st = verify_item(&g, &p->items[i], nb_gguf_item_type(&p->items[i], type));
+    if (st == NB_OK) *verified = p->n;
+    nb_gguf_close(&g);
+    return st;
+}
+
+/* The planned tensors behind the keys that w has, checked, and only then given their name. */
+static nb_status finish(nb_gguf_writer *w, const nb_gguf_plan *p, nb_gguf_type type, const char *part, const char *out,
+                        bool check, nb_export_report *r) {
+    nb_status st = NB_OK;
+    nb_progress bar;
+    *r = (nb_export_report){.tensors = p->n};
+    for (int i = 0; i < p->n && st == NB_OK; i++) {
+        const nb_gguf_item *it = &p->items[i];
+        int64_t ne[2] = {it->n_dims == 2 ? it->cols : it->rows, it->rows};
+        nb_gguf_type t = nb_gguf_item_type(it, type);
+        r->bytes += (int64_t)nb_gguf_bytes(t, it->rows * it->cols);
+        st = nb_gguf_write_declare(w, it->name, t, it->n_dims, ne);
+    }
+    nb_progress_begin(&bar, "export", (double)r->bytes / 1e6, "MB");
+    double done = 0;
+    for (int i = 0; i < p->n && st == NB_OK; i++) {
+        const nb_gguf_item *it = &p->items[i];
+        nb_gguf_type t = nb_gguf_item_type(it, type);
+        st = write_item(w, it, t);
+        nb_progress_set(&bar, done += (double)nb_gguf_bytes(t, it->rows * it->cols) / 1e6, NULL);
+    }
+    nb_progress_end(&bar);
+    if (st != NB_OK) {
+        nb_gguf_write_abort(w);
+        return st;
+    }
+    st = nb_gguf_write_end(w);
+    if (st == NB_OK && check) st = verify(part, p, type, &r->verified);
+    if (st == NB_OK && rename(part, out)) st = nb_fail(NB_EIO, "%s: cannot be renamed to %s: %s", part, out, strerror(errno));
+    if (st != NB_OK) remove(part);
+    return st;
+}
+
+static nb_status begin(nb_gguf_writer **w, const char *out, char **part) {
+    *part = NULL;
+    if (nb_file_exists(out)) return nb_fail(NB_EINPUT, "%s: exists; nothing was written. Name another file", out);
+    *part = nb_asprintf("%s.part", out);
+    return nb_gguf_write_begin(w, *part);
+}
+
+/* ---- a model ---- */
+
+static void put_id(nb_gguf_writer *w, const char *key, int32_t id) {
+    if (id >= 0) nb_gguf_put_u32(w, key, (uint32_t)id);
+}
+
+static void put_tokenizer(nb_gguf_writer *w, const nb_tokenizer *t, const nb_token_list *l) {
+    const char *template = nb_tokenizer_chat_template(t);
+    nb_gguf_put_str(w, "tokenizer.ggml.model", l->model);
+    nb_gguf_put_str(w, "tokenizer.ggml.pre", l->pre);
+    nb_gguf_put_strs(w, "tokenizer.ggml.tokens", (const char *const *)l->token, l->n);
+    if (l->score) nb_gguf_put_f32s(w, "tokenizer.ggml.scores", l->score, l->n);
+    nb_gguf_put_i32s(w, "tokenizer.ggml.token_type", l->type, l->n);
+    if (l->merge) nb_gguf_put_strs(w, "tokenizer.ggml.merges", (const char *const *)l->merge, l->n_merges);
+    put_id(w, "tokenizer.ggml.bos_token_id", nb_tokenizer_bos(t));
+    put_id(w, "tokenizer.ggml.eos_token_id", nb_tokenizer_eos(t));
+    put_id(w, "tokenizer.ggml.unknown_token_id", nb_tokenizer_unk(t));
+    put_id(w, "tokenizer.ggml.padding_token_id", nb_tokenizer_pad(t));
+    nb_gguf_put_bool(w, "tokenizer.ggml.add_bos_token", nb_tokenizer_adds_bos(t));
+    nb_gguf_put_bool(w, "tokenizer.ggml.add_eos_token", nb_tokenizer_adds_eos(t));
+    if (l->score) nb_gguf_put_bool(w, "tokenizer.ggml.add_space_prefix", l->space_prefix);
+    if (template) nb_gguf_put_str(w, "tokenizer.chat_template", template);
+}
+
+static uint32_t file_type(nb_gguf_type t) { /* llama.cpp's enumeration of mostly-this files */
+    return t == NB_GGUF_F32 ? 0 : t == NB_GGUF_F16 ? 1 : t == NB_GGUF_Q8_0 ? 7 : 32;
+}
+
+static void put_general(nb_gguf_writer *w, const char *arch, const char *kind, const char *name) {
+    nb_gguf_put_str(w, "general.architecture", arch);
+    nb_gguf_put_str(w, "general.type", kind);
+    nb_gguf_put_str(w, "general.name", name);
+    nb_gguf_put_u32(w, "general.quantization_version", 2);
+}
+
+static nb_gguf_type stored_type(const nb_st *st, const nb_spec *s) {
+    char *embed = nb_asprintf("%s.weight", nb_spec_embed_name(s));
+    const nb_st_tensor *t = nb_st_find(st, embed);
+    free(embed);
+    return t && t->dtype == NB_BF16 ? NB_GGUF_BF16 : t && t->dtype == NB_F16 ? NB_GGUF_F16 : NB_GGUF_F32;
+}
+
+typedef struct source { /* what a model's file is made of */
+    nb_spec spec;
+    nb_st st;
+    nb_tokenizer *tokenizer;
+    nb_token_list tokens;
+    nb_gguf_plan plan;
+} source;
+
+static nb_status open_source(source *m, const char *dir) {
+    char *config = nb_path_join(dir, "config.json");
+    nb_status st = nb_spec_load(&m->spec, dir);
+    if (st == NB_OK) st = nb_gguf_check(&m->spec, config);
+    free(config);
+    if (st == NB_OK) st = nb_st_open_dir(&m->st, dir, "model");
+    if (st == NB_OK) st = nb_gguf_plan_make(&m->plan, &m->spec, &m->st);
+    if (st == NB_OK) st = nb_tokenizer_load(&m->tokenizer, dir);
+    return st == NB_OK ? nb_tokenizer_list(m->tokenizer, m->spec.vocab, &m->tokens) : st;
+}
+
+static void close_source(source *m) {
+    nb_gguf_plan_free(&m->plan);
+    nb_token_list_free(&m->tokens);
+    nb_tokenizer_free(m->tokenizer);
+    nb_st_close(&m->st);
+    free(m);
+}
+
+nb_status nb_export_gguf(const char *dir, const char *name, const char *out, const nb_gguf_type *type, bool check,
+                         nb_export_report *r) {
+    source *m = NB_NEW(source);
+    nb_gguf_writer *w;
+    char *part = NULL;
+    nb_status st = open_source(m, dir);
+    if (st == NB_OK) st = begin(&w, out, &part);
+    if (st == NB_OK) {
+        nb_gguf_type t = type ? *type : stored_type(&m->st, &m->spec);
+        put_general(w, nb_gguf_arch(&m->spec), "model", name);
+        nb_gguf_put_u32(w, "general.file_type", file_type(t));
+        nb_gguf_put_spec(w, &m->spec);
+        put_tokenizer(w, m->tokenizer, &m->tokens);
+        st = finish(w, &m->plan, t, part, out, check, r);
+    }
+    free(part);
+    close_source(m);
+    return st;
+}
+
+/* ---- an adapter ---- */
+
+/* A as PEFT has it; B times what the file's one alpha / r lacks, its rows in the order of the weight's. */
+static nb_status plan_module(nb_gguf_plan *p, const nb_adapter *a, const struct nb_attached *at, const float *data,
+                             double alpha) {
+    char name[NB_GGUF_MAX_NAME + 1];
+    int64_t heads, r = at->A->d[0], in = at->A->d[1], out = at->B->d[0];
+    const float *A = data + ((const float *)at->A->data - a->data), *B = data + ((const float *)at->B->data - a->data);
+    if (!nb_gguf_linear(a->model->spec, at->lin->base->name, name, &heads))
+        return nb_fail(NB_EUNSUPPORTED, "%s: has no name in GGUF", at->lin->base->name);
+    if (!strcmp(name, "output") && a->model->spec->tied)
+        return nb_fail(NB_EUNSUPPORTED, "%s is the embedding here: llama.cpp has no adapter for it; merge instead",
+                       at->lin->base->name);
+    double factor = at->scale * (double)r / alpha;
+    if (fabs(factor - 1) < 1e-6) factor = 1;
+    for (int b = 0; b < 2; b++) {
+        NB_GROW(p->items, p->n, p->cap);
+        nb_gguf_item *it = &p->items[p->n++];
+        *it = (nb_gguf_item){.n_dims = 2, .rows = b ? out : r, .cols = b ? r : in};
+        snprintf(it->name, sizeof it->name, "%.48s.weight.lora_%c", name, "ab"[b]);
+        it->values = nb_malloc((size_t)(it->rows * it->cols) * sizeof *it->values);
+        for (int64_t i = 0; i < it->rows; i++)
+            for (int64_t j = 0; j < it->cols; j++)
+                it->values[i * it->cols + j] =
+                    b ? (float)(B[nb_gguf_row(i, out, heads) * r + j] * factor) : A[i * in + j];
+    }
+    return NB_OK;
+}
+
+nb_status nb_export_gguf_lora(const nb_session *s, const char *name, const char *out, bool check, nb_export_report *r) {
+    const nb_adapter *a = s->adapter;
+    const nb_spec *spec = s->model->spec;
+    nb_gguf_plan p = {0};
+    nb_gguf_writer *w;
+    char *part = NULL;
+    if (!a) return nb_fail(NB_EINPUT, "--adapter DIR is needed");
+    if (a->full || a->rows.n)
+        return nb_fail(NB_EUNSUPPORTED, "an adapter with added tokens cannot be a GGUF adapter: export the merged model "
+                       "(--format gguf)");
+    NB_TRY(nb_gguf_check(spec, s->base->dir));
+    float *data = nb_malloc((size_t)a->n * sizeof *data);
+    double alpha = a->n_attached ? a->attached[0].scale * (double)a->attached[0].A->d[0] : a->alpha;
+    nb_status st = s->dev->be->get(s->dev, data, a->data, (size_t)a->n * sizeof *data);
+    for (int i = 0; i < a->n_attached && st == NB_OK; i++) st = plan_module(&p, a, &a->attached[i], data, alpha);
+    if (st == NB_OK) st = begin(&w, out, &part);
+    if (st == NB_OK) {
+        put_general(w, nb_gguf_arch(spec), "adapter", name);
+        nb_gguf_put_str(w, "adapter.type", "lora");
+        nb_gguf_put_f32(w, "adapter.lora.alpha", (float)alpha);
+        st = finish(w, &p, NB_GGUF_F32, part, out, check, r);
+    }
+    free(part);
+    free(data);
+    nb_gguf_plan_free(&p);
+    return st;
+}
+
+/* ---- safetensors ---- */
+
+static nb_status same(const nb_st_tensor *t, const nb_st *other) {
+    const nb_st_tensor *u = nb_st_find(other, t->name);
+    if (u && u->n_dims == t->n_dims && !memcmp(u->d, t->d, (size_t)t->n_dims * sizeof *t->d) && u->dtype == t->dtype &&
+        !memcmp(u->data, t->data, t->bytes))
+        return NB_OK;
+    return nb_fail(NB_EIO, "%s: \"%s\" does not read back as it was written", other->files[0].path, t->name);
+}
+
+nb_status nb_export_same_tensors(const char *dir, const char *other, const char *stem, int64_t *n) {
+    nb_st a, b;
+    NB_TRY(nb_st_open_dir(&a, dir, stem));
+    nb_status st = nb_st_open_dir(&b, other, stem);
+    if (st == NB_OK && a.n_tensors != b.n_tensors)
+        st = nb_fail(NB_EIO, "%s: has %d tensors, %s %d", other, b.n_tensors, dir, a.n_tensors);
+    for (int i = 0; st == NB_OK && i < a.n_tensors; i++) st = same(&a.tensors[i], &b);
+    *n = a.n_tensors;
+    nb_st_close(&a);
+    nb_st_close(&b);
+    return st;
+}

@@ -1,0 +1,160 @@
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "adapters/export.h"
+#include "adapters/merge.h"
+#include "cli/cli.h"
+#include "core/file.h"
+#include "core/log.h"
+#include "core/mem.h"
+
+typedef struct args {
+    nb_session_options session;
+    const char *format, *dtype, *out;
+    bool verify;
+    int64_t threads;
+} args;
+
+/* Merging is into float weights; the adapter alone needs its base only for the shapes, in whatever form is at hand. */
+static nb_status open_session(nb_session *s, const args *a, bool merges) {
+    nb_session_options o = a->session;
+    if (!o.adapter) return nb_fail(NB_EINPUT, "--format %s: --adapter DIR is needed", a->format);
+    o.load_in_4bit = merges ? 0 : -1;
+    return nb_session_open(s, &o);
+}
+
+/* "out/" -> "out": the name of a folder, and of the files beside it. */
+static const char *last_name(const char *path, char *out, size_t size) {
+    snprintf(out, size, "%s", path);
+    for (size_t n = strlen(out); n > 1 && out[n - 1] == '/'; n--) out[n - 1] = 0;
+    return nb_path_base(out);
+}
+
+static void say(const args *a, const nb_export_report *r) {
+    char size[16];
+    printf("wrote %s: %lld tensors, %s", a->out, (long long)r->tensors, nb_bytes((double)r->bytes, size));
+    if (r->verified) printf("; all %lld read back and agree within the format's rounding", (long long)r->verified);
+    printf("\n");
+}
+
+/* ---- one function a format ---- */
+
+static nb_status export_hf(const args *a) {
+    nb_session s;
+    nb_drift d;
+    NB_TRY(open_session(&s, a, true));
+    nb_status st = nb_merge(&s, a->out, NB_MERGE_ORIGINAL);
+    if (st == NB_OK) printf("wrote %s: base + adapter, %d modules merged\n", a->out, s.adapter->n_attached);
+    if (st == NB_OK && a->verify) {
+        st = nb_merge_drift(&d, &s, a->out, NULL);
+        if (st == NB_OK && !(d.max_kl < 0.1))
+            st = nb_fail(NB_ENUMERIC, "%s: its logits are not those of base + adapter: KL up to %g nats", a->out, d.max_kl);
+        if (st == NB_OK)
+            printf("read back: KL from base + adapter %.3g nats on average, %.3g at most over %lld positions\n", d.mean_kl,
+                   d.max_kl, (long long)d.positions);
+    }
+    nb_session_close(&s);
+    return st;
+}
+
+static nb_status export_peft(const args *a) {
+    nb_session s;
+    int64_t n;
+    if (nb_file_exists(a->out)) return nb_fail(NB_EINPUT, "%s: exists; nothing was written. Name another folder", a->out);
+    NB_TRY(open_session(&s, a, false));
+    nb_status st =
+        nb_adapter_save(s.adapter, a->out, s.adapter->manifest, s.own_tokenizer ? s.tokenizer : NULL);
+    if (st == NB_OK && a->verify) {
+        st = nb_export_same_tensors(a->session.adapter, a->out, "adapter_model", &n);
+        if (st == NB_OK) printf("wrote %s: all %lld tensors read back and are equal\n", a->out, (long long)n);
+    } else if (st == NB_OK) {
+        printf("wrote %s\n", a->out);
+    }
+    nb_session_close(&s);
+    return st;
+}
+
+static nb_status export_lora(const args *a) {
+    nb_session s;
+    nb_export_report r;
+    char name[256];
+    NB_TRY(open_session(&s, a, false));
+    nb_status st = nb_export_gguf_lora(&s, last_name(a->session.adapter, name, sizeof name), a->out, a->verify, &r);
+    if (st == NB_OK) say(a, &r);
+    nb_session_close(&s);
+    return st;
+}
+
+static nb_status gguf_of(const args *a, const char *dir, const char *model, const nb_gguf_type *type) {
+    nb_export_report r;
+    char name[256];
+    NB_TRY(nb_export_gguf(dir, last_name(model, name, sizeof name), a->out, type, a->verify, &r));
+    say(a, &r);
+    return NB_OK;
+}
+
+/* With an adapter the merged model is a folder beside the file for as long as this takes. */
+static nb_status export_gguf(const args *a) {
+    nb_gguf_type type, *wanted = a->dtype ? &type : NULL;
+    nb_session s;
+    char *dir;
+    if (a->dtype && !nb_gguf_type_find(a->dtype, &type))
+        return nb_fail(NB_EINPUT, "--dtype %s: say f32, f16, bf16 or q8_0", a->dtype);
+    if (nb_file_exists(a->out)) return nb_fail(NB_EINPUT, "%s: exists; nothing was written. Name another file", a->out);
+    if (!a->session.adapter) {
+        if (!a->session.base) return nb_fail(NB_EINPUT, "--base DIR is needed");
+        NB_TRY(nb_base_resolve(a->session.base, &dir));
+        nb_status st = gguf_of(a, dir, a->session.base, wanted);
+        free(dir);
+        return st;
+    }
+    NB_TRY(open_session(&s, a, true));
+    dir = nb_asprintf("%s.merged.tmp", a->out);
+    nb_status st = nb_remove_tree(dir);
+    if (st == NB_OK) st = nb_merge(&s, dir, NB_MERGE_ORIGINAL);
+    nb_session_close(&s);
+    if (st == NB_OK) st = gguf_of(a, dir, a->session.adapter, wanted);
+    nb_remove_tree(dir);
+    free(dir);
+    return st;
+}
+
+static const struct { const char *name; nb_status (*run)(const args *); bool has_dtype; } formats[] = {
+    {"gguf", export_gguf, true}, {"gguf-lora", export_lora, false}, {"hf", export_hf, false}, {"peft", export_peft, false},
+};
+
+static nb_status run(const args *a) {
+    if (!a->format || !a->out) return nb_fail(NB_EINPUT, "--format gguf|gguf-lora|hf|peft and --out PATH are needed");
+    for (int i = 0; i < NB_LEN(formats); i++) {
+        if (strcmp(formats[i].name, a->format) != 0) continue;
+        if (a->dtype && !formats[i].has_dtype)
+            return nb_fail(NB_EINPUT, "--dtype %s: only --format gguf has a choice of types", a->dtype);
+        NB_TRY(nb_cli_threads(a->threads));
+        return formats[i].run(a);
+    }
+    return nb_fail(NB_EINPUT, "--format %s: say gguf, gguf-lora, hf or peft", a->format);
+}
+
+int nb_cmd_export(int argc, char **argv) {
+    args a = {.verify = true, .session = {.device = "cpu", .dtype = "f32"}};
+    const nb_opt opts[] = {
+        {"base", NB_OPT_STR, &a.session.base, "DIR", "base model folder (default: the one the adapter names)"},
+        {"adapter", NB_OPT_STR, &a.session.adapter, "DIR", "PEFT adapter folder: merged on the way, into the stored weights"},
+        {"format", NB_OPT_STR, &a.format, "FORMAT",
+         "gguf (a model for llama.cpp), gguf-lora (an adapter for llama.cpp), hf (merged model folder), peft (adapter "
+         "folder)"},
+        {"dtype", NB_OPT_STR, &a.dtype, "TYPE", "gguf: f32, f16, bf16 or q8_0 (default: as the base is stored)"},
+        {"out", NB_OPT_STR, &a.out, "PATH", "file (gguf) or folder to write; must not exist"},
+        {"verify", NB_OPT_FLAG, &a.verify, NULL, "read back and compare what was written (the default)"},
+        {"threads", NB_OPT_INT, &a.threads, "N", "threads (0: all cores)"},
+    };
+    int n;
+    bool done = false;
+    nb_status st = nb_opt_parse(argc, argv, "nibble export --base DIR [--adapter DIR] --format FORMAT --out PATH",
+                                "Other ways to merge a QLoRA adapter: nibble merge, then export --base.\n", opts,
+                                NB_LEN(opts), NULL, 0, &n, &done);
+    if (st == NB_OK && done) return 0;
+    if (st == NB_OK) st = run(&a);
+    return nb_exit_status("export", st);
+}

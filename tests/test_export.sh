@@ -1,0 +1,85 @@
+#!/bin/bash
+# nibble export: every format from a trained adapter, read back; and what it refuses leaves nothing behind.
+# shellcheck source=tests/tiny_run.sh
+. "$(dirname "$0")/tiny_run.sh"
+tiny_base "$tmp/base" 64 2 4100
+tiny_data 40 "$tmp/train.jsonl"
+cat >"$tmp/run.yaml" <<END
+base_model: $tmp/base
+adapter: lora
+load_in_4bit: false
+bf16: false
+lora_r: 4
+datasets: [{path: $tmp/train.jsonl, type: prompt_completion}]
+sequence_len: 64
+micro_batch_size: 4
+gradient_accumulation_steps: 1
+max_steps: 6
+learning_rate: 2e-2
+save_strategy: "no"
+dataset_prepared_path: none
+threads: 1
+output_dir: $tmp/OUT
+END
+run() { "$NIBBLE" train "$tmp/run.yaml" --set output_dir="$tmp/$1" "${@:2}" >"$tmp/$1.log" 2>&1; } # DIR ARGS...
+export_() { "$NIBBLE" export --threads 1 "$@"; }
+run lora || bad lora "$(tail -n 3 "$tmp/lora.log")"
+lora=$tmp/lora/adapter
+
+# ---- a model ----
+for type in f32 f16 bf16 q8_0; do
+    says "gguf_$type" 0 "read back and agree" export_ --base "$tmp/base" --format gguf --dtype $type --out "$tmp/$type.gguf"
+done
+says gguf_default 0 "read back and agree" export_ --base "$tmp/base" --format gguf --out "$tmp/default.gguf"
+is default_is_as_stored "$(sha "$tmp/f32.gguf")" "$(sha "$tmp/default.gguf")"
+says not_verified 0 "wrote" export_ --base "$tmp/base" --format gguf --dtype q8_0 --no-verify --out "$tmp/again.gguf"
+case $out in *"read back"*) bad says_only_what_it_did "$out";; *) ok says_only_what_it_did;; esac
+is same_bytes "$(sha "$tmp/q8_0.gguf")" "$(sha "$tmp/again.gguf")"
+is magic GGUF "$(head -c 4 "$tmp/f16.gguf")"
+
+# ---- with an adapter ----
+says merged 0 "read back and agree" export_ --adapter "$lora" --format gguf --out "$tmp/merged.gguf"
+"$NIBBLE" merge --threads 1 --adapter "$lora" --out "$tmp/m/adapter" >"$tmp/merge.log" 2>&1
+says of_merged 0 "read back and agree" export_ --base "$tmp/m/adapter" --format gguf --out "$tmp/of-merged.gguf"
+is merged_as_merge_does "$(sha "$tmp/of-merged.gguf")" "$(sha "$tmp/merged.gguf")"
+if [ "$(sha "$tmp/merged.gguf")" != "$(sha "$tmp/f32.gguf")" ]; then ok merged_differs; else bad merged_differs "from the base"; fi
+says hf 0 "KL from base + adapter" export_ --adapter "$lora" --format hf --out "$tmp/hf"
+is hf_as_merge_does "$(sha "$tmp/m/adapter/model.safetensors")" "$(sha "$tmp/hf/model.safetensors")"
+says peft 0 "read back and are equal" export_ --adapter "$lora" --format peft --out "$tmp/peft"
+is peft_equal "$(sha "$lora/adapter_model.safetensors")" "$(sha "$tmp/peft/adapter_model.safetensors")"
+says gguf_lora 0 "all 28 read back" export_ --adapter "$lora" --format gguf-lora --out "$tmp/lora.gguf"
+
+# ---- adapters of 4-bit bases, and those that a GGUF adapter cannot be ----
+four="--set adapter=qlora --set load_in_4bit=true --set bnb_4bit_compute_dtype=float32"
+run qlora $four || bad qlora "$(tail -n 3 "$tmp/qlora.log")"
+says qlora_merged 0 "read back and agree" export_ --adapter "$tmp/qlora/adapter" --format gguf --dtype q8_0 --out "$tmp/q.gguf"
+says qlora_lora 0 "all 28 read back" export_ --adapter "$tmp/qlora/adapter" --format gguf-lora --out "$tmp/ql.gguf"
+"$NIBBLE" quantize --base "$tmp/base" --out "$tmp/stored" >"$tmp/quantize.log" 2>&1
+says stored_base 1 "4 bits" export_ --base "$tmp/stored" --format gguf --out "$tmp/no.gguf"
+says stored_lora 0 "all 28 read back" export_ --base "$tmp/stored" --adapter "$lora" --format gguf-lora --out "$tmp/sl.gguf"
+is stored_lora_equal "$(sha "$tmp/lora.gguf")" "$(sha "$tmp/sl.gguf")"
+sed 's/boxes of tea/<box> of tea/' "$tmp/train.jsonl" >"$tmp/tokens.jsonl"
+run tokens --set "tokens=[<box>]" --set datasets.0.path="$tmp/tokens.jsonl" || bad tokens "$(tail -n 3 "$tmp/tokens.log")"
+says tokens_lora 1 "export the merged model" export_ --adapter "$tmp/tokens/adapter" --format gguf-lora --out "$tmp/no.gguf"
+says tokens_merged 0 "read back and agree" export_ --adapter "$tmp/tokens/adapter" --format gguf --out "$tmp/tokens.gguf"
+yes tokens_there grep -aq "<box>" "$tmp/tokens.gguf"
+
+# ---- refusals ----
+echo mine >"$tmp/mine.gguf"
+for format in gguf gguf-lora peft; do
+    says "exists_$format" 1 "exists; nothing was written" export_ --adapter "$lora" --format $format --out "$tmp/mine.gguf"
+done
+is left_alone mine "$(cat "$tmp/mine.gguf")"
+says no_format 1 "are needed" export_ --base "$tmp/base" --out "$tmp/no.gguf"
+says other_format 1 "say gguf, gguf-lora, hf or peft" export_ --base "$tmp/base" --format onnx --out "$tmp/no.gguf"
+says other_dtype 1 "say f32, f16, bf16 or q8_0" export_ --base "$tmp/base" --format gguf --dtype q2 --out "$tmp/no.gguf"
+says dtype_of_hf 1 "only --format gguf" export_ --adapter "$lora" --format hf --dtype f16 --out "$tmp/no.gguf"
+says no_adapter 1 "--adapter DIR is needed" export_ --base "$tmp/base" --format peft --out "$tmp/no.gguf"
+says no_base 1 "--base DIR is needed" export_ --format gguf --out "$tmp/no.gguf"
+cp -r "$tmp/base" "$tmp/odd"
+sed -i 's/"rope_theta"/"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}, "rope_theta"/' "$tmp/odd/config.json"
+says dynamic_rope 1 "cannot be told" export_ --base "$tmp/odd" --format gguf --out "$tmp/no.gguf"
+says no_room 1 "/dev/full" export_ --base "$tmp/base" --format gguf --out /dev/full
+yes nothing_written test ! -e "$tmp/no.gguf"
+is nothing_left "" "$(find "$tmp" -name '*.tmp*' -o -name '*.part*' -o -name '*.old')"
+exit $failed
