@@ -19,10 +19,12 @@ nb_status nb_text_open(nb_session *s, nb_text_args *a, bool want_chat) {
     NB_TRY(nb_session_open(s, &a->session));
     nb_status st = NB_OK;
     if (a->template) st = nb_chat_template_find(&s->chat, a->template, s->tokenizer);
+    if (st == NB_OK && want_chat && !s->chat && nb_tokenizer_chat_template(s->tokenizer))
+        st = nb_chat_template_find(&s->chat, "tokenizer_default", s->tokenizer); /* says what is wrong with it */
     if (st == NB_OK && want_chat && !s->chat)
         st = nb_fail(NB_EUNSUPPORTED,
-                     "%s: its tokenizer has no chat template that nibble knows: name the one it was trained "
-                     "with by --chat-template chatml|llama3|mistral|zephyr|alpaca, or let it complete plain text with "
+                     "%s: its tokenizer has no chat template: name the one it was trained "
+                     "with by --chat-template chatml|llama3|mistral|zephyr|alpaca|jinja:FILE, or let it complete plain text with "
                      "`nibble generate --prompt`",
                      s->base->dir);
     if (st != NB_OK) nb_session_close(s);
