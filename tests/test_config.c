@@ -126,6 +126,37 @@ static void test_other_tools_names(void **state) {
     nb_config_free(&c);
 }
 
+/* A Jinja template: a file, or a text, each in one key; both read back from what resolves. */
+static void test_jinja(void **state) {
+    (void)state;
+#define JINJA "base_model: m\noutput_dir: o\ndatasets:\n  - path: d.jsonl\n    type: chat_template\n"
+    static const struct {
+        const char *text, *jinja;
+    } rows[] = {{JINJA "chat_template: jinja:a/b.jinja\n", "jinja:a/b.jinja"},
+                {JINJA "template: 'jinja:c d.jinja'\n", "jinja:c d.jinja"},
+                {JINJA "chat_template_jinja: \"{{ x }}\\n\"\n", "{{ x }}\n"},
+                {JINJA "chat_template: jinja\nchat_template_jinja: |\n  {% if a %}\n    'b': \"c\" # d\n  {% endif %}\n",
+                 "{% if a %}\n  'b': \"c\" # d\n{% endif %}\n"}};
+    for (int i = 0; i < NB_LEN(rows); i++) {
+        nb_config c, again;
+        nb_text resolved = {0};
+        assert_ok(load(&c, rows[i].text));
+        assert_int_equal(c.chat_template, NB_CHAT_JINJA);
+        assert_string_equal(c.chat_template_jinja, rows[i].jinja);
+        assert_ok(nb_config_resolve_text(&c, &resolved));
+        assert_ok(load(&again, resolved.s));
+        assert_int_equal(again.chat_template, NB_CHAT_JINJA);
+        assert_string_equal(again.chat_template_jinja, rows[i].jinja);
+        nb_text_free(&resolved);
+        nb_config_free(&c);
+        nb_config_free(&again);
+    }
+    nb_config c;
+    assert_fails(load(&c, JINJA "chat_template: jinja\n"), NB_EINPUT, "6:16: chat_template: jinja needs the template");
+    assert_fails(load(&c, JINJA "chat_template: chatml\nchat_template_jinja: x\n"), NB_EINPUT, "excludes");
+#undef JINJA
+}
+
 static void test_anchors(void **state) {
     (void)state;
     nb_config c;
@@ -488,7 +519,7 @@ int main(void) {
         cmocka_unit_test(test_anchors),  cmocka_unit_test(test_env),          cmocka_unit_test(test_set),
         cmocka_unit_test(test_mistakes), cmocka_unit_test(test_whole_file),   cmocka_unit_test(test_caps),
         cmocka_unit_test(test_resolve),  cmocka_unit_test(test_choices),      cmocka_unit_test(test_names),
-        cmocka_unit_test(test_mutated),  cmocka_unit_test(test_devices),
+        cmocka_unit_test(test_jinja),    cmocka_unit_test(test_mutated),  cmocka_unit_test(test_devices),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
