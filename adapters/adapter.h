@@ -1,4 +1,5 @@
-/* LoRA and rsLoRA (Hu et al., 2021; Kalajdzievski, 2023) on any linear layers, in and out of PEFT's folders. */
+/* LoRA, rsLoRA and DoRA (Hu et al., 2021; Kalajdzievski, 2023; Liu et al., 2024) on any linear layers,
+ * in and out of PEFT's folders. */
 #ifndef NB_ADAPTERS_ADAPTER_H
 #define NB_ADAPTERS_ADAPTER_H
 
@@ -13,7 +14,7 @@ typedef struct nb_lora_options {
     int64_t r;
     double alpha, dropout;
     const nb_pairs *ranks, *alphas; /* of single modules (PEFT's rank_pattern, alpha_pattern); NULL: none */
-    bool rslora;
+    bool rslora, dora;
     const char *const *targets; /* suffixes of module paths, as PEFT matches lists */
     int n_targets;
     const char *pattern;        /* or one regular expression, matched against the whole path; or neither: all-linear */
@@ -36,13 +37,14 @@ typedef struct nb_adapter {
     /* LoRA */
     int64_t r;           /* of modules that no pattern names */
     double alpha, dropout;
-    bool rslora, enabled;
+    bool rslora, dora, enabled;
     char **targets;      /* module names adapted, "q_proj", sorted: adapter_config.json's target_modules */
     int n_targets;
     json_t *manifest;    /* nibble_manifest.json as loaded, or NULL */
     struct nb_attached { /* the places its parameters sit in, for switching it off and on */
         nb_linear *lin;
-        nb_tensor *A, *B;
+        nb_tensor *A, *B, *magnitude; /* magnitude: DoRA's [out], or NULL */
+        float *squares;               /* [out] squared norms of the base weight's rows, with a magnitude; owned */
         double alpha;   /* its own: a pattern's, or the adapter's; the rank is A's */
         float scale;
     } *attached;
@@ -55,7 +57,7 @@ typedef struct nb_adapter {
 nb_status nb_adapter_new(nb_adapter **out, nb_model *m, const nb_lora_options *o);
 /* All of the model's weights become f32 parameters (adapter: full). */
 nb_status nb_adapter_new_full(nb_adapter **out, nb_model *m);
-/* A PEFT folder. Refuses by name what nibble does not do (DoRA, modules_to_save, ...), an adapter for another base
+/* A PEFT folder. Refuses by name what nibble does not do (modules_to_save, ...), an adapter for another base
  * (shapes; sha256 of the manifest when strict), and tensors that have no place. */
 nb_status nb_adapter_load(nb_adapter **out, nb_model *m, const char *dir, bool trainable);
 void nb_adapter_free(nb_adapter *a);

@@ -103,6 +103,8 @@ static void enable_lora(nb_adapter *a, bool on) {
         struct nb_attached *at = &a->attached[i];
         at->lin->lora_A = on ? at->A : NULL;
         at->lin->lora_B = on ? at->B : NULL;
+        at->lin->magnitude = on ? at->magnitude : NULL;
+        at->lin->squares = at->squares;
         at->lin->scale = at->scale;
         at->lin->dropout = (float)a->dropout;
     }

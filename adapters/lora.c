@@ -131,6 +131,10 @@ static nb_status choose_layers(nb_model *m, chooser *c) {
             return nb_fail(NB_EUNSUPPORTED,
                            "lora_target_modules names lm_head, which this model shares with its embedding: "
                            "merging would change both; leave it out");
+    for (int i = 0; i < c->n; i++)
+        if (c->chosen[i] == &m->head && o->dora)
+            return nb_fail(NB_EUNSUPPORTED,
+                           "lora_target_modules: DoRA on lm_head is not in this version; leave it out");
     return NB_OK;
 }
 
@@ -180,7 +184,12 @@ void nb_adapter_attach_lora(nb_adapter *a, nb_linear *lin, int64_t r, double alp
     char *name_A = nb_asprintf("base_model.model.%s.lora_A.weight", lin->base->name);
     char *name_B = nb_asprintf("base_model.model.%s.lora_B.weight", lin->base->name);
     nb_tensor *A = nb_adapter_param(a, name_A, 2, r, w->cols), *B = nb_adapter_param(a, name_B, 2, w->rows, r);
-    a->attached[a->n_attached++] = (struct nb_attached){lin, A, B, alpha, (float)lora_scale(alpha, r, a->rslora)};
+    struct nb_attached *at = &a->attached[a->n_attached++];
+    *at = (struct nb_attached){.lin = lin, .A = A, .B = B, .alpha = alpha,
+                               .scale = (float)lora_scale(alpha, r, a->rslora)};
+    if (a->dora)
+        at->magnitude = nb_adapter_param(
+            a, nb_asprintf("base_model.model.%s.lora_magnitude_vector", lin->base->name), 1, w->rows, 0);
 }
 
 void nb_adapter_attach_rows(nb_adapter *a, const int32_t *ids, int64_t n) {
@@ -269,16 +278,18 @@ nb_status nb_adapter_new(nb_adapter **out, nb_model *m, const nb_lora_options *o
     nb_adapter *a = NULL;
     nb_status st = choose_layers(m, &c);
     if (st == NB_OK) {
-        a = nb_adapter_alloc(m, 2 * c.n + 2);
+        a = nb_adapter_alloc(m, 3 * c.n + 2);
         a->r = o->r;
         a->alpha = o->alpha;
         a->dropout = o->dropout;
         a->rslora = o->rslora;
+        a->dora = o->dora;
         st = attach_chosen(a, &c);
         if (o->n_token_ids) nb_adapter_attach_rows(a, o->token_ids, o->n_token_ids);
         if (st == NB_OK) st = nb_adapter_place(a, true);
     }
     for (int i = 0; a && i < a->n_attached && st == NB_OK; i++) st = init_A(a, a->attached[i].A, o->seed);
+    if (st == NB_OK && a->dora) st = nb_dora_open(a, true);
     if (st == NB_OK) st = init_rows(a);
     free_chooser(&c);
     if (st != NB_OK) {
@@ -308,6 +319,9 @@ void nb_adapter_free(nb_adapter *a) {
     size_t bytes = (size_t)a->n * sizeof(float);
     if (a->data) a->dev->be->free(a->dev, a->data, bytes);
     if (a->grad) a->dev->be->free(a->dev, a->grad, bytes);
+    for (int i = 0; i < a->n_attached; i++)
+        if (a->attached[i].squares)
+            a->dev->be->free(a->dev, a->attached[i].squares, (size_t)a->attached[i].magnitude->d[0] * sizeof(float));
     for (int i = 0; i < a->n_params; i++) free((char *)(uintptr_t)a->params[i].name);
     for (int i = 0; i < a->n_targets; i++) free(a->targets[i]);
     free(a->targets);

@@ -52,8 +52,8 @@ static const float *trained(const merger *m, const nb_tensor *p) {
     return m->trained + ((const float *)p->data - m->s->adapter->data);
 }
 
-/* out = round(W + scale * B A), some rows at a time; W the NF4-rounded weights where given, else as stored, and only W
- * where nothing is attached. */
+/* out = round(W + scale * B A), with DoRA each row of its magnitude, some rows at a time; W the NF4-rounded weights
+ * where given, else as stored, and only W where nothing is attached. */
 static nb_status merge_linear(merger *m, const nb_st_tensor *t, const struct nb_attached *at, const nb_weight *nf4,
                               void *out) {
     enum { ROWS = 256 };
@@ -70,6 +70,7 @@ static nb_status merge_linear(merger *m, const nb_st_tensor *t, const struct nb_
             st = m->dev->k->gemm(m->dev, nb_mat_of(w, cols, NB_F32),
                                  nb_mat_of(trained(m, at->B) + i * r, r, NB_F32),
                                  nb_mat_of(trained(m, at->A), cols, NB_F32), n, cols, r, at->scale, 1);
+        if (at && at->magnitude && st == NB_OK) nb_dora_rescale(w, trained(m, at->magnitude) + i, n, cols);
         for (int64_t j = 0; j < n * cols && st == NB_OK; j++)
             if (!isfinite(w[j])) st = nb_fail(NB_ENUMERIC, "%s: the merged weight is not finite", t->name);
         store(out, t->dtype, i * cols, w, n * cols);

@@ -13,6 +13,11 @@ void nb_adapter_attach_lora(nb_adapter *a, nb_linear *lin, int64_t r, double alp
 void nb_adapter_attach_rows(nb_adapter *a, const int32_t *ids, int64_t n);
 /* Names the target modules and switches it on. */
 void nb_adapter_finish_load(nb_adapter *a);
+/* DoRA: gives every attached module the norms of its base weight's rows, and, with_magnitudes, the magnitudes of a new
+ * adapter, which are these norms. After nb_adapter_place. */
+nb_status nb_dora_open(nb_adapter *a, bool with_magnitudes);
+/* Rows W + s B A of width C become m / norm times as long. */
+void nb_dora_rescale(float *rows, const float *magnitude, int64_t n, int64_t C);
 
 /* *value = that of the first key that is a regular expression for the path's end, as PEFT matches rank_pattern and
  * alpha_pattern; stays when none is. `what` names the map in messages; used[i] becomes true for the key, if given. */

@@ -73,8 +73,8 @@ static json_t *adapter_config(const nb_adapter *a) {
     json_t *c = json_pack("{s:s, s:s, s:s, s:I, s:f, s:f, s:b, s:b, s:o, s:s, s:b, s:b, s:b, s:o, s:o}", "peft_type",
                           "LORA", "task_type", "CAUSAL_LM", "base_model_name_or_path", a->model->base->dir, "r",
                           (json_int_t)a->r, "lora_alpha", a->alpha, "lora_dropout", a->dropout, "use_rslora",
-                          (int)a->rslora, "use_dora", 0, "target_modules", targets, "bias", "none", "fan_in_fan_out", 0,
-                          "inference_mode", 1, "init_lora_weights", 1, "alpha_pattern", nb_pattern_of(a, true),
+                          (int)a->rslora, "use_dora", (int)a->dora, "target_modules", targets, "bias", "none",
+                          "fan_in_fan_out", 0, "inference_mode", 1, "init_lora_weights", 1, "alpha_pattern", nb_pattern_of(a, true),
                           "rank_pattern", nb_pattern_of(a, false));
     if (a->alpha == floor(a->alpha)) json_object_set_new(c, "lora_alpha", json_integer((json_int_t)a->alpha));
     static const char *const nulls[] = {"auto_mapping", "layers_pattern", "layers_to_transform", "modules_to_save",
@@ -115,6 +115,7 @@ static nb_status put_card(const nb_adapter *a, const char *path, const json_t *m
         NB_VERSION, a->model->base->dir, (long long)a->r, a->alpha, a->rslora ? " (rsLoRA)" : "", a->dropout,
         a->n_attached, (long long)nb_adapter_size(a));
     nb_text_printf(&t, "| base in 4 bits | %s |\n", a->model->base->quantized ? "NF4" : "no");
+    if (a->dora) nb_text_puts(&t, "| magnitudes | DoRA |\n");
     if (a->rows.n)
         nb_text_printf(&t, "| added tokens | %lld |\n| vocabulary | %lld |\n", (long long)a->rows.n,
                        (long long)a->model->spec->vocab);
@@ -175,7 +176,7 @@ done:
 
 /* Keys that change what an adapter computes and that nibble does not implement: refused unless off. */
 static const char *const unsupported[] = {
-    "use_dora", "use_qalora", "alora_invocation_tokens", "layer_replication", "target_parameters", "arrow_config",
+    "use_qalora", "alora_invocation_tokens", "layer_replication", "target_parameters", "arrow_config",
     "use_bdlora", "kasa_config", "velora_config", "monteclora_config", "lora_bias", "modules_to_save",
     "fan_in_fan_out", "megatron_config", "exclude_modules",
 };
@@ -203,6 +204,7 @@ static nb_status read_config(nb_adapter *a, const json_t *c, const char *path) {
     NB_TRY(nb_json_real(c, "lora_alpha", &a->alpha, path));
     NB_TRY(nb_json_real(c, "lora_dropout", &a->dropout, path));
     NB_TRY(nb_json_bool(c, "use_rslora", &a->rslora, path));
+    NB_TRY(nb_json_bool(c, "use_dora", &a->dora, path));
     if (a->r < 1 || a->r > 65536) return nb_fail(NB_EINPUT, "%s: r = %lld is not a rank", path, (long long)a->r);
     return NB_OK;
 }
@@ -217,6 +219,14 @@ static const nb_st_tensor *lora_tensor(const nb_st *s, const char *module, const
     t = nb_st_find(s, name);
     free(name);
     return t;
+}
+
+/* Written without .weight, as it was in memory. */
+static const nb_st_tensor *magnitude_tensor(const nb_st *s, const char *module) {
+    char *name = nb_asprintf("%s%s.lora_magnitude_vector", prefix, module);
+    const nb_st_tensor *t = nb_st_find(s, name);
+    free(name);
+    return t ? t : lora_tensor(s, module, "lora_magnitude_vector");
 }
 
 static const nb_st_tensor *rows_tensor(const nb_st *s, const char *module) {
@@ -241,7 +251,6 @@ static void take(loader *l, const nb_st_tensor *t) {
 }
 
 static void load_linear(nb_linear *lin, int64_t layer, void *arg) {
-    (void)layer;
     loader *l = arg;
     if (l->st != NB_OK) return;
     const char *module = lin->base->name;
@@ -267,9 +276,17 @@ static void load_linear(nb_linear *lin, int64_t layer, void *arg) {
                     (long long)w->rows, (long long)w->cols, rank);
         return;
     }
+    const nb_st_tensor *magnitude = l->a->dora ? magnitude_tensor(l->s, module) : NULL;
+    if (l->a->dora && (layer < 0 || !magnitude || magnitude->n_dims != 1 || magnitude->d[0] != w->rows)) {
+        l->st = layer < 0 ? nb_fail(NB_EUNSUPPORTED, "%s: DoRA on %s is not supported", l->path, module)
+                          : nb_fail(NB_EINPUT, "%s: %s has no lora_magnitude_vector of %lld", l->path, module,
+                                    (long long)w->rows);
+        return;
+    }
     nb_adapter_attach_lora(l->a, lin, r, alpha);
     take(l, A);
     take(l, B);
+    if (magnitude) take(l, magnitude);
 }
 
 static const json_t *row_ids(const json_t *config) {
@@ -407,7 +424,7 @@ nb_status nb_adapter_load(nb_adapter **out, nb_model *m, const char *dir, bool t
     char *config_path = nb_path_join(dir, "adapter_config.json");
     json_t *config = NULL;
     nb_st s = {0};
-    int max_params = 2 * NB_SLOTS * (int)m->spec->layers + 4;
+    int max_params = 3 * NB_SLOTS * (int)m->spec->layers + 4;
     nb_adapter *a = nb_adapter_alloc(m, max_params);
     loader l = {.a = a, .s = &s, .path = dir, .from = nb_calloc((size_t)max_params, sizeof *l.from)};
     nb_status st;
@@ -428,6 +445,7 @@ nb_status nb_adapter_load(nb_adapter **out, nb_model *m, const char *dir, bool t
     NB_GO(st, load_rows(&l, config), done);
     NB_GO(st, nothing_left(&l), done);
     NB_GO(st, fill(&l, trainable), done);
+    if (a->dora) NB_GO(st, nb_dora_open(a, false), done);
     NB_GO(st, nb_adapter_manifest(dir, &a->manifest), done);
     NB_GO(st, same_base(a, dir), done);
     nb_adapter_finish_load(a);

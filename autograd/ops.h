@@ -33,6 +33,17 @@ typedef struct nb_linear_attr {
     bool f32_out; /* y in F32 whatever the device's elem (logits); no gradient then, but where elem is F32 */
 } nb_linear_attr;
 
+/* DoRA (Liu et al., 2024) on top of a linear layer u = x W^T + scale * x A^T B^T: y[T,N] = u * m / norm + bias, where
+ * norm[j] = |row j of W + scale * B A| counts as a constant in the gradient, as in PEFT. in: u[T,N], m[N],
+ * bias[N] or NULL. */
+typedef struct nb_dora_attr {
+    const nb_weight *w;
+    const float *squares; /* [N] squared norms of W's rows */
+    const float *A, *B;   /* [R,C], [N,R] */
+    int64_t R;
+    float scale;
+} nb_dora_attr;
+
 /* y[T,C] = x * rstd(x) * (w + offset). in: x[T,C], w[C]; or w[D] with D dividing C: each group of D columns on its own. */
 typedef struct nb_rmsnorm_attr {
     float eps, offset;

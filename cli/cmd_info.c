@@ -83,14 +83,15 @@ static nb_status show_adapter_config(const json_t *c, const char *where) {
     const char *kind = "LORA", *base = "(not named)";
     int64_t r = 8;
     double alpha = 8, dropout = 0;
-    bool rslora = false;
+    bool rslora = false, dora = false;
     NB_TRY(nb_json_str(c, "peft_type", &kind, where));
     NB_TRY(nb_json_str(c, "base_model_name_or_path", &base, where));
     NB_TRY(nb_json_int(c, "r", &r, where));
     NB_TRY(nb_json_real(c, "lora_alpha", &alpha, where));
     NB_TRY(nb_json_real(c, "lora_dropout", &dropout, where));
     NB_TRY(nb_json_bool(c, "use_rslora", &rslora, where));
-    row("adapter", "%s%s", kind, rslora ? " (rank-stabilized)" : "");
+    NB_TRY(nb_json_bool(c, "use_dora", &dora, where));
+    row("adapter", "%s%s%s", kind, rslora ? " (rank-stabilized)" : "", dora ? " with DoRA" : "");
     row("base", "%s", base);
     row("rank", "%lld, alpha %g, dropout %g", (long long)r, alpha, dropout);
     show_text_list("targets", json_object_get(c, "target_modules"));

@@ -79,6 +79,8 @@ static void check_adapter(const nb_config *c, nb_errors *e) {
     if (c->lora_modules_to_save.n)
         WRONG(lora_modules_to_save,
               "lora_modules_to_save: training modules whole is not in this version; remove the key");
+    if (c->peft_use_dora && c->lora_dropout > 0)
+        WRONG(lora_dropout, "lora_dropout: dropout with DoRA is not in this version; set it to 0");
     if (c->adapter == NB_ADAPTER_FULL && c->loraplus_lr_ratio != 1)
         WRONG(loraplus_lr_ratio, "loraplus_lr_ratio: adapter full has no B matrices");
     for (int i = 0; i < c->rank_pattern.n; i++)

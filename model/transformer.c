@@ -146,12 +146,23 @@ void nb_kv_cache_close(nb_kv_cache *c) {
 
 /* ---- the graph ---- */
 
+static nb_tensor *bias_of(nb_linear *lin) {
+    return lin->bias_trained ? lin->bias_trained : lin->bias.data ? &lin->bias : NULL;
+}
+
 static void put_linear(nb_linear *lin, int i, nb_tensor **in, nb_linear_attr *a) {
     in[1 + 4 * i] = lin->weight;
-    in[2 + 4 * i] = lin->bias_trained ? lin->bias_trained : lin->bias.data ? &lin->bias : NULL;
+    in[2 + 4 * i] = lin->magnitude ? NULL : bias_of(lin);
     in[3 + 4 * i] = lin->lora_A;
     in[4 + 4 * i] = lin->lora_B;
     a->slot[i] = (nb_linear_slot){lin->w, lin->scale, lin->dropout, lin->site};
+}
+
+/* *y, made without the bias, becomes what DoRA makes of it. */
+static nb_status put_magnitude(nb_tape *t, nb_linear *lin, nb_tensor **y) {
+    nb_tensor *in[3] = {*y, lin->magnitude, bias_of(lin)};
+    nb_dora_attr a = {lin->w, lin->squares, lin->lora_A->data, lin->lora_B->data, lin->lora_A->d[0], lin->scale};
+    return nb_apply(t, &nb_op_dora, in, 3, &a, y);
 }
 
 /* out[i] = lin[i](x) for n layers over one input. */
@@ -159,7 +170,10 @@ static nb_status linear(nb_tape *t, nb_tensor *x, nb_linear *const *lin, int n, 
     nb_tensor *in[13] = {x};
     nb_linear_attr a = {.n = n};
     for (int i = 0; i < n; i++) put_linear(lin[i], i, in, &a);
-    return nb_apply(t, &nb_op_linear, in, 1 + 4 * n, &a, out);
+    NB_TRY(nb_apply(t, &nb_op_linear, in, 1 + 4 * n, &a, out));
+    for (int i = 0; i < n; i++)
+        if (lin[i]->magnitude) NB_TRY(put_magnitude(t, lin[i], &out[i]));
+    return NB_OK;
 }
 
 static nb_status norm(nb_model *m, nb_tape *t, nb_tensor *x, nb_tensor *weight, nb_tensor *bias, nb_tensor **out) {
@@ -334,4 +348,4 @@ nb_status nb_model_logits(nb_model *m, nb_tape *t, const nb_batch *b, nb_kv_cach
                                       : NB_OK;
 }
 
-int nb_model_max_nodes(const nb_model *m) { return (int)(20 * m->spec->layers + 4); }
+int nb_model_max_nodes(const nb_model *m) { return (int)(28 * m->spec->layers + 4); }

@@ -15,6 +15,8 @@ typedef struct nb_linear {
     nb_tensor bias;              /* frozen; data NULL: none */
     nb_tensor *weight, *bias_trained; /* adapter: full; stand for w and bias */
     nb_tensor *lora_A, *lora_B;  /* [R, in], [out, R] */
+    nb_tensor *magnitude;        /* [out], DoRA's, or NULL */
+    const float *squares;        /* [out] squared norms of w's rows, with a magnitude */
     float scale, dropout;
     uint32_t site;               /* number of this module in the model, from 0: dropout key */
 } nb_linear;

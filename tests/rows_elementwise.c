@@ -221,7 +221,51 @@ static const rope_case turn_small = {3, 1, 4, 2, 0}, turn_llama = {21, 3, 64, 64
 static const part_case p_one = {1, 1, 1, 1, 0}, p_odd = {7, 19, 40, 23, 1}, p_half = {5, 512, 1024, 512, 0},
                        p_moved = {6, 16, 24, 19, 0}, p_model = {3, 2048, 2560, 4096, 1};
 static const index_case few = {1, 1, 1, 0}, odd = {7, 19, 129, 1}, model = {5, 9, 2048, 0}, tall = {300, 301, 24, 1};
+static const index_case narrow = {1, 4, 3, 0.5f};
+
+/* n rows of C; DoRA's scales for C rows of a weight with `rows` columns and rank n. */
+static void columns(nb_rowtest *t, const void *arg) {
+    const index_case *s = arg;
+    nb_dtype e = t->d->elem;
+    int64_t R = s->n, N = s->C, K = s->rows, n = R * N;
+    const double by = 0.75;
+    rows_tensor x = rows_input(t, n, 1, e), k = rows_input(t, N, 1, NB_F32), b = rows_input(t, n, 1, NB_F32);
+    double *y = rows_doubles(t, n), *scale = rows_doubles(t, N), *inverse = rows_doubles(t, N);
+    float *A = rows_draw(t, R * K, 1, NB_F32), *W = rows_draw(t, N * K, 1, NB_F32);
+    float *squares = rows_draw(t, N, 1, NB_F32), *aw = rows_draw(t, n, 1, NB_F32), *bg = rows_draw(t, n, 1, NB_F32);
+    for (int64_t i = 0; i < n; i++) y[i] = x.v[i] * k.v[i % N];
+    for (int64_t j = 0; j < N; j++) {
+        double norm = 0, own = 0;
+        for (int64_t c = 0; c < K; c++) {
+            double v = (double)W[j * K + c];
+            own += v * v;
+            for (int64_t r = 0; r < R; r++) v += by * b.v[j * R + r] * (double)A[r * K + c];
+            norm += v * v;
+        }
+        for (int64_t r = 0; r < R; r++) {
+            double dot = 0, g = 0;
+            for (int64_t c = 0; c < K; c++) dot += (double)A[r * K + c] * (double)W[j * K + c];
+            for (int64_t q = 0; q < R; q++)
+                for (int64_t c = 0; c < K; c++)
+                    g += b.v[j * R + q] * (double)A[q * K + c] * (double)A[r * K + c];
+            aw[r * N + j] = (float)dot, bg[j * R + r] = (float)g;
+        }
+        squares[j] = (float)own;
+        inverse[j] = 1 / sqrt(norm), scale[j] = k.v[j] / sqrt(norm);
+    }
+    void *got = rows_target(t, y, n, e, s->beta);
+    float *got_scale = rows_out(t, N, NB_F32), *got_inverse = rows_out(t, N, NB_F32);
+    rows_ok(t, t->d->k->scale_columns(t->d, got, x.p, k.p, R, N, s->beta));
+    rows_ok(t, t->d->k->dora_scale(t->d, got_scale, got_inverse, k.p, rows_put(t, squares, N, NB_F32), b.p,
+                                   rows_put(t, aw, n, NB_F32), rows_put(t, bg, n, NB_F32), N, R, (float)by));
+    rows_compare(t, "scaled columns", got, y, n, e, rows_rounding(e));
+    rows_compare(t, "scale", got_scale, scale, N, NB_F32, 1e-4);
+    rows_compare(t, "inverse", got_inverse, inverse, N, NB_F32, 1e-4);
+}
+
+static const index_case dora_odd = {7, 40, 129, 1}, dora_model = {8, 64, 512, 0};
 static const nb_rowcheck checks[] = {
+    {"columns/narrow", columns, &narrow}, {"columns/odd", columns, &dora_odd}, {"columns/model", columns, &dora_model},
     GLU(SILU), GLU(GELU_TANH), GLU(GELU_ERF), GLU(RELU), SIZES(add), SIZES(fill), SIZES(softcap),
     {"dropout/one", dropout, &drop_one},
     {"dropout/none", dropout, &drop_none},

@@ -83,7 +83,7 @@ static double item(const json_t *o, const char *key, size_t i) {
 
 static const char *const folders[] = {"llama", "llama3", "mistral", "smollm2", "qwen2-yarn", "qwen3", "gemma", "gemma2",
                                       "gemma3", "phi3-longrope", "phi", "smollm3", "olmo", "olmo2", "neox",
-                                      "neox-serial", "lora-patterns", "llama-bnb4"};
+                                      "neox-serial", "lora-patterns", "dora", "llama-bnb4"};
 
 static void check_logits(fixture *f, const json_t *want) {
     int64_t V = f->base->spec.vocab;
@@ -229,6 +229,7 @@ static void twenty_clipped_steps_equal_torch(void **state) {
 static void twenty_loraplus_steps_equal_peft(void **state) {
     (void)state;
     train("lora-patterns", "loraplus");
+    train("dora", "loraplus");
 }
 
 static void schedules_equal_transformers(void **state) {

@@ -70,6 +70,9 @@ is rank_pattern '{"model.layers.1.mlp.gate_proj":7,"model.layers.1.mlp.up_proj":
     "$(sed -n '/"rank_pattern"/,/}/p' "$tmp/patterns/adapter/adapter_config.json" | tr -d ' \n' | sed 's/.*pattern"://; s/,$//')"
 says info_patterns 0 "v_proj 2" "$NIBBLE" info "$tmp/patterns/adapter"
 says no_such_pattern 1 "q_porj" "$NIBBLE" train "$tmp/run.yaml" --set "rank_pattern={q_porj: 3}"
+trains dora --set peft_use_dora=true --set learning_rate=5e-3
+yes dora_saved grep -q lora_magnitude_vector "$tmp/dora/adapter/adapter_model.safetensors"
+says dora_dropout 1 "dropout with DoRA" "$NIBBLE" train "$tmp/run.yaml" --set peft_use_dora=true --set lora_dropout=0.1
 trains loraplus --set loraplus_lr_ratio=8 --set learning_rate=5e-3
 says no_such_module 1 "q_porj" "$NIBBLE" train "$tmp/run.yaml" --set "lora_target_modules=[q_porj]"
 trains untied --set base_model="$tmp/untied"
@@ -115,6 +118,10 @@ says merge_not_empty 1 "is not empty" merge --adapter "$tmp/lora/adapter" --out 
 is merge_left_alone mine "$(names "$tmp/full")"
 says merge_mode 1 "original, nf4-roundtrip or requant" merge --adapter "$tmp/lora/adapter" --out "$tmp/no" --mode none
 says merge_no_adapter 1 "no such adapter folder" merge --base "$tmp/base" --adapter "$tmp/none" --out "$tmp/no"
+
+run qdora $four --set peft_use_dora=true || bad qdora "$(tail -n 3 "$tmp/qdora.log")"
+says qdora_roundtrip 0 "drift from base + adapter" merge --adapter "$tmp/qdora/adapter" --out "$tmp/qdora/whole" --mode nf4-roundtrip
+near qdora_merged "$(score --adapter "$tmp/qdora/adapter")" "$(score --base "$tmp/qdora/whole" --dtype f32)"
 
 # A base stored in 4 bits is the base quantized on load: the same adapter comes of it.
 says quantize 0 "$tmp/stored" "$NIBBLE" quantize --base "$tmp/base" --out "$tmp/stored/"

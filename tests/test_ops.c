@@ -71,6 +71,23 @@ static void ref_linear(call *k) {
     }
 }
 
+static void ref_dora(call *k) {
+    const nb_dora_attr *a = k->c->attr;
+    const float *W = a->w->data;
+    int64_t N = a->w->rows, C = a->w->cols;
+    for (int64_t j = 0; j < N; j++) {
+        double norm = 0;
+        for (int64_t c = 0; c < C; c++) {
+            double v = (double)W[j * C + c];
+            for (int64_t r = 0; r < a->R; r++)
+                v += (double)a->scale * (double)a->B[j * a->R + r] * (double)a->A[r * C + c];
+            norm += v * v;
+        }
+        for (int64_t t = 0; t < rows_of(k, 0); t++)
+            k->out[0][t * N + j] = k->in[0][t * N + j] * k->in[1][j] / sqrt(norm) + (k->in[2] ? k->in[2][j] : 0);
+    }
+}
+
 static void ref_op_rmsnorm(call *k) {
     const nb_rmsnorm_attr *a = k->c->attr;
     double rstd[MAX_TOKENS];
@@ -152,7 +169,7 @@ static void ref_op_linear_xent(call *k) {
 }
 
 static const struct { const char *name; void (*forward)(call *k); } references[] = {
-    {"embedding", ref_embedding}, {"linear", ref_linear}, {"rmsnorm", ref_op_rmsnorm},
+    {"embedding", ref_embedding}, {"linear", ref_linear}, {"dora", ref_dora}, {"rmsnorm", ref_op_rmsnorm},
     {"layernorm", ref_op_layernorm}, {"rope", ref_op_rope}, {"attention", ref_op_attention}, {"glu", ref_op_glu},
     {"split", ref_op_split}, {"clamp", ref_op_clamp},
     {"add", ref_op_add}, {"linear_xent", ref_op_linear_xent},
@@ -211,8 +228,8 @@ static void give_back(nb_dev *d, const nb_tensor *x, void *p) {
 /* How many of the first inputs are activations; the others are parameters, which are always F32. */
 static int activations(const nb_op *op) {
     static const struct { const char *name; int n; } known[] = {
-        {"embedding", 0}, {"linear", 1}, {"rmsnorm", 1}, {"layernorm", 1}, {"rope", 2}, {"attention", 3}, {"glu", 2},
-        {"split", 1}, {"clamp", 1},
+        {"embedding", 0}, {"linear", 1}, {"dora", 1}, {"rmsnorm", 1}, {"layernorm", 1}, {"rope", 2},
+        {"attention", 3}, {"glu", 2}, {"split", 1}, {"clamp", 1},
         {"add", 2}, {"linear_xent", 1},
     };
     for (int i = 0; i < NB_LEN(known); i++)
@@ -236,7 +253,7 @@ static void open_case(bench_case *b, nb_dev *dev, const nb_op *op, const nb_case
     /* operations with optional inputs take them all */
     if (!strcmp(op->name, "linear")) n = 1 + 4 * ((const nb_linear_attr *)c->attr)->n;
     if (!strcmp(op->name, "embedding")) n = 2;
-    if (!strcmp(op->name, "layernorm")) n = 3;
+    if (!strcmp(op->name, "layernorm") || !strcmp(op->name, "dora")) n = 3;
     if (!strcmp(op->name, "linear_xent")) n = 4;
     if (!strcmp(op->name, "glu")) n = 2;
     b->k.n_in = n;

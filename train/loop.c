@@ -266,7 +266,8 @@ static void greet(const loop *l) {
     if (r->adapter->full) nb_info("training  all weights");
     else
         nb_info("training  LoRA r=%lld alpha=%g%s on %d modules: %.2f M parameters (%.2f %%)", (long long)r->adapter->r,
-                r->adapter->alpha, r->adapter->rslora ? " (rsLoRA)" : "", r->adapter->n_attached,
+                r->adapter->alpha, r->adapter->dora     ? " (DoRA)"
+                : r->adapter->rslora ? " (rsLoRA)" : "", r->adapter->n_attached,
                 (double)nb_adapter_size(r->adapter) / 1e6,
                 100.0 * (double)nb_adapter_size(r->adapter) / (double)nb_spec_parameters(s));
     nb_info("data      %lld rows; %lld steps of %lld x %lld sequences of up to %lld tokens, %.0f %% full",

@@ -19,22 +19,30 @@ static bool has_eight_bits(const nb_adapter *a, const nb_tensor *p) {
     return nb_tensor_size(p) >= LEAST_EIGHT_BIT && !embeds;
 }
 
-static bool is_B(const nb_adapter *a, const nb_tensor *p) {
-    for (int i = 0; i < a->n_attached && !a->full; i++)
-        if (a->attached[i].B == p) return true;
+static bool is_magnitude(const nb_adapter *a, const nb_tensor *p) {
+    for (int i = 0; i < a->n_attached && a->dora; i++)
+        if (a->attached[i].magnitude == p) return true;
     return false;
 }
 
+/* What LoRA+ trains faster: B, and vectors, as PEFT. */
+static bool is_boosted(const nb_adapter *a, const nb_tensor *p) {
+    for (int i = 0; i < a->n_attached && !a->full; i++)
+        if (a->attached[i].B == p) return true;
+    return is_magnitude(a, p);
+}
+
 /* Parameters join the run before them when they decay and learn alike and have the same kind of state, and when no block
- * of 8-bit state would reach over the seam. Vectors (norm weights, biases) do not decay. */
+ * of 8-bit state would reach over the seam. Vectors (norm weights, biases) do not decay, but
+ * DoRA's magnitudes do, as in PEFT and the Trainer. */
 static void make_runs(nb_optimizer *o, bool eight_bits) {
     const nb_adapter *a = o->adapter;
     o->runs = nb_calloc((size_t)a->n_params + 1, sizeof *o->runs);
     for (int i = 0; i < a->n_params; i++) {
         const nb_tensor *p = &a->params[i];
-        nb_update_run r = {.at = (float *)p->data - a->data, .decays = p->n_dims > 1,
+        nb_update_run r = {.at = (float *)p->data - a->data, .decays = p->n_dims > 1 || is_magnitude(a, p),
                            .eight_bits = eight_bits && has_eight_bits(a, p),
-                           .boosted = o->b_ratio != 1 && is_B(a, p)};
+                           .boosted = o->b_ratio != 1 && is_boosted(a, p)};
         const nb_update_run *last = o->n_runs ? &o->runs[o->n_runs - 1] : NULL;
         bool joins = last && last->decays == r.decays && last->eight_bits == r.eight_bits && last->boosted == r.boosted &&
                      (!r.eight_bits || (r.at - last->at) % NB_STATE8_BLOCK == 0);

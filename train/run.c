@@ -121,7 +121,8 @@ nb_status nb_run_open_adapter(nb_run *r) {
         bool all = c->lora_target_linear ||
                    (c->lora_target_modules.n == 1 && !strcmp(c->lora_target_modules.v[0], "all-linear"));
         nb_lora_options o = {.r = c->lora_r, .alpha = c->lora_alpha, .dropout = c->lora_dropout,
-                             .rslora = c->peft_use_rslora, .ranks = &c->rank_pattern, .alphas = &c->alpha_pattern,
+                             .rslora = c->peft_use_rslora, .dora = c->peft_use_dora,
+                             .ranks = &c->rank_pattern, .alphas = &c->alpha_pattern,
                              .layers = c->peft_layers_to_transform.n ? c->peft_layers_to_transform.v : NULL,
                              .n_layers = c->peft_layers_to_transform.n,
                              .token_ids = r->added_tokens,
@@ -132,6 +133,8 @@ nb_status nb_run_open_adapter(nb_run *r) {
             o.targets = (const char *const *)c->lora_target_modules.v, o.n_targets = c->lora_target_modules.n;
         NB_TRY(nb_adapter_new(&r->adapter, r->model, &o));
     }
+    if (r->adapter->dora && c->lora_dropout > 0)
+        return nb_fail(NB_EUNSUPPORTED, "lora_dropout: dropout with DoRA is not in this version; set it to 0");
     NB_TRY(nb_optimizer_open(&r->optimizer, r->adapter, c->optimizer == NB_OPTIMIZER_ADAMW_8BIT,
                              c->loraplus_lr_ratio, r->comm, c->zero_stage != NB_ZERO_NONE));
     nb_optimizer *o = &r->optimizer;

@@ -1,4 +1,5 @@
 /* Additions, biases, row gathers and scalings: bound by memory bandwidth. beta 0 never reads the output. */
+#include <math.h>
 #include <string.h>
 
 #include "kernels/cpu/cpu.h"
@@ -97,6 +98,31 @@ nb_status nb_cpu_scale_rows(nb_dev *d, nb_elem *y_, const nb_elem *x_, const flo
     (void)d;
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n; i++) scale_row(y + i * C, x + i * C, row_scale[i], C, beta);
+    return NB_OK;
+}
+
+nb_status nb_cpu_scale_columns(nb_dev *d, nb_elem *y_, const nb_elem *x_, const float *column_scale, int64_t T,
+                               int64_t C, float beta) {
+    float *y = y_;
+    const float *x = x_;
+    (void)d;
+#pragma omp parallel for schedule(static)
+    for (int64_t t = 0; t < T; t++)
+        for (int64_t i = t * C, c = 0; c < C; c++, i++)
+            y[i] = beta != 0 ? x[i] * column_scale[c] + beta * y[i] : x[i] * column_scale[c];
+    return NB_OK;
+}
+
+nb_status nb_cpu_dora_scale(nb_dev *d, float *scale, float *inverse, const float *m, const float *squares,
+                            const float *b, const float *aw, const float *bg, int64_t N, int64_t R, float s) {
+    (void)d;
+#pragma omp parallel for schedule(static)
+    for (int64_t j = 0; j < N; j++) {
+        float sum = 0;
+        for (int64_t r = 0; r < R; r++) sum += b[j * R + r] * (2 * aw[r * N + j] + s * bg[j * R + r]);
+        inverse[j] = 1 / sqrtf(squares[j] + s * sum);
+        scale[j] = m[j] * inverse[j];
+    }
     return NB_OK;
 }
 

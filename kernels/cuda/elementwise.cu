@@ -93,6 +93,29 @@ template <class T, int N> __global__ void bias_kernel(T *y, const float *bias, i
         }
 }
 
+template <class T, int N>
+__global__ void scale_columns_kernel(T *y, const T *x, const float *scale, int64_t rows, int64_t C, float beta) {
+    FOR_ROWS(t, rows)
+        FOR_GROUPS(c, N, C) {
+            float v[N], s[N];
+            load(v, x + t * C + c);
+            load(s, scale + c);
+            for (int k = 0; k < N; k++) v[k] *= s[k];
+            put(y + t * C + c, v, beta);
+        }
+}
+
+/* Neighbouring threads read neighbouring elements of aw; the rows of b and bg are short and stay in the cache. */
+__global__ void dora_scale_kernel(float *scale, float *inverse, const float *m, const float *squares, const float *b,
+                                  const float *aw, const float *bg, int64_t n, int64_t R, float s) {
+    FOR_FLAT(j, 1, n) {
+        float sum = 0;
+        for (int64_t r = 0; r < R; r++) sum += b[j * R + r] * (2 * aw[r * n + j] + s * bg[j * R + r]);
+        inverse[j] = 1 / sqrtf(squares[j] + s * sum);
+        scale[j] = m[j] * inverse[j];
+    }
+}
+
 /* Philox4x32-10, as core/rng.h has it. */
 __device__ __forceinline__ void philox(uint32_t out[4], uint32_t c0, uint32_t c1, uint32_t c2, uint32_t c3, uint2 key) {
 #pragma unroll
@@ -216,6 +239,17 @@ template <class T> nb_status bias_fwd(nb_dev *d, void *y, const float *bias, int
 }
 
 template <class T>
+nb_status scale_columns(nb_dev *d, nb_elem *y, const nb_elem *x, const float *scale, int64_t rows, int64_t C,
+                        float beta) {
+    if (!rows || !C) return NB_OK;
+    const int N = group_of<T>(C, y, x, scale);
+    const dim3 block = block_for_rows(C / N);
+    auto kernel = N > 1 ? scale_columns_kernel<T, GROUP<T>> : scale_columns_kernel<T, 1>;
+    LAUNCH(kernel, grid_for(rows, block.y), block, 0, gpu_stream(d), (T *)y, (const T *)x, scale, rows, C, beta);
+    return gpu_launched(d, "scale_columns");
+}
+
+template <class T>
 nb_status dropout(nb_dev *d, nb_elem *y, const nb_elem *x, const uint32_t *sample, const int32_t *pos, int64_t rows,
                   int64_t C, float p, uint64_t seed, uint32_t step, uint32_t site, float beta) {
     if (!rows || !C) return NB_OK;
@@ -251,6 +285,20 @@ extern "C" nb_status NB_GPU(fill)(nb_dev *d, void *x, nb_dtype dtype, float valu
 
 extern "C" nb_status NB_GPU(bias_fwd)(nb_dev *d, void *y, nb_dtype dtype, const float *bias, int64_t T, int64_t C) {
     return dtype == NB_BF16 ? bias_fwd<bf16>(d, y, bias, T, C) : bias_fwd<float>(d, y, bias, T, C);
+}
+
+extern "C" nb_status NB_GPU(scale_columns)(nb_dev *d, nb_elem *y, const nb_elem *x, const float *column_scale,
+                                           int64_t T, int64_t C, float beta) {
+    return BY_ELEM(scale_columns, d, y, x, column_scale, T, C, beta);
+}
+
+extern "C" nb_status NB_GPU(dora_scale)(nb_dev *d, float *scale, float *inverse, const float *m, const float *squares,
+                                        const float *b, const float *aw, const float *bg, int64_t N, int64_t R,
+                                        float s) {
+    if (!N) return NB_OK;
+    LAUNCH(dora_scale_kernel, grid_for(N, THREADS), THREADS, 0, gpu_stream(d), scale, inverse, m, squares, b, aw, bg,
+           N, R, s);
+    return gpu_launched(d, "dora_scale");
 }
 
 extern "C" nb_status NB_GPU(dropout)(nb_dev *d, nb_elem *y, const nb_elem *x, const uint32_t *sample,

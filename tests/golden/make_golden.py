@@ -76,6 +76,9 @@ MODELS = [
     ("neox-serial", 16, GPTNeoXConfig(**COMMON, rotary_pct=1.0, use_parallel_residual=False),
      dict(r=4, lora_alpha=8, target_modules=["query_key_value", "dense_h_to_4h"], use_rslora=False), (17, 9),
      torch.float32, "1GB"),
+    ("dora", 18, PhiConfig(**COMMON, partial_rotary_factor=0.5),
+     dict(r=4, lora_alpha=8, target_modules=["q_proj", "k_proj", "v_proj", "fc1", "fc2"], use_rslora=False,
+          use_dora=True), (19, 11), torch.float32, "1GB"),
     ("lora-patterns", 17, LlamaConfig(**COMMON),
      dict(r=4, lora_alpha=8, target_modules="all-linear", use_rslora=False,
           rank_pattern={r"layers\.1\.self_attn\.(q|v)_proj": 6, "mlp.up_proj": 3, "proj": 5, "v_proj": 2},
@@ -150,11 +153,16 @@ def describe(model, batch):
                 "masked_loss": floats(batch_loss(model, batch))[0]}
 
 
+def in_file(name):
+    """A parameter's name in PEFT's file."""
+    return name.replace(".default", "").replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
+
+
 def adapter_tensors(model, gradients=False):
     """The adapter's tensors, or their gradients, under the names of PEFT's file."""
     if not gradients:
         return {k: v.detach().clone().contiguous() for k, v in get_peft_model_state_dict(model).items()}
-    return {n.replace(".default", ""): p.grad.clone().contiguous() for n, p in model.named_parameters() if p.requires_grad}
+    return {in_file(n): p.grad.clone().contiguous() for n, p in model.named_parameters() if p.requires_grad}
 
 
 def train(model, batches, clip, ratio=None):
@@ -186,7 +194,9 @@ def add_adapter(model, adapter, seed):
     middle = 0 if "Gemma" in type(model).__name__ else 1  # Gemma multiplies by 1 + weight
     with torch.no_grad():
         for name, p in sorted(model.named_parameters()):
-            if p.requires_grad:
+            if "lora_magnitude_vector" in name:
+                p.mul_(1 + 0.2 * torch.randn(p.shape, generator=g))
+            elif p.requires_grad:
                 p.copy_(torch.randn(p.shape, generator=g) * (0.25 if "lora_A" in name else 0.1))
     return model
 
@@ -195,7 +205,7 @@ def restore(model, tensors):
     with torch.no_grad():
         for name, p in model.named_parameters():
             if p.requires_grad:
-                p.copy_(tensors[name.replace(".default", "")])
+                p.copy_(tensors[in_file(name)])
 
 
 def load(folder):
@@ -252,7 +262,7 @@ def make_model(out, name, seed, config, adapter, lengths, dtype, shard):
     save_file(adapter_tensors(model), os.path.join(folder, "trained.safetensors"), {"format": "pt"})
     restore(model, start)
     golden["clipped"] = {**ADAMW, **CLIPPED, "lr_scheduler": "cosine", **train(model, batches, True)}
-    if name == "lora-patterns":
+    if name in ("lora-patterns", "dora"):
         restore(model, start)
         golden["loraplus"] = {**ADAMW, "ratio": 4, **train(model, batches, False, 4)}
         save_file(adapter_tensors(model), os.path.join(folder, "loraplus.safetensors"), {"format": "pt"})
