@@ -5,7 +5,10 @@
  * behind the previous message's content when the conversation up to there is rendered with add_generation_prompt, if
  * the turn begins with it, else the content's begin) to the special token behind the content, white space in front of
  * it included. So what a template writes between the prompt and the content, such as empty think tags, is trained. A
- * template with {% generation %} blocks says itself: from the block's begin to its end. */
+ * template with {% generation %} blocks says itself: from the block's begin to its end.
+ *
+ * strftime_now is undefined, and templates that ask ("is defined") write their own constant date; for those that call it
+ * without asking it is always 26 July 2024, the date that Llama's templates write. */
 #ifndef NB_DATA_CHAT_H
 #define NB_DATA_CHAT_H
 

@@ -313,6 +313,9 @@ static void test_spans_of_jinja(void **s) {
         /* the header of the answer is not the question's end */
         {"{% for m in messages %}{{ m.content }}{% if m.role == 'user' %}<|im_start|>{% else %}<|im_end|>{% endif %}"
          "{% endfor %}", "Q<|im_start|>[A][<|im_end|>]", "<|im_end|>"},
+        /* a date that does not change */
+        {"{{ strftime_now('%d %B %Y (%a)') }}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}",
+         "26 July 2024 (Fri)Q(<|im_end|>)[A][<|im_end|>]", "<|im_end|>"},
         /* an end that is no token: named, for a message */
         {"{% for m in messages %}{{ m.content ~ '\n<EOT>\n' }}{% endfor %}", "Q\n<EOT>\n[A]\n<EOT>\n", "<EOT>"},
     };

@@ -34,12 +34,16 @@ END
 trained='[[thought]
 It is 1<|im_end|>]'
 says row_of_a_file 0 "$trained" "$NIBBLE" data "$tmp/run.yaml" --row 1 --set "chat_template=jinja:$tmp/own.jinja"
-says row_of_text 0 '[It is 1</s>]' "$NIBBLE" data "$tmp/run.yaml" --row 1 --set "special_tokens.eos_token=</s>" --set \
-    "chat_template_jinja={% for m in messages %}{% if m.role == 'user' %}{{ m.content ~ '\\n' }}{% else %}{% generation %}{{ m.content + eos_token }}{% endgeneration %}{% endif %}{% endfor %}"
+marked="{% for m in messages %}{% if m.role == 'user' %}{{ m.content ~ '\\n' }}{% else %}"
+marked="$marked{% generation %}{{ m.content + eos_token }}{% endgeneration %}{% endif %}{% endfor %}"
+says row_of_text 0 '[It is 1</s>]' "$NIBBLE" data "$tmp/run.yaml" --row 1 --set "special_tokens.eos_token=</s>" \
+    --set "chat_template_jinja=$marked"
 says no_file 1 "$tmp/none.jinja" "$NIBBLE" data "$tmp/run.yaml" --set "chat_template=jinja:$tmp/none.jinja"
 says place_of_a_mistake 1 "line 1, column 7" "$NIBBLE" data "$tmp/run.yaml" --set "chat_template_jinja={% if %}"
+picky="{{ raise_exception('no thanks') if messages[0].content not in 'us' }}"
+picky="$picky{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
 says refused_row 1 "train.jsonl:1: chat template, line 1, column 4: the template refuses this conversation: no thanks" \
-    "$NIBBLE" data "$tmp/run.yaml" --set "chat_template_jinja={{ raise_exception('no thanks') if messages[0].content != 'u' and messages[0].content != 's' }}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    "$NIBBLE" data "$tmp/run.yaml" --set "chat_template_jinja=$picky"
 says template_missing 1 "needs the template" "$NIBBLE" data "$tmp/run.yaml" --set chat_template=jinja
 says two_templates 1 "excludes" "$NIBBLE" data "$tmp/run.yaml" --set chat_template=chatml --set "chat_template_jinja={{ x }}"
 
