@@ -121,20 +121,16 @@ static nb_status choose_layers(nb_model *m, chooser *c) {
             return nb_fail(
                 NB_EINPUT,
                 "lora_target_modules: no linear layer is called \"%s\" (this model has q_proj, k_proj, v_proj, "
-                "o_proj, gate_proj, up_proj, down_proj, lm_head)",
+                "o_proj, gate_proj, up_proj, down_proj)",
                 o->targets[i]);
     if (!c->n)
         return nb_fail(NB_EINPUT, "lora_target_modules \"%s\" matches no linear layer; names look like \"%s\"",
                        o->pattern ? o->pattern : "", m->block[0].lin[NB_O].base->name);
     for (int i = 0; i < c->n; i++)
-        if (c->chosen[i] == &m->head && m->spec->tied)
+        if (c->chosen[i] == &m->head)
             return nb_fail(NB_EUNSUPPORTED,
-                           "lora_target_modules names lm_head, which this model shares with its embedding: "
-                           "merging would change both; leave it out");
-    for (int i = 0; i < c->n; i++)
-        if (c->chosen[i] == &m->head && o->dora)
-            return nb_fail(NB_EUNSUPPORTED,
-                           "lora_target_modules: DoRA on lm_head is not in this version; leave it out");
+                           "lora_target_modules names %s: an adapter on the output head is not in this version, whose "
+                           "loss is made without one; leave it out", m->head.base->name);
     return NB_OK;
 }
 

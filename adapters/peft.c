@@ -256,6 +256,11 @@ static void load_linear(nb_linear *lin, int64_t layer, void *arg) {
     const char *module = lin->base->name;
     const nb_st_tensor *A = lora_tensor(l->s, module, "lora_A"), *B = lora_tensor(l->s, module, "lora_B");
     if (!A && !B) return;
+    if (layer < 0) {
+        l->st = nb_fail(NB_EUNSUPPORTED, "%s: has an adapter on the output head, %s, which is not supported", l->path,
+                        module);
+        return;
+    }
     const nb_weight *w = &lin->base->w;
     if (!A || !B) {
         l->st = nb_fail(NB_EINPUT, "%s: %s has lora_%c but not its other half", l->path, module, A ? 'A' : 'B');
@@ -277,10 +282,8 @@ static void load_linear(nb_linear *lin, int64_t layer, void *arg) {
         return;
     }
     const nb_st_tensor *magnitude = l->a->dora ? magnitude_tensor(l->s, module) : NULL;
-    if (l->a->dora && (layer < 0 || !magnitude || magnitude->n_dims != 1 || magnitude->d[0] != w->rows)) {
-        l->st = layer < 0 ? nb_fail(NB_EUNSUPPORTED, "%s: DoRA on %s is not supported", l->path, module)
-                          : nb_fail(NB_EINPUT, "%s: %s has no lora_magnitude_vector of %lld", l->path, module,
-                                    (long long)w->rows);
+    if (l->a->dora && (!magnitude || magnitude->n_dims != 1 || magnitude->d[0] != w->rows)) {
+        l->st = nb_fail(NB_EINPUT, "%s: %s has no lora_magnitude_vector of %lld", l->path, module, (long long)w->rows);
         return;
     }
     nb_adapter_attach_lora(l->a, lin, r, alpha);
