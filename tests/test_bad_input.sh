@@ -122,7 +122,7 @@ use no_adapter "$tmp/none" "$tmp/base" "$tmp/none"
 use other_shapes "another base" "$tmp/wide" "$tmp/adapter"
 use other_weights "sha256" "$tmp/other" "$tmp/adapter"
 spoil; mv "$tmp/spoilt/adapter_model.safetensors" "$tmp/spoilt/adapter_model.bin"; use only_bin "adapter_model.bin"
-spoil; sed -i 's/"use_dora": false/"use_dora": true/' "$tmp/spoilt/adapter_config.json"; use dora "use_dora"
+spoil; sed -i 's/"use_dora": false/"use_dora": true/' "$tmp/spoilt/adapter_config.json"; use dora "lora_magnitude_vector"
 spoil; sed -i 's/"LORA"/"IA3"/' "$tmp/spoilt/adapter_config.json"; use other_peft '"IA3"'
 spoil; sed -i 's/"r": 4/"r": 8/' "$tmp/spoilt/adapter_config.json"; use other_rank "r = 8"
 spoil; rm "$tmp/spoilt/adapter_config.json"; use no_adapter_config "adapter_config.json"
