@@ -207,6 +207,9 @@ lint:  ## the house rules, and a build without warnings by each compiler
 bench: $(BENCH_BIN)  ## build and run the benchmarks
 	@for b in $(BENCH_BIN); do echo "== $$b"; $$b || exit 1; done
 
+interop: nibble  ## read what nibble exports with llama.cpp, transformers and PEFT (from PyPI, in build/interop)
+	tests/interop/run.sh ./nibble
+
 probe:  ## what is there to build with, and what is missing
 	@CC="$(CC)" ./bootstrap probe test
 
@@ -227,6 +230,6 @@ clean:  ## remove everything that was built
 help:  ## this list
 	@awk -F '## ' '/^[a-z]+:.*## / { split($$1, t, ":"); printf "  %-10s %s\n", t[1], $$2 }' Makefile
 
-.PHONY: all nibble quickstart test tests-built pack objects lint bench probe install uninstall clean help now
+.PHONY: all nibble quickstart test tests-built pack objects lint bench interop probe install uninstall clean help now
 .SECONDARY:
 -include $(OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(CUDA_OBJ:.o=.d) $(sort $(EMU_OBJ:.o=.d) $(CHECK_OBJ:.o=.d)) $(GPUCHECK_OBJ:.o=.d) $(BUILD)/tests/gpu/device.d $(BUILD)/tests/emu/profile.d $(TEST_BIN:%=%.d) $(BENCH_BIN:%=%.d)

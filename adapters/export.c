@@ -85,7 +85,8 @@ static nb_status verify(const char *path, const nb_gguf_plan *p, nb_gguf_type ty
     nb_status st = NB_OK;
     if (g.n_tensors != p->n)
         st = nb_fail(NB_EIO, "%s: %lld tensors read back of %d written", path, (long long)g.n_tensors, p->n);
-    for (int i = 0; i < p->n && st == NB_OK; i++) st = verify_item(&g, &p->items[i], nb_gguf_item_type(&p->items[i], type));
+    for (int i = 0; i < p->n && st == NB_OK; i++)
+        st = verify_item(&g, &p->items[i], nb_gguf_item_type(&p->items[i], type));
     if (st == NB_OK) *verified = p->n;
     nb_gguf_close(&g);
     return st;
@@ -119,7 +120,8 @@ static nb_status finish(nb_gguf_writer *w, const nb_gguf_plan *p, nb_gguf_type t
     }
     st = nb_gguf_write_end(w);
     if (st == NB_OK && check) st = verify(part, p, type, &r->verified);
-    if (st == NB_OK && rename(part, out)) st = nb_fail(NB_EIO, "%s: cannot be renamed to %s: %s", part, out, strerror(errno));
+    if (st == NB_OK && rename(part, out))
+        st = nb_fail(NB_EIO, "%s: cannot be renamed to %s: %s", part, out, strerror(errno));
     if (st != NB_OK) remove(part);
     return st;
 }
@@ -257,8 +259,8 @@ nb_status nb_export_gguf_lora(const nb_session *s, const char *name, const char 
     char *part = NULL;
     if (!a) return nb_fail(NB_EINPUT, "--adapter DIR is needed");
     if (a->full || a->rows.n)
-        return nb_fail(NB_EUNSUPPORTED, "an adapter with added tokens cannot be a GGUF adapter: export the merged model "
-                       "(--format gguf)");
+        return nb_fail(NB_EUNSUPPORTED, "an adapter with added tokens cannot be a GGUF adapter: export the merged "
+                       "model (--format gguf)");
     NB_TRY(nb_gguf_check(spec, s->base->dir));
     float *data = nb_malloc((size_t)a->n * sizeof *data);
     double alpha = a->n_attached ? a->attached[0].scale * (double)a->attached[0].A->d[0] : a->alpha;

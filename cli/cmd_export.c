@@ -49,10 +49,11 @@ static nb_status export_hf(const args *a) {
     if (st == NB_OK && a->verify) {
         st = nb_merge_drift(&d, &s, a->out, NULL);
         if (st == NB_OK && !(d.max_kl < 0.1))
-            st = nb_fail(NB_ENUMERIC, "%s: its logits are not those of base + adapter: KL up to %g nats", a->out, d.max_kl);
+            st = nb_fail(NB_ENUMERIC, "%s: its logits are not those of base + adapter: KL up to %g nats", a->out,
+                         d.max_kl);
         if (st == NB_OK)
-            printf("read back: KL from base + adapter %.3g nats on average, %.3g at most over %lld positions\n", d.mean_kl,
-                   d.max_kl, (long long)d.positions);
+            printf("read back: KL from base + adapter %.3g nats on average, %.3g at most over %lld positions\n",
+                   d.mean_kl, d.max_kl, (long long)d.positions);
     }
     nb_session_close(&s);
     return st;
@@ -61,7 +62,8 @@ static nb_status export_hf(const args *a) {
 static nb_status export_peft(const args *a) {
     nb_session s;
     int64_t n;
-    if (nb_file_exists(a->out)) return nb_fail(NB_EINPUT, "%s: exists; nothing was written. Name another folder", a->out);
+    if (nb_file_exists(a->out))
+        return nb_fail(NB_EINPUT, "%s: exists; nothing was written. Name another folder", a->out);
     NB_TRY(open_session(&s, a, false));
     nb_status st =
         nb_adapter_save(s.adapter, a->out, s.adapter->manifest, s.own_tokenizer ? s.tokenizer : NULL);
@@ -121,7 +123,10 @@ static nb_status export_gguf(const args *a) {
 }
 
 static const struct { const char *name; nb_status (*run)(const args *); bool has_dtype; } formats[] = {
-    {"gguf", export_gguf, true}, {"gguf-lora", export_lora, false}, {"hf", export_hf, false}, {"peft", export_peft, false},
+    {"gguf", export_gguf, true},
+    {"gguf-lora", export_lora, false},
+    {"hf", export_hf, false},
+    {"peft", export_peft, false},
 };
 
 static nb_status run(const args *a) {
@@ -140,7 +145,8 @@ int nb_cmd_export(int argc, char **argv) {
     args a = {.verify = true, .session = {.device = "cpu", .dtype = "f32"}};
     const nb_opt opts[] = {
         {"base", NB_OPT_STR, &a.session.base, "DIR", "base model folder (default: the one the adapter names)"},
-        {"adapter", NB_OPT_STR, &a.session.adapter, "DIR", "PEFT adapter folder: merged on the way, into the stored weights"},
+        {"adapter", NB_OPT_STR, &a.session.adapter, "DIR",
+         "PEFT adapter folder: merged on the way, into the stored weights"},
         {"format", NB_OPT_STR, &a.format, "FORMAT",
          "gguf (a model for llama.cpp), gguf-lora (an adapter for llama.cpp), hf (merged model folder), peft (adapter "
          "folder)"},

@@ -1,5 +1,5 @@
-/* A tokenizer as llama.cpp's GGUF files describe one: a list of tokens with scores and types, and for byte-level BPE the
- * merges and the name of the splitting expression. */
+/* A tokenizer as llama.cpp's GGUF files describe one: a list of tokens with scores and types, and for byte-level BPE
+ * the merges and the name of the splitting expression. */
 #ifndef NB_DATA_TOKENIZER_EXPORT_H
 #define NB_DATA_TOKENIZER_EXPORT_H
 

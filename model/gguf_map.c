@@ -12,21 +12,22 @@
 /* llama.cpp's architecture of a family, and what its graph takes for granted. */
 static const struct arch {
     const char *family, *name;
-    bool interleaved;   /* rotates neighbouring dims: rows of q and k are reordered; others rotate halves, as HF does */
-    bool biases;        /* takes biases of linear layers */
+    bool interleaved; /* rotates neighbouring dims: rows of q and k are reordered; others rotate halves, as HF does */
+    bool biases;      /* takes biases of linear layers */
     nb_act act;
-    int pattern;        /* all but every so manyth layer have a window, stored as a key; 1: all or none; 0: has no windows */
-    int no_rope;        /* every so manyth layer has no positions */
-    bool any_rope;      /* reads factors for llama3 and longrope */
+    int pattern;      /* all but every so manyth layer have a window; 0: windows are ignored */
+    bool window_key;  /* has a key for the window's size */
+    int no_rope;      /* every so manyth layer has no positions */
+    bool any_rope;    /* reads factors for llama3 and longrope */
 } archs[] = {
     {"llama", "llama", .interleaved = true, .biases = true, .any_rope = true},
     {"mistral", "llama", .interleaved = true, .biases = true, .any_rope = true},
     {"qwen2", "qwen2", .biases = true},
     {"qwen3", "qwen3"},
     {"gemma", "gemma", .act = NB_ACT_GELU_TANH},
-    {"gemma2", "gemma2", .act = NB_ACT_GELU_TANH, .pattern = 2},
-    {"gemma3_text", "gemma3", .act = NB_ACT_GELU_TANH, .pattern = 6},
-    {"phi3", "phi3", .pattern = 1, .any_rope = true},
+    {"gemma2", "gemma2", .act = NB_ACT_GELU_TANH, .pattern = 2, .window_key = true},
+    {"gemma3_text", "gemma3", .act = NB_ACT_GELU_TANH, .pattern = 6, .window_key = true},
+    {"phi3", "phi3", .window_key = true, .any_rope = true},
     {"phi", "phi2", .biases = true, .act = NB_ACT_GELU_TANH},
     {"olmo", "olmo", .interleaved = true},
     {"olmo2", "olmo2"},
@@ -43,9 +44,10 @@ const char *nb_gguf_arch(const nb_spec *s) { return arch_of(s) ? arch_of(s)->nam
 
 /* ---- what can be said ---- */
 
-/* Gemma's scale of attention is not a key: head_dim^-0.5, but for the 27B models, which llama.cpp knows by their layers. */
+/* Gemma's scale of attention is not a key: head_dim^-0.5, but for the 27B models, known by their number of layers. */
 static bool scale_is_known(const nb_spec *s) {
-    bool big = (!strcmp(s->family, "gemma2") && s->layers == 46) || (!strcmp(s->family, "gemma3_text") && s->layers == 62);
+    bool gemma2 = !strcmp(s->family, "gemma2"), gemma3 = !strcmp(s->family, "gemma3_text");
+    bool big = (gemma2 && s->layers == 46) || (gemma3 && s->layers == 62);
     double want = 1 / sqrt(big ? (double)s->hidden / (double)s->heads : (double)s->head_dim);
     return fabs(s->attn_scale - want) <= 1e-6 * want;
 }
@@ -53,17 +55,17 @@ static bool scale_is_known(const nb_spec *s) {
 static nb_status check_layers(const nb_spec *s, const struct arch *a, const char *where) {
     for (int64_t l = 0; l < s->layers; l++) {
         bool rope = !a->no_rope || (l + 1) % a->no_rope != 0;
-        bool window = s->window && (a->pattern == 1 || (a->pattern && (l + 1) % a->pattern != 0));
+        bool window = s->window && a->pattern && (l + 1) % a->pattern != 0;
         if (rope != (s->layer[l].rope >= 0))
-            return nb_fail(NB_EUNSUPPORTED, "%s: layer %lld %s positions, which llama.cpp's %s cannot be told", where,
-                           (long long)l, rope ? "has no" : "has", a->name);
+            return nb_fail(NB_EUNSUPPORTED, "%s: layer %lld %s positions, which llama.cpp's %s cannot be told",
+                           where, (long long)l, rope ? "has no" : "has", a->name);
         if (a->pattern && window != (s->layer[l].window != 0))
-            return nb_fail(NB_EUNSUPPORTED, "%s: layer %lld %s a sliding window, which llama.cpp's %s cannot be told", where,
-                           (long long)l, window ? "has not" : "has", a->name);
+            return nb_fail(NB_EUNSUPPORTED, "%s: layer %lld %s a sliding window, which llama.cpp's %s cannot be told",
+                           where, (long long)l, window ? "has not" : "has", a->name);
     }
     if (!a->pattern && s->window && s->window < s->context)
-        nb_warn("%s: llama.cpp has no sliding window for %s: beyond %lld tokens it computes something else", where, a->name,
-                (long long)s->window);
+        nb_warn("%s: llama.cpp has no sliding window for %s: beyond %lld tokens it computes something else", where,
+                a->name, (long long)s->window);
     return NB_OK;
 }
 
@@ -89,8 +91,8 @@ nb_status nb_gguf_check(const nb_spec *s, const char *where) {
     if (s->act != a->act)
         return nb_fail(NB_EUNSUPPORTED, "%s: hidden_act: llama.cpp's %s has another activation", where, a->name);
     if (!scale_is_known(s))
-        return nb_fail(NB_EUNSUPPORTED, "%s: query_pre_attn_scalar: llama.cpp's %s scales attention by head_dim^-0.5", where,
-                       a->name);
+        return nb_fail(NB_EUNSUPPORTED, "%s: query_pre_attn_scalar: llama.cpp's %s scales attention by head_dim^-0.5",
+                       where, a->name);
     NB_TRY(check_rope(s, a, where));
     return check_layers(s, a, where);
 }
@@ -140,7 +142,7 @@ void nb_gguf_put_spec(nb_gguf_writer *w, const nb_spec *s) {
     put_real(&k, s->norm_kind == NB_NORM_RMS ? "attention.layer_norm_rms_epsilon" : "attention.layer_norm_epsilon",
              s->norm_eps);
     if (s->clip_qkv > 0) put_real(&k, "attention.clamp_kqv", s->clip_qkv);
-    if (a->pattern) put_int(&k, "attention.sliding_window", s->window);
+    if (a->window_key) put_int(&k, "attention.sliding_window", s->window);
     if (s->attn_softcap > 0) put_real(&k, "attn_logit_softcapping", s->attn_softcap);
     if (s->logit_softcap > 0) put_real(&k, "final_logit_softcapping", s->logit_softcap);
     put_rope(&k, s);
@@ -208,8 +210,8 @@ static nb_status take(maker *m, const char *module, const char *name, const char
     *out = NULL;
     if (!t && !may_lack) st = nb_fail(NB_EINPUT, "%s: there is no tensor \"%s\"", m->st->files[0].path, from);
     if (t && t->dtype != NB_F32 && t->dtype != NB_BF16 && t->dtype != NB_F16)
-        st = nb_fail(NB_EUNSUPPORTED, "%s is stored as %s: only float weights can be exported. For a base in 4 bits, export "
-                     "the model it was quantized from", from, nb_dtype_name(t->dtype));
+        st = nb_fail(NB_EUNSUPPORTED, "%s is stored as %s: only float weights can be exported. For a base in 4 bits, "
+                     "export the model it was quantized from", from, nb_dtype_name(t->dtype));
     else if (t && (t->n_dims != (cols ? 2 : 1) || t->d[0] != rows || (cols && t->d[1] != cols)))
         st = nb_fail(NB_EINPUT, "%s does not have the shape that config.json says", from);
     if (t && st == NB_OK) {
@@ -228,7 +230,8 @@ static nb_status take_norm(maker *m, const char *module, const char *name, int64
     return take(m, module, name, "bias", n, 0, m->s->norm_kind == NB_NORM_RMS, &it);
 }
 
-static nb_status take_linear(maker *m, const char *module, const char *name, int64_t rows, int64_t cols, int64_t heads) {
+static nb_status take_linear(maker *m, const char *module, const char *name, int64_t rows, int64_t cols,
+                             int64_t heads) {
     nb_gguf_item *it;
     NB_TRY(take(m, module, name, "weight", rows, cols, false, &it));
     it->heads = heads;
@@ -293,10 +296,11 @@ static nb_status check_unused(const maker *m) {
     for (int i = 0; i < m->st->n_tensors; i++) {
         const char *name = m->st->tensors[i].name;
         size_t head = strlen(nb_spec_head_name(m->s));
-        bool tied_copy = m->s->tied && !strncmp(name, nb_spec_head_name(m->s), head) && !strcmp(name + head, ".weight");
-        if (m->used[i] || tied_copy || ends_with(name, "rotary_emb.inv_freq") || ends_with(name, ".masked_bias")) continue;
-        return nb_fail(NB_EUNSUPPORTED, "%s: \"%s\" has no place in GGUF's %s", m->st->files[m->st->tensors[i].shard].path,
-                       name, nb_gguf_arch(m->s));
+        bool of_head = !strncmp(name, nb_spec_head_name(m->s), head) && !strcmp(name + head, ".weight");
+        bool buffer = ends_with(name, "rotary_emb.inv_freq") || ends_with(name, ".masked_bias");
+        if (m->used[i] || buffer || (of_head && m->s->tied)) continue;
+        return nb_fail(NB_EUNSUPPORTED, "%s: \"%s\" has no place in GGUF's %s",
+                       m->st->files[m->st->tensors[i].shard].path, name, nb_gguf_arch(m->s));
     }
     return NB_OK;
 }
@@ -329,7 +333,8 @@ void nb_gguf_item_read(const nb_gguf_item *it, float *out, int64_t first, int64_
     else if (!it->heads) nb_st_read_f32(it->from, out, first * it->cols, n * it->cols);
     else
         for (int64_t i = 0; i < n; i++)
-            nb_st_read_f32(it->from, out + i * it->cols, nb_gguf_row(first + i, it->rows, it->heads) * it->cols, it->cols);
+            nb_st_read_f32(it->from, out + i * it->cols, nb_gguf_row(first + i, it->rows, it->heads) * it->cols,
+                           it->cols);
     if (it->add != 0)
         for (int64_t i = 0; i < n * it->cols; i++) out[i] += it->add;
 }

@@ -35,7 +35,8 @@ static nb_status name(cursor *c, uint64_t max, char **out, const char *in) {
     uint64_t n;
     NB_TRY(number(c, 8, &n, in));
     size_t at = c->at;
-    if (n > max) return nb_fail(NB_EINPUT, "%s: byte %zu: %s of %llu bytes", c->map->path, at, in, (unsigned long long)n);
+    if (n > max)
+        return nb_fail(NB_EINPUT, "%s: byte %zu: %s of %llu bytes", c->map->path, at, in, (unsigned long long)n);
     NB_TRY(skip(c, n, in));
     if (n && memchr(c->map->data + at, 0, (size_t)n))
         return nb_fail(NB_EINPUT, "%s: byte %zu: %s with a NUL", c->map->path, at, in);
@@ -100,7 +101,8 @@ static nb_status read_tensor(cursor *c, nb_gguf_tensor *t, uint64_t *offset) {
     for (int i = 0; i < NB_GGUF_MAX_DIMS; i++) {
         n = 1;
         if (i < t->n_dims) NB_TRY(number(c, 8, &n, t->name));
-        if (n < 1 || n > INT64_MAX / 64 || __builtin_mul_overflow(values, (int64_t)n, &values) || values > INT64_MAX / 64)
+        if (n < 1 || n > INT64_MAX / 64 || __builtin_mul_overflow(values, (int64_t)n, &values) ||
+            values > INT64_MAX / 64)
             return nb_fail(NB_EINPUT, "%s: tensor \"%s\" has an impossible shape", path, t->name);
         t->ne[i] = (int64_t)n;
     }
@@ -108,8 +110,8 @@ static nb_status read_tensor(cursor *c, nb_gguf_tensor *t, uint64_t *offset) {
     NB_TRY(number(c, 8, offset, t->name));
     t->type = (nb_gguf_type)type;
     if (!nb_gguf_type_name(t->type))
-        return nb_fail(NB_EUNSUPPORTED, "%s: tensor \"%s\" is stored as ggml type %llu: f32, f16, bf16 and q8_0 are read",
-                       path, t->name, (unsigned long long)type);
+        return nb_fail(NB_EUNSUPPORTED, "%s: tensor \"%s\" is stored as ggml type %llu: f32, f16, bf16 and q8_0 are "
+                       "read", path, t->name, (unsigned long long)type);
     if (t->type == NB_GGUF_Q8_0 && t->ne[0] % NB_GGUF_BLOCK)
         return nb_fail(NB_EINPUT, "%s: tensor \"%s\" has rows that are not whole blocks", path, t->name);
     t->bytes = nb_gguf_bytes(t->type, values);
@@ -129,10 +131,11 @@ static nb_status place(nb_gguf *g, const cursor *c, const uint64_t *offset) {
     uint64_t start = ((uint64_t)c->at + (uint64_t)align - 1) / (uint64_t)align * (uint64_t)align, size = g->map.size;
     for (int64_t i = 0; i < g->n_tensors; i++) {
         nb_gguf_tensor *t = &g->tensors[i];
-        if (offset[i] % (uint64_t)align || start > size || offset[i] > size - start || t->bytes > size - start - offset[i])
+        if (offset[i] % (uint64_t)align || start > size || offset[i] > size - start ||
+            t->bytes > size - start - offset[i])
             return nb_fail(NB_EINPUT,
-                           "%s: tensor \"%s\" (%zu bytes at offset %llu of the data) is not inside the file of %llu bytes, or "
-                           "not aligned",
+                           "%s: tensor \"%s\" (%zu bytes at offset %llu of the data) is not inside the file of %llu "
+                           "bytes, or not aligned",
                            g->map.path, t->name, t->bytes, (unsigned long long)offset[i], (unsigned long long)size);
         t->data = g->map.data + start + offset[i];
     }
@@ -151,7 +154,8 @@ static nb_status read_all(nb_gguf *g) {
     if (magic != 0x46554747) return nb_fail(NB_EINPUT, "%s: does not begin with GGUF", g->map.path);
     NB_TRY(number(&c, 4, &version, "the header"));
     if (version != 2 && version != 3)
-        return nb_fail(NB_EUNSUPPORTED, "%s: GGUF version %llu: 2 and 3 are read", g->map.path, (unsigned long long)version);
+        return nb_fail(NB_EUNSUPPORTED, "%s: GGUF version %llu: 2 and 3 are read", g->map.path,
+                       (unsigned long long)version);
     NB_TRY(number(&c, 8, &tensors, "the header"));
     NB_TRY(number(&c, 8, &keys, "the header"));
     if (keys > left(&c) / LEAST_KEY || tensors > left(&c) / LEAST_TENSOR)
@@ -203,7 +207,8 @@ bool nb_gguf_int(const nb_gguf *g, const char *key, int64_t *out) {
     const nb_gguf_key *k = nb_gguf_find_key(g, key);
     if (!k) return false;
     uint64_t v = 0;
-    bool is_signed = k->kind == NB_GGUF_KI8 || k->kind == NB_GGUF_KI16 || k->kind == NB_GGUF_KI32 || k->kind == NB_GGUF_KI64;
+    bool is_signed =
+        k->kind == NB_GGUF_KI8 || k->kind == NB_GGUF_KI16 || k->kind == NB_GGUF_KI32 || k->kind == NB_GGUF_KI64;
     if (k->kind == NB_GGUF_KF32 || k->kind == NB_GGUF_KF64 || !kind_bytes[k->kind]) return false;
     for (uint64_t i = 0; i < k->n; i++) v |= (uint64_t)k->data[i] << 8 * i;
     if (is_signed && k->n < 8 && v >> (8 * k->n - 1)) v -= (uint64_t)1 << 8 * k->n;

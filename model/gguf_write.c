@@ -123,10 +123,14 @@ static nb_text *add_array(nb_gguf_writer *w, const char *key, nb_gguf_kind of, i
     return t;
 }
 
-void nb_gguf_put_u32(nb_gguf_writer *w, const char *key, uint32_t v) { add_number(add_key(w, key, NB_GGUF_KU32), v, 4); }
+void nb_gguf_put_u32(nb_gguf_writer *w, const char *key, uint32_t v) {
+    add_number(add_key(w, key, NB_GGUF_KU32), v, 4);
+}
 void nb_gguf_put_f32(nb_gguf_writer *w, const char *key, float v) { add_real(add_key(w, key, NB_GGUF_KF32), v); }
 void nb_gguf_put_bool(nb_gguf_writer *w, const char *key, bool v) { add_number(add_key(w, key, NB_GGUF_KBOOL), v, 1); }
-void nb_gguf_put_str(nb_gguf_writer *w, const char *key, const char *s) { add_string(add_key(w, key, NB_GGUF_KSTR), s); }
+void nb_gguf_put_str(nb_gguf_writer *w, const char *key, const char *s) {
+    add_string(add_key(w, key, NB_GGUF_KSTR), s);
+}
 
 void nb_gguf_put_strs(nb_gguf_writer *w, const char *key, const char *const *s, int64_t n) {
     nb_text *t = add_array(w, key, NB_GGUF_KSTR, n);

@@ -184,7 +184,8 @@ static void check_key(const nb_gguf *g, const char *name, const json_t *want) {
     } else {
         assert_string_equal(kind, "UINT32");
         assert_true(k->kind == NB_GGUF_KU32 && nb_gguf_int(g, name, &i));
-        if (i != json_integer_value(v)) fail_msg("%s: %lld, want %lld", name, (long long)i, (long long)json_integer_value(v));
+        if (i != json_integer_value(v))
+            fail_msg("%s: %lld, want %lld", name, (long long)i, (long long)json_integer_value(v));
     }
 }
 
@@ -213,8 +214,8 @@ static void open_export(nb_gguf *g, const char *dir, nb_gguf_type type) {
 
 static void test_families(void **state) {
     (void)state;
-    static const char *const names[] = {"gemma", "gemma2", "llama2", "llama3", "mistral", "olmo", "olmo2", "phi2", "phi3",
-                                        "qwen2", "qwen3"};
+    static const char *const names[] = {"gemma", "gemma2", "llama2", "llama3", "mistral", "olmo", "olmo2", "phi2",
+                                        "phi3", "qwen2", "qwen3"};
     json_t *all;
     assert_ok(nb_json_load(VECTORS("gguf/tiny_families_gguf.json"), &all));
     for (int i = 0; i < NB_LEN(names); i++) {
@@ -360,7 +361,8 @@ static void test_vocabularies(void **state) {
             int32_t want;
             memcpy(&want, types + 4 * k, 4);
             if (want == NB_TOKEN_UNKNOWN) want = NB_TOKEN_CONTROL; /* special here */
-            if (l.type[k] != want) fail_msg("%s: token %lld has type %d, want %d", v[i].dir, (long long)k, l.type[k], want);
+            if (l.type[k] != want)
+                fail_msg("%s: token %lld has type %d, want %d", v[i].dir, (long long)k, l.type[k], want);
         }
         free(model), free(pre);
         nb_token_list_free(&l);
@@ -372,8 +374,8 @@ static void test_vocabularies(void **state) {
 static void test_splits(void **state) {
     (void)state;
     static const struct { const char *dir, *pre; bool space; } v[] = {
-        {"llama3", "llama-bpe", false}, {"qwen2.5", "qwen2", false}, {"smollm2", "smollm", false}, {"phi-2", "gpt-2", false},
-        {"phi-4-mini", "gpt-4o", false}, {"llama2", "default", true}, {"gemma-cropped", "default", false},
+        {"llama3", "llama-bpe", false}, {"qwen2.5", "qwen2", false}, {"smollm2", "smollm", false},
+        {"phi-2", "gpt-2", false}, {"phi-4-mini", "gpt-4o", false}, {"llama2", "default", true}, {"gemma-cropped", "default", false},
     };
     for (int i = 0; i < NB_LEN(v); i++) {
         char *rel = nb_path_join("tok", v[i].dir), *file = nb_path_join(VECTORS(rel), "tokenizer.json");

@@ -1,0 +1,158 @@
+#!/usr/bin/env python3
+"""Export a model (and an adapter) as GGUF with nibble, and read the files with the programs they are for.
+
+    python3 tests/interop/check_gguf.py --nibble ./nibble --base DIR [--adapter DIR] [--prompt TEXT]... [--no-llama]
+
+The gguf package reads every file, and each tensor of the smaller types is that of the F32 file within the type's error.
+In llama.cpp the F32 and F16 files tokenize as nibble does, give the text that nibble finds most likely token by token,
+and the F32 file the same negative log-likelihoods; BF16 and Q8_0 give the F32 file's logits within the format's error;
+the GGUF adapter on the F32 file is base + adapter, the merged file is the merged folder. Needs gguf, and llama-cpp-python unless
+--no-llama. Exits with 1 on a difference. (llama.cpp refuses some tokenizers by the model's name: a folder called phi3
+must have Phi-3's tokens.)
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+from gguf import GGUFReader
+from gguf.quants import dequantize
+
+NEW_TOKENS = 60
+TYPES = ["f32", "f16", "bf16", "q8_0"]
+# Largest difference of a value, relative to the largest of its row.
+STEP = {"f16": 2.0 ** -11, "bf16": 2.0 ** -8, "q8_0": 0.57 / 127}
+failed = 0
+
+
+def check(what, good, detail=""):
+    global failed
+    failed += not good
+    print(f"{'ok      ' if good else 'DIFFERS '} {what} {detail}".rstrip())
+
+
+def nibble(args, *words):
+    return subprocess.run([args.nibble, *words], check=True, capture_output=True, text=True).stdout
+
+
+def tensors(path):
+    return {t.name: dequantize(t.data, t.tensor_type).reshape(-1, t.shape[0]) for t in GGUFReader(path).tensors}
+
+
+def read_files(files):
+    """The gguf package's reading of the smaller types against its reading of F32."""
+    whole = tensors(files["f32"])
+    for kind, path in files.items():
+        fields = GGUFReader(path).fields
+        check(f"gguf reads {kind}", "tokenizer.ggml.tokens" in fields and "general.architecture" in fields,
+              f"{len(fields)} keys")
+        parts = tensors(path)
+        worst = 0.0
+        for name, want in whole.items():
+            scale = np.abs(want).max(axis=1, keepdims=True)
+            worst = max(worst, float((np.abs(parts[name] - want) / np.maximum(scale, 1e-30)).max()))
+        check(f"gguf tensors of {kind}", parts.keys() == whole.keys() and worst <= STEP.get(kind, 0),
+              f"error {worst:.2e}")
+
+
+class Model:
+    """llama.cpp with one sequence, its keys and values in F32 (type 0), not F16."""
+
+    def __init__(self, path, lora=None):
+        from llama_cpp import Llama
+        arch = GGUFReader(path).fields["general.architecture"].contents()
+        self.gelu = arch.startswith(("gemma", "phi2"))
+        self.llama = Llama(model_path=path, lora_path=lora, n_ctx=128, n_threads=1, logits_all=True, type_k=0,
+                           type_v=0, verbose=False)
+
+    def tokenize(self, text):
+        return self.llama.tokenize(text.encode(), add_bos=True, special=False)
+
+    def logits(self, ids):
+        self.llama.reset()
+        self.llama.eval(ids)
+        return np.array(self.llama.scores[:len(ids)], dtype=np.float64)
+
+    def greedy(self, ids):
+        ids = list(ids)
+        self.llama.reset()
+        self.llama.eval(ids)
+        for _ in range(NEW_TOKENS):
+            ids.append(int(np.argmax(self.llama.scores[len(ids) - 1])))
+            self.llama.eval(ids[-1:])
+        return ids
+
+
+def nll(logits, ids):
+    top = logits.max(axis=1, keepdims=True)
+    p = logits - top - np.log(np.exp(logits - top).sum(axis=1, keepdims=True))
+    return -p[np.arange(len(ids) - 1), ids[1:]]
+
+
+def same_text(args, what, model, prompt, words, exact):
+    """llama.cpp's most likely text is nibble's: at every position nibble finds the same token most likely, or a tie."""
+    ids = json.loads(nibble(args, "tokenize", "--base", args.base, prompt))
+    check(f"{what}: tokens of {prompt!r}", model.tokenize(prompt) == ids, str(ids[:8]))
+    text = model.greedy(ids)
+    theirs = model.logits(text)
+    ours = json.loads(nibble(args, "score", *words, "--ids", ",".join(map(str, text)), "--json", "--dtype", "f32",
+                             "--no-load-in-4bit"))
+    start = len(ids) - 1
+    other = [i for i in range(start, len(text) - 1) if ours["argmax"][i] != text[i + 1]
+             and theirs[i, text[i + 1]] - theirs[i, ours["argmax"][i]] > 1e-4]
+    check(f"{what}: greedy text after {prompt!r}", not other, f"{len(text) - 1 - start} tokens")
+    worst = float(np.abs(nll(theirs, text) - np.array(ours["nll"])).max())
+    if exact:
+        # ggml computes GELU by a table in F16
+        check(f"{what}: nll", worst <= (5e-3 if model.gelu else 1e-4), f"largest difference {worst:.1e}")
+    return text
+
+
+def run_llama(args, files, adapter_files):
+    models = {kind: Model(files[kind]) for kind in TYPES}
+    for prompt in args.prompt:
+        for kind in ("f32", "f16"):
+            text = same_text(args, f"llama.cpp {kind}", models[kind], prompt, ["--base", args.base], kind == "f32")
+        want = models["f32"].logits(text)
+        for kind, most in (("bf16", 0.02), ("q8_0", 0.03)):
+            got = models[kind].logits(text)
+            error = float(np.linalg.norm(got - want) / np.linalg.norm(want))
+            check(f"llama.cpp {kind}: logits after {prompt!r}", error <= most, f"relative error {error:.1e}")
+        if adapter_files:
+            same_text(args, "llama.cpp merged", Model(adapter_files["gguf"]), prompt, ["--base", adapter_files["hf"]], True)
+            same_text(args, "llama.cpp gguf-lora", Model(files["f32"], adapter_files["gguf-lora"]), prompt,
+                      ["--base", args.base, "--adapter", args.adapter], True)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nibble", required=True, help="path of the program")
+    parser.add_argument("--base", required=True, help="Hugging Face folder")
+    parser.add_argument("--adapter", help="PEFT folder")
+    parser.add_argument("--prompt", action="append", help="may be given again")
+    parser.add_argument("--no-llama", action="store_true", help="only what the gguf package can tell")
+    args = parser.parse_args()
+    args.prompt = args.prompt or ["Once upon a time", "The little dog, \u201cMax\u201d, said:  12 + 30?"]
+    with tempfile.TemporaryDirectory() as tmp:
+        files, adapter_files = {}, {}
+        for kind in TYPES:
+            files[kind] = os.path.join(tmp, f"{kind}.gguf")
+            nibble(args, "export", "--base", args.base, "--format", "gguf", "--dtype", kind, "--out", files[kind])
+        for form in ("hf", "gguf", "gguf-lora") if args.adapter else ():
+            adapter_files[form] = os.path.join(tmp, f"adapter-{form}.gguf")
+            nibble(args, "export", "--base", args.base, "--adapter", args.adapter, "--format", form, "--out",
+                   adapter_files[form])
+            if form != "hf":
+                check(f"gguf reads {form} of the adapter", len(GGUFReader(adapter_files[form]).tensors) > 0)
+        read_files(files)
+        if not args.no_llama:
+            run_llama(args, files, adapter_files)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
