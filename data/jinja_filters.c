@@ -51,6 +51,7 @@ static ji_val f_capitalize(ji *j, ji_val v, const ji_args *a) {
 
 static ji_val f_replace(ji *j, ji_val v, const ji_args *a) {
     ji_val count = nb_ji_arg(j, a, 2, "count", ji_none());
+    if (a->positional.n + a->named.keys.n < 2) nb_ji_fail(j, "replace wants two strings");
     const ji_str *from = text(j, nb_ji_arg(j, a, 0, "old", ji_undefined(NULL))).s,
                  *to = text(j, nb_ji_arg(j, a, 1, "new", ji_undefined(NULL))).s;
     return ji_string(
@@ -391,20 +392,43 @@ static ji_val f_attr(ji *j, ji_val v, const ji_args *a) {
 static const struct {
     const char *name;
     filter_function run;
+    const char *parameters; /* in order; NULL: it looks itself */
 } filters[] = {
-    {"trim", f_trim}, {"string", f_string}, {"upper", f_upper}, {"lower", f_lower}, {"title", f_title},
-    {"capitalize", f_capitalize}, {"replace", f_replace}, {"escape", f_escape}, {"e", f_escape}, {"safe", f_safe},
-    {"indent", f_indent}, {"format", f_format}, {"tojson", f_tojson}, {"int", f_int}, {"float", f_float},
-    {"abs", f_abs}, {"round", f_round}, {"length", f_length}, {"count", f_length}, {"list", f_list},
-    {"first", f_first}, {"last", f_last}, {"reverse", f_reverse}, {"join", f_join}, {"map", f_map},
-    {"select", f_select}, {"reject", f_reject}, {"selectattr", f_selectattr}, {"rejectattr", f_rejectattr},
-    {"sort", f_sort}, {"items", f_items}, {"dictsort", f_dictsort}, {"unique", f_unique}, {"max", f_max},
-    {"min", f_min}, {"sum", f_sum}, {"default", f_default}, {"d", f_default}, {"attr", f_attr},
+    {"trim", f_trim, "chars"}, {"string", f_string, ""}, {"upper", f_upper, ""}, {"lower", f_lower, ""},
+    {"title", f_title, ""}, {"capitalize", f_capitalize, ""}, {"replace", f_replace, "old new count"},
+    {"escape", f_escape, ""}, {"e", f_escape, ""}, {"safe", f_safe, ""}, {"indent", f_indent, "width first blank"},
+    {"format", f_format, NULL}, {"tojson", f_tojson, "ensure_ascii indent separators sort_keys"},
+    {"int", f_int, "default base"}, {"float", f_float, "default"}, {"abs", f_abs, ""},
+    {"round", f_round, "precision method"}, {"length", f_length, ""}, {"count", f_length, ""}, {"list", f_list, ""},
+    {"first", f_first, ""}, {"last", f_last, ""}, {"reverse", f_reverse, ""}, {"join", f_join, "d attribute"},
+    {"map", f_map, NULL}, {"select", f_select, NULL}, {"reject", f_reject, NULL}, {"selectattr", f_selectattr, NULL},
+    {"rejectattr", f_rejectattr, NULL}, {"sort", f_sort, "reverse case_sensitive attribute"}, {"items", f_items, ""},
+    {"dictsort", f_dictsort, "case_sensitive by reverse"}, {"unique", f_unique, "case_sensitive attribute"},
+    {"max", f_max, "case_sensitive attribute"}, {"min", f_min, "case_sensitive attribute"},
+    {"sum", f_sum, "attribute start"}, {"default", f_default, "default_value boolean"},
+    {"d", f_default, "default_value boolean"}, {"attr", f_attr, "name"},
 };
+
+/* An argument that a filter does not have is a mistake of the template, or something that is not supported here. */
+static void check_arguments(ji *j, const char *filter, const char *parameters, const ji_args *a) {
+    size_t known = *parameters != 0;
+    for (const char *p = parameters; *p; p++) known += *p == ' ';
+    if (a->positional.n > known) nb_ji_fail(j, "the filter '%s' takes no more than %zu arguments", filter, known);
+    for (size_t i = 0; i < a->named.keys.n; i++) {
+        const ji_str *name = a->named.keys.v[i].s;
+        const char *p = parameters;
+        while (*p && !(strcspn(p, " ") == name->n && !memcmp(p, name->s, name->n))) {
+            p += strcspn(p, " ");
+            p += *p == ' ';
+        }
+        if (!*p) nb_ji_fail(j, "the filter '%s' has no argument '%.*s' here", filter, (int)(name->n % 100), name->s);
+    }
+}
 
 ji_val nb_ji_filter(ji *j, const ji_str *name, ji_val v, const ji_args *a) {
     for (int i = 0; i < NB_LEN(filters); i++) {
         if (!nb_ji_is(name, filters[i].name)) continue;
+        if (filters[i].parameters) check_arguments(j, filters[i].name, filters[i].parameters, a);
         nb_ji_deeper(j);
         ji_val out = filters[i].run(j, v, a);
         j->depth--;

@@ -201,7 +201,8 @@ static size_t lex_number(lexer *x, size_t begin) {
     else {
         char *end;
         t->i = strtoll(text, &end, base);
-        if (!n || *end || n > 62 || t->i == INT64_MAX) nb_ji_fail(x->j, "this number is not supported: %.60s", t->s);
+        bool zeros = base == 10 && text[0] == '0' && t->i; /* 010 is no number */
+        if (zeros || !n || *end || n > 62 || t->i == INT64_MAX) nb_ji_fail(x->j, "this number is not supported: %.60s", t->s);
     }
     return at;
 }

@@ -135,7 +135,8 @@ static int64_t bound(ji *j, ji_val v, int64_t n, int64_t step, int64_t absent) {
 
 ji_val nb_ji_slice_of(ji *j, ji_val v, ji_val start, ji_val stop, ji_val by) {
     if (v.type == JI_UNDEFINED) nb_ji_undefined(j, v);
-    if (v.type != JI_STRING && v.type != JI_LIST && v.type != JI_TUPLE) return ji_undefined(NULL);
+    if (v.type != JI_STRING && v.type != JI_LIST && v.type != JI_TUPLE)
+        nb_ji_fail(j, "'%s' object cannot be sliced", nb_ji_type_name(v));
     int64_t n = (int64_t)nb_ji_length(j, v);
     if (by.type != JI_NONE && !ji_is_integral(by)) nb_ji_fail(j, "a slice wants integers");
     int64_t step = by.type == JI_NONE ? 1 : ji_as_int(by);

@@ -53,6 +53,9 @@ static ji_node *target_part(ji *j) {
         nb_ji_want_op(j, ")");
         return n;
     }
+    static const char *const constants[] = {"true", "false", "none", "True", "False", "None"};
+    for (int i = 0; i < NB_LEN(constants); i++)
+        if (ji_at_word(j, constants[i])) nb_ji_unexpected(j, "a name that can be set");
     ji_node *n = nb_ji_make(j, JN_NAME);
     n->name = nb_ji_want_name(j);
     return n;

@@ -136,6 +136,8 @@ static void test_errors(void **s) {
         {"{{ -9223372036854775806 - 9 }}", "beyond 64 bits"},
         {"{{ '\\ud800' }}", "no character"},
         {"{{ d.list.append(1) }}", "'append' is undefined"},
+        {"{{ 1 | tojson(ident=2) }}", "the filter 'tojson' has no argument 'ident' here"},
+        {"{{ 1 | length(2) }}", "the filter 'length' takes no more than 0 arguments"},
         {"{{ x|e|nope }}", "there is no filter 'nope'"},
     };
     json_t *v = json_pack("{s:[{s:s}], s:{s:[i]}}", "messages", "content", "x", "d", "list", 1);
