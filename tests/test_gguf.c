@@ -375,7 +375,8 @@ static void test_splits(void **state) {
     (void)state;
     static const struct { const char *dir, *pre; bool space; } v[] = {
         {"llama3", "llama-bpe", false}, {"qwen2.5", "qwen2", false}, {"smollm2", "smollm", false},
-        {"phi-2", "gpt-2", false}, {"phi-4-mini", "gpt-4o", false}, {"llama2", "default", true}, {"gemma-cropped", "default", false},
+        {"phi-2", "gpt-2", false}, {"phi-4-mini", "gpt-4o", false}, {"llama2", "default", true},
+        {"gemma-cropped", "default", false},
     };
     for (int i = 0; i < NB_LEN(v); i++) {
         char *rel = nb_path_join("tok", v[i].dir), *file = nb_path_join(VECTORS(rel), "tokenizer.json");

@@ -6,8 +6,8 @@
 The gguf package reads every file, and each tensor of the smaller types is that of the F32 file within the type's error.
 In llama.cpp the F32 and F16 files tokenize as nibble does, give the text that nibble finds most likely token by token,
 and the F32 file the same negative log-likelihoods; BF16 and Q8_0 give the F32 file's logits within the format's error;
-the GGUF adapter on the F32 file is base + adapter, the merged file is the merged folder. Needs gguf, and llama-cpp-python unless
---no-llama. Exits with 1 on a difference. (llama.cpp refuses some tokenizers by the model's name: a folder called phi3
+the GGUF adapter on the F32 file is base + adapter, the merged file is the merged folder. Needs gguf, and
+llama-cpp-python unless --no-llama. Exits with 1 on a difference. (llama.cpp refuses some tokenizers by the model's name: a folder called phi3
 must have Phi-3's tokens.)
 """
 
@@ -123,7 +123,8 @@ def run_llama(args, files, adapter_files):
             error = float(np.linalg.norm(got - want) / np.linalg.norm(want))
             check(f"llama.cpp {kind}: logits after {prompt!r}", error <= most, f"relative error {error:.1e}")
         if adapter_files:
-            same_text(args, "llama.cpp merged", Model(adapter_files["gguf"]), prompt, ["--base", adapter_files["hf"]], True)
+            same_text(args, "llama.cpp merged", Model(adapter_files["gguf"]), prompt, ["--base", adapter_files["hf"]],
+                      True)
             same_text(args, "llama.cpp gguf-lora", Model(files["f32"], adapter_files["gguf-lora"]), prompt,
                       ["--base", args.base, "--adapter", args.adapter], True)
 
@@ -145,7 +146,7 @@ def main():
         for form in ("hf", "gguf", "gguf-lora") if args.adapter else ():
             adapter_files[form] = os.path.join(tmp, f"adapter-{form}.gguf")
             nibble(args, "export", "--base", args.base, "--adapter", args.adapter, "--format", form, "--out",
-                   adapter_files[form])
+                   adapter_files[form], *(["--dtype", "f32"] if form == "gguf" else []))
             if form != "hf":
                 check(f"gguf reads {form} of the adapter", len(GGUFReader(adapter_files[form]).tensors) > 0)
         read_files(files)

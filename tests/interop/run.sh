@@ -1,7 +1,7 @@
 #!/bin/bash
-# Reads what nibble exports with the programs it is for: the gguf package, llama.cpp, transformers and PEFT, from PyPI in a
-# virtual environment under build/interop.
-#   tests/interop/run.sh NIBBLE [BASE [ADAPTER]]    default: the sample base and an adapter trained on it for a few steps
+# Reads what nibble exports with the programs it is for: the gguf package, llama.cpp, transformers and PEFT, from PyPI in
+# a virtual environment under build/interop.
+#   tests/interop/run.sh NIBBLE [BASE [ADAPTER]]    default: the sample base, and an adapter of a few steps on it
 set -eu
 nibble=$(realpath "$1")
 cd "$(dirname "$0")/../.."
