@@ -261,6 +261,9 @@ nb_status nb_export_gguf_lora(const nb_session *s, const char *name, const char 
     if (a->full || a->rows.n)
         return nb_fail(NB_EUNSUPPORTED, "an adapter with added tokens cannot be a GGUF adapter: export the merged "
                        "model (--format gguf)");
+    if (a->dora)
+        return nb_fail(NB_EUNSUPPORTED, "a DoRA adapter cannot be a GGUF adapter: export the merged model "
+                       "(--format gguf)");
     NB_TRY(nb_gguf_check(spec, s->base->dir));
     float *data = nb_malloc((size_t)a->n * sizeof *data);
     double alpha = a->n_attached ? a->attached[0].scale * (double)a->attached[0].A->d[0] : a->alpha;

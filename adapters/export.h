@@ -15,7 +15,7 @@ typedef struct nb_export_report {
  * folder stores its weights. `name` is what the file calls the model. */
 nb_status nb_export_gguf(const char *dir, const char *name, const char *out, const nb_gguf_type *type, bool verify,
                          nb_export_report *r);
-/* The adapter of a session, in F32, for llama.cpp's --lora. Refuses what such a file cannot say (added tokens). */
+/* The adapter of a session, in F32, for llama.cpp's --lora. Refuses what such a file cannot say (added tokens, DoRA). */
 nb_status nb_export_gguf_lora(const nb_session *s, const char *name, const char *out, bool verify, nb_export_report *r);
 /* Are all tensors of two safetensors files (DIR/STEM...) equal, value by value? Fails naming the first that is not. */
 nb_status nb_export_same_tensors(const char *dir, const char *other, const char *stem, int64_t *n);
