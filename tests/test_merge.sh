@@ -74,7 +74,8 @@ trains dora --set peft_use_dora=true --set learning_rate=5e-3
 yes dora_saved grep -q lora_magnitude_vector "$tmp/dora/adapter/adapter_model.safetensors"
 says dora_dropout 1 "dropout with DoRA" "$NIBBLE" train "$tmp/run.yaml" --set peft_use_dora=true --set lora_dropout=0.1
 trains loraplus --set loraplus_lr_ratio=8 --set learning_rate=5e-3
-says on_the_head 1 "not in this version" "$NIBBLE" train "$tmp/run.yaml" --set base_model="$tmp/untied" --set "lora_target_modules=[lm_head]"
+says on_the_head 1 "not in this version" "$NIBBLE" train "$tmp/run.yaml" --set base_model="$tmp/untied" \
+    --set "lora_target_modules=[lm_head]"
 says no_such_module 1 "q_porj" "$NIBBLE" train "$tmp/run.yaml" --set "lora_target_modules=[q_porj]"
 trains untied --set base_model="$tmp/untied"
 
