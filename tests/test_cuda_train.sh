@@ -110,7 +110,8 @@ EMU_ERROR=35 says no_driver 1 "there is no NVIDIA driver here" train_emu
 EMU_ERROR=35 EMU_DRIVER=12040 says old_driver 1 "the NVIDIA driver is too old: it is for CUDA 12.4" train_emu
 EMU_ERROR=803 says mismatched_driver 1 "of different versions" train_emu
 EMU_ARCH=75 says old_gpu 1 "is too old: nibble computes in bfloat16" train_emu
-EMU_MEMORY=1000000 says no_room_for_base 1 "not enough GPU memory for the base's weights" train_emu
+EMU_MEMORY=1000000 says no_room_for_base 1 "the GPU has for it: 977 KiB" train_emu
+says no_room_for_base_prints_plan 0 "frozen base" printf %s "$out"
 EMU_MEMORY=5000000 says no_room_for_run 1 "the GPU has for it" train_emu --set micro_batch_size=64
 says no_room_prints_plan 0 "activations" printf %s "$out"
 EMU_MEMORY=5000000 says plan_fits_gpu 0 "largest micro-batch within" "$EMU" plan "$tmp/run.yaml" --device emu --set adapter=lora

@@ -66,6 +66,57 @@ nb_status nb_run_open(nb_run *r, nb_config *c) {
     return nb_comm_use(r->comm, r->dev);
 }
 
+/* ---- does it fit? ---- */
+
+nb_status nb_run_memory_limit(const nb_run *r, bool now, size_t *limit) {
+    size_t total, available;
+    *limit = r->config->memory_limit;
+    if (*limit) return NB_OK;
+    NB_TRY(r->dev->be->memory(r->dev, &total, &available));
+    *limit = r->dev->be->host_memory ? (now ? available : total) : available + nb_run_memory(r).total;
+    return NB_OK;
+}
+
+/* Prints the plan of a run that does not fit, and fails. advice: what to change. */
+static nb_status refuse(const nb_run *r, const nb_memory_plan *m, size_t limit, const char *advice) {
+    char need[16], have[16];
+    nb_text text = {0};
+    nb_memory_plan_text(m, &text);
+    nb_info("memory    this run would take\n%s", text.s);
+    nb_text_free(&text);
+    return nb_fail(NB_ENOMEM, "this run needs %s%s, %s: %s. %s", m->partly ? "more than " : "",
+                   nb_bytes((double)m->total, need),
+                   r->config->memory_limit ? "memory_limit allows" : r->dev->be->host_memory ? "the machine has"
+                                                                                             : "the GPU has for it",
+                   nb_bytes((double)limit, have), advice);
+}
+
+/* Before the base goes to a device that it alone would overfill. What is trained on it is not planned yet. */
+static nb_status does_base_fit(const nb_run *r) {
+    if (r->dev->be->host_memory || r->config->zero_stage == NB_ZERO_BASE) return NB_OK;
+    const size_t base = nb_resident_bytes(r->base);
+    const nb_memory_plan m = {.base = base, .total = base, .partly = true};
+    size_t limit;
+    NB_TRY(nb_run_memory_limit(r, false, &limit));
+    return m.total <= limit ? NB_OK
+                            : refuse(r, &m, limit, r->base->quantized
+                                                  ? "Use a smaller base, zero_stage: 3 over several GPUs, or device: cpu"
+                                                  : "Use load_in_4bit: true, or device: cpu");
+}
+
+/* Refuses a run that needs more than there is, the plan printed; activations: bytes of them that are still to come. */
+static nb_status does_it_fit(const nb_run *r, size_t activations) {
+    nb_memory_plan m = nb_run_memory(r);
+    size_t limit;
+    NB_TRY(nb_run_memory_limit(r, false, &limit));
+    m.activations += activations, m.total += activations;
+    /* ranks on one machine share what is mapped, and nothing else */
+    size_t ranks = r->dev->be->host_memory && !r->config->memory_limit ? (size_t)r->comm->local_size : 1;
+    if (m.base + ranks * (m.total - m.base) <= limit) return NB_OK;
+    return refuse(r, &m, limit, "Use gradient_checkpointing: true, a smaller micro_batch_size or sequence_len "
+                                "(`nibble plan` shows what fits)");
+}
+
 nb_status nb_run_open_model(nb_run *r) {
     nb_config *c = r->config;
     double start = nb_now();
@@ -86,8 +137,10 @@ nb_status nb_run_open_model(nb_run *r) {
     /* Position tables for the training sequences, and room for longer held-out prompts and answers; not for all of a
      * long context (128 Ki positions would be 64 MiB that nobody reads). */
     int64_t positions = context < 8192 ? context : 8192;
-    return nb_model_open_shared(&r->model, r->base, r->dev, r->sequence_len > positions ? r->sequence_len : positions,
-                                r->sequence_len, c->zero_stage == NB_ZERO_BASE ? r->comm : NULL);
+    if (r->sequence_len > positions) positions = r->sequence_len;
+    NB_TRY(does_base_fit(r));
+    return nb_model_open_shared(&r->model, r->base, r->dev, positions, r->sequence_len,
+                                c->zero_stage == NB_ZERO_BASE ? r->comm : NULL);
 }
 
 /* An adapter that is trained on has the rows it came with: a token it does not know would stay untrained. */
@@ -162,38 +215,6 @@ static const nb_policy *policy_of(const nb_config *c) {
     return c->gradient_checkpointing ? &nb_policy_checkpoint : &nb_policy_keep_all;
 }
 
-nb_status nb_run_memory_limit(const nb_run *r, bool now, size_t *limit) {
-    size_t total, available;
-    *limit = r->config->memory_limit;
-    if (*limit) return NB_OK;
-    NB_TRY(r->dev->be->memory(r->dev, &total, &available));
-    *limit = r->dev->be->host_memory ? (now ? available : total) : available + nb_run_memory(r).total;
-    return NB_OK;
-}
-
-/* Refuses a run that needs more than there is, the plan printed; activations: bytes of them that are still to come. */
-static nb_status does_it_fit(const nb_run *r, size_t activations) {
-    nb_memory_plan m = nb_run_memory(r);
-    size_t limit;
-    NB_TRY(nb_run_memory_limit(r, false, &limit));
-    m.activations += activations, m.total += activations;
-    /* ranks on one machine share what is mapped, and nothing else */
-    size_t ranks = r->dev->be->host_memory && !r->config->memory_limit ? (size_t)r->comm->local_size : 1;
-    if (m.base + ranks * (m.total - m.base) <= limit) return NB_OK;
-    char need[16], have[16];
-    nb_text text = {0};
-    nb_memory_plan_text(&m, &text);
-    nb_info("memory    this run would take\n%s", text.s);
-    nb_text_free(&text);
-    return nb_fail(NB_ENOMEM,
-                   "this run needs %s, %s: %s. Use gradient_checkpointing: true, a smaller micro_batch_size or "
-                   "sequence_len (`nibble plan` shows what fits)",
-                   nb_bytes((double)m.total, need),
-                   r->config->memory_limit ? "memory_limit allows" : r->dev->be->host_memory ? "the machine has"
-                                                                                             : "the GPU has for it",
-                   nb_bytes((double)limit, have));
-}
-
 /* The generator of an evaluation stops where a chat would: at the tokenizer's end tokens, the template's end of turn,
  * and eot_tokens. */
 static nb_status open_evaluator(nb_run *r) {
@@ -251,13 +272,13 @@ void nb_run_close(nb_run *r) {
 nb_memory_plan nb_run_memory(const nb_run *r) {
     nb_memory_plan m = {0};
     size_t one = r->adapter ? (size_t)r->adapter->n * sizeof(float) : 0;
-    m.base = nb_resident_held(&r->model->weights, r->base);
+    if (r->model) m.base = nb_resident_held(&r->model->weights, r->base);
     m.adapter = m.gradients = one;
     m.optimizer = nb_optimizer_bytes(&r->optimizer);
     m.activations = r->arena.bytes;
     if (r->evaluator.generator) m.generation = nb_generator_bytes(r->evaluator.generator);
     m.scratch = r->dev->ws_size;
-    m.tables = nb_model_table_bytes(r->model);
+    if (r->model) m.tables = nb_model_table_bytes(r->model);
     m.total = m.base + m.adapter + m.gradients + m.optimizer + m.activations + m.generation + m.scratch + m.tables;
     return m;
 }
@@ -279,7 +300,9 @@ void nb_memory_plan_text(const nb_memory_plan *m, nb_text *out) {
     };
     char buf[16];
     for (int i = 0; i < NB_LEN(rows); i++)
-        nb_text_printf(out, "  %-26s %12s\n", rows[i].name, nb_bytes((double)rows[i].bytes, buf));
+        if (rows[i].bytes || !m->partly)
+            nb_text_printf(out, "  %-26s %12s\n", rows[i].name, nb_bytes((double)rows[i].bytes, buf));
+    if (m->partly) nb_text_printf(out, "  and what is trained on it\n");
 }
 
 /* ---- manifest ---- */

@@ -53,6 +53,7 @@ void nb_run_close(nb_run *r);
  * generation: what answering needs besides. The program, its libraries and the data come on top. */
 typedef struct nb_memory_plan {
     size_t base, adapter, gradients, optimizer, activations, generation, scratch, tables, total;
+    bool partly; /* the base alone is known: it does not fit */
 } nb_memory_plan;
 nb_memory_plan nb_run_memory(const nb_run *r);
 /* Bytes a run may take: memory_limit, else what the device has. now: on the processor, what is free at the moment. */
