@@ -20,15 +20,16 @@ CLI     := $(sort $(wildcard cli/*.c))
 TESTS   := $(sort $(wildcard tests/test_*.c))
 ROWS    := $(sort $(wildcard tests/rows*.c))
 BENCHES := $(sort $(wildcard bench/bench_*.c))
+FUZZ_SRC := $(sort $(wildcard tests/fuzz/*.c))
 
-BUILD   := build/$(notdir $(CC))$(if $(SAN),-san)
+BUILD   := build/$(notdir $(CC))$(if $(SAN),-san)$(if $(FUZZ),-fuzz)
 comma   := ,
-SANITIZE := $(if $(SAN),-fsanitize=address$(comma)undefined -fno-sanitize-recover=undefined)
+SANITIZE := $(if $(SAN)$(FUZZ),-fsanitize=address$(comma)undefined$(if $(FUZZ),$(comma)fuzzer-no-link) -fno-sanitize-recover=undefined)
 WARN    := -Wall -Wextra -Wshadow -Wstrict-prototypes -Wundef -Wpointer-arith -Wno-missing-field-initializers \
 	$(if $(findstring clang,$(CC)),,-Wno-format-truncation) $(if $(WERROR),-Werror)
 CFLAGS  ?= -O3 -g
 ALL_CFLAGS := -std=c11 -D_GNU_SOURCE -DNB_VERSION='"$(VERSION)"' -I. -fopenmp -ffp-contract=off -fno-math-errno \
-	$(WARN) $(CFLAGS) $(if $(SAN),$(SANITIZE) -fno-omit-frame-pointer -O1)
+	$(WARN) $(CFLAGS) $(if $(SANITIZE),$(SANITIZE) -fno-omit-frame-pointer -O1) $(if $(FUZZ),-DNB_FUZZ -Wno-pass-failed)
 LIBS    := -ljansson -lpcre2-8 -lutf8proc -lcrypto -lyaml -lopenblas -lm -ldl $(SANITIZE) -fopenmp
 
 # The GPU backend, kernels/cuda, is built twice: by nvcc into nibble where there is a toolkit, and by the host's compilers
@@ -82,6 +83,7 @@ OBJ       := $(SRC:%.c=$(BUILD)/%.o)
 CLI_OBJ   := $(CLI:%.c=$(BUILD)/%.o)
 TEST_BIN  := $(TESTS:%.c=$(BUILD)/%)
 ROWS_OBJ  := $(ROWS:%.c=$(BUILD)/%.o)
+FUZZ_OBJ  := $(FUZZ_SRC:%.c=$(BUILD)/%.o)
 GPUCHECK_OBJ := $(patsubst %.c,$(BUILD)/%.o,$(filter-out %/device.c %/no_blas.c,$(sort $(wildcard tests/gpu/*.c)))) $(ROWS_OBJ)
 BENCH_BIN := $(BENCHES:%.c=$(BUILD)/%)
 
@@ -164,6 +166,11 @@ $(BUILD)/tests/test_%: $(BUILD)/tests/test_%.o $(EMU_OBJ) $(BUILD)/libnibble.a
 	$(call run,link,$(CC) -o $@ $(filter %.o,$^) $(filter %.a,$^) -lcmocka $(LIBS))
 
 $(BUILD)/tests/test_rows $(BUILD)/tests/test_cuda_gemm: $(ROWS_OBJ)
+$(BUILD)/tests/test_fuzz: $(FUZZ_OBJ)
+
+# All targets of tests/fuzz in one program; its name when it is run says which.
+$(BUILD)/fuzz: $(FUZZ_OBJ) $(BUILD)/libnibble.a
+	$(call run,link,$(CC) -o $@ $^ -fsanitize=fuzzer $(LIBS))
 
 # Checks and measures kernels and steps, on the card at hand or on the emulator.
 $(BUILD)/gpucheck: $(GPUCHECK_OBJ) $(BUILD)/tests/gpu/device.o $(CUDA_OBJ) $(BUILD)/libnibble.a $(BUILD)/cuda.txt
@@ -196,7 +203,7 @@ test: tests-built  ## build and run all tests
 
 tests-built: $(BUILD)/nibble $(MPI_LIB) $(BUILD)/nibble-emu $(BUILD)/gpucheck-emu $(TEST_BIN) $(CHECKERS)
 
-objects: $(OBJ) $(CLI_OBJ) $(CUDA_OBJ) $(sort $(EMU_OBJ) $(CHECK_OBJ)) $(GPUCHECK_OBJ) $(BUILD)/tests/gpu/device.o $(BUILD)/tests/gpu/no_blas.o $(TEST_BIN:%=%.o) $(BENCH_BIN:%=%.o)
+objects: $(OBJ) $(CLI_OBJ) $(CUDA_OBJ) $(sort $(EMU_OBJ) $(CHECK_OBJ)) $(GPUCHECK_OBJ) $(FUZZ_OBJ) $(BUILD)/tests/gpu/device.o $(BUILD)/tests/gpu/no_blas.o $(TEST_BIN:%=%.o) $(BENCH_BIN:%=%.o)
 
 quickstart: nibble  ## fine-tune, evaluate and generate with the sample base and data
 	configs/quickstart.sh ./nibble
@@ -206,6 +213,11 @@ lint:  ## the house rules, and a build without warnings by each compiler
 
 bench: $(BENCH_BIN)  ## build and run the benchmarks
 	@for b in $(BENCH_BIN); do echo "== $$b"; $$b || exit 1; done
+
+fuzz:  ## look for files that break the readers (libFuzzer): FUZZ_SECONDS=60 each, FUZZ_TARGETS="gguf yaml"
+	@mkdir -p build; ./bootstrap probe fuzz >build/fuzz.log || { tail -1 build/fuzz.log; exit 1; }
+	@$(MAKE) CC=clang FUZZ=1 CUDA=0 build/clang-fuzz/fuzz
+	tests/fuzz/run.sh build/clang-fuzz $(FUZZ_TARGETS)
 
 interop: nibble  ## read what nibble exports with llama.cpp, transformers and PEFT (from PyPI, in build/interop)
 	tests/interop/run.sh ./nibble
@@ -230,6 +242,6 @@ clean:  ## remove everything that was built
 help:  ## this list
 	@awk -F '## ' '/^[a-z]+:.*## / { split($$1, t, ":"); printf "  %-10s %s\n", t[1], $$2 }' Makefile
 
-.PHONY: all nibble quickstart test tests-built pack objects lint bench interop probe install uninstall clean help now
+.PHONY: all nibble quickstart test tests-built pack objects lint bench interop fuzz probe install uninstall clean help now
 .SECONDARY:
 -include $(OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(CUDA_OBJ:.o=.d) $(sort $(EMU_OBJ:.o=.d) $(CHECK_OBJ:.o=.d)) $(GPUCHECK_OBJ:.o=.d) $(BUILD)/tests/gpu/device.d $(BUILD)/tests/emu/profile.d $(TEST_BIN:%=%.d) $(BENCH_BIN:%=%.d)

@@ -230,9 +230,8 @@ static ji_val f_join(ji *j, ji_val v, const ji_args *a) {
 /* The arguments behind the first `skip` positional ones. */
 static ji_args rest(const ji_args *a, size_t skip) {
     ji_args r = *a;
-    if (skip > r.positional.n) skip = r.positional.n;
-    r.positional.v += skip;
-    r.positional.n -= skip;
+    if (skip >= r.positional.n) r.positional = (ji_list){0};
+    else r.positional.v += skip, r.positional.n -= skip;
     r.positional.cap = 0;
     return r;
 }
