@@ -101,7 +101,7 @@ static nb_status export_gguf(const args *a) {
     nb_gguf_type type, *wanted = a->dtype ? &type : NULL;
     nb_session s;
     char *dir;
-    if (a->dtype && !nb_gguf_type_find(a->dtype, &type))
+    if (a->dtype && !(nb_gguf_type_find(a->dtype, &type) && nb_gguf_type_written(type)))
         return nb_fail(NB_EINPUT, "--dtype %s: say f32, f16, bf16 or q8_0", a->dtype);
     if (nb_file_exists(a->out)) return nb_fail(NB_EINPUT, "%s: exists; nothing was written. Name another file", a->out);
     if (!a->session.adapter) {

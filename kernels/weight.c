@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "core/status.h"
+#include "kernels/blocks.h"
 
 static float round_to(nb_dtype dtype, float v) {
     if (dtype == NB_BF16) return nb_round_bf16(v);
@@ -52,18 +53,38 @@ static void decode_nf4(float *out, const nb_weight *w, int64_t first, int64_t n)
     }
 }
 
+#define DECODER(F, f, size, bytes) NB_BLOCK_DECODER(decode_##f, f, size, bytes)
+NB_BLOCK_FORMATS(DECODER)
+#undef DECODER
+
 static const struct {
     const char *name;
-    int bits;
+    int block, bytes; /* values that are stored together, and bytes they take */
     void (*decode)(float *out, const nb_weight *w, int64_t first, int64_t n);
 } formats[NB_FMT_COUNT] = {
-    [NB_FMT_F32] = {"f32", 32, decode_f32},
-    [NB_FMT_BF16] = {"bf16", 16, decode_bf16},
-    [NB_FMT_F16] = {"f16", 16, decode_f16},
-    [NB_FMT_NF4] = {"nf4", 4, decode_nf4},
+    [NB_FMT_F32] = {"f32", 1, 4, decode_f32},
+    [NB_FMT_BF16] = {"bf16", 1, 2, decode_bf16},
+    [NB_FMT_F16] = {"f16", 1, 2, decode_f16},
+    [NB_FMT_NF4] = {"nf4", 2, 1, decode_nf4},
+#define ROW(F, f, size, size_bytes) [NB_FMT_##F] = {#f, size, size_bytes, decode_##f},
+    NB_BLOCK_FORMATS(ROW)
+#undef ROW
 };
 
 const char *nb_format_name(nb_format f) { return f >= 0 && f < NB_FMT_COUNT ? formats[f].name : "unknown"; }
+
+int nb_format_block(nb_format f) { return f == NB_FMT_NF4 ? 1 : formats[f].block; }
+
+int64_t nb_format_bytes(nb_format f, int64_t n) {
+    return (n + formats[f].block - 1) / formats[f].block * formats[f].bytes;
+}
+
+nb_status nb_weight_check(const nb_weight *w, const char *name) {
+    const int block = nb_format_block(w->format);
+    if (w->cols % block == 0) return NB_OK;
+    return nb_fail(NB_EINPUT, "%s: %s has blocks of %d values, and its rows of %lld are not whole blocks", name,
+                   nb_format_name(w->format), block, (long long)w->cols);
+}
 
 void nb_weight_decode(float *out, int64_t ld, const nb_weight *w, int64_t row0, int64_t n_rows, int64_t col0,
                       int64_t n_cols) {
@@ -77,7 +98,7 @@ nb_status nb_weight_acquire(const nb_weight *w, nb_weight *here) {
 }
 
 int64_t nb_weight_bytes(const nb_weight *w) {
-    int64_t n = w->rows * w->cols, bytes = (n * formats[w->format].bits + 7) / 8;
+    int64_t n = w->rows * w->cols, bytes = nb_format_bytes(w->format, n);
     if (w->format != NB_FMT_NF4) return bytes;
     int64_t blocks = (n + w->nf4.blocksize - 1) / w->nf4.blocksize;
     if (w->nf4.absmax) return bytes + (16 + blocks) * (int64_t)sizeof(float);

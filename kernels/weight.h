@@ -9,8 +9,17 @@
 #include "core/dtype.h"
 #include "core/status.h"
 
-typedef enum nb_format { NB_FMT_F32, NB_FMT_BF16, NB_FMT_F16, NB_FMT_NF4, NB_FMT_COUNT } nb_format;
-const char *nb_format_name(nb_format f); /* "f32", "bf16", "f16", "nf4" */
+/* From Q4_0 on: GGUF's formats of blocks (kernels/blocks.h). A row of theirs is whole blocks. */
+typedef enum nb_format {
+    NB_FMT_F32, NB_FMT_BF16, NB_FMT_F16, NB_FMT_NF4,
+    NB_FMT_Q4_0, NB_FMT_Q4_1, NB_FMT_Q5_0, NB_FMT_Q5_1, NB_FMT_Q8_0, NB_FMT_Q4_K, NB_FMT_Q5_K, NB_FMT_Q6_K,
+    NB_FMT_COUNT
+} nb_format;
+const char *nb_format_name(nb_format f); /* "f32", "bf16", "f16", "nf4", "q4_0", ... "q4_k", ... */
+/* What a row has to be a multiple of: 32 or 256 for formats of blocks, else 1. */
+int nb_format_block(nb_format f);
+/* Bytes of n values, without NF4's statistics; n is a multiple of the block. */
+int64_t nb_format_bytes(nb_format f, int64_t n);
 
 /* NF4 as bitsandbytes stores it: the [rows, cols] matrix flattened row-major, blocks of `blocksize`
  * consecutive elements (a block may straddle rows, the last may be short), two elements a byte:
@@ -54,6 +63,8 @@ void nb_weight_decode(float *out, int64_t ld, const nb_weight *w, int64_t row0, 
 float nb_nf4_absmax(const nb_nf4 *q, int64_t b);
 /* Bytes of the stored form, statistics included. */
 int64_t nb_weight_bytes(const nb_weight *w);
+/* Refuses a weight whose rows are not whole blocks of its format; `name` is what the message calls it. */
+nb_status nb_weight_check(const nb_weight *w, const char *name);
 
 extern const float nb_nf4_code[16];      /* bitsandbytes' NF4 levels */
 extern const float nb_dynamic_code[256]; /* bitsandbytes' signed dynamic map (create_dynamic_map) */

@@ -14,16 +14,23 @@
 
 #include "core/file.h"
 #include "core/status.h"
+#include "kernels/weight.h"
 
 /* Tensor types, by their numbers in the file. */
-typedef enum nb_gguf_type { NB_GGUF_F32 = 0, NB_GGUF_F16 = 1, NB_GGUF_Q8_0 = 8, NB_GGUF_BF16 = 30 } nb_gguf_type;
+typedef enum nb_gguf_type {
+    NB_GGUF_F32 = 0, NB_GGUF_F16 = 1, NB_GGUF_Q4_0 = 2, NB_GGUF_Q4_1 = 3, NB_GGUF_Q5_0 = 6, NB_GGUF_Q5_1 = 7,
+    NB_GGUF_Q8_0 = 8, NB_GGUF_Q4_K = 12, NB_GGUF_Q5_K = 13, NB_GGUF_Q6_K = 14, NB_GGUF_BF16 = 30
+} nb_gguf_type;
 enum { NB_GGUF_MAX_DIMS = 4, NB_GGUF_MAX_NAME = 63, NB_GGUF_ALIGN = 32, NB_GGUF_BLOCK = 32 /* Q8_0: values a block */ };
 
-const char *nb_gguf_type_name(nb_gguf_type t); /* "f32", "f16", "bf16", "q8_0" */
+const char *nb_gguf_type_name(nb_gguf_type t); /* "f32", "q8_0", "q4_k", ...; NULL: one that is not read */
 bool nb_gguf_type_find(const char *name, nb_gguf_type *t);
+bool nb_gguf_type_written(nb_gguf_type t); /* can nb_gguf_encode make it? */
+/* A weight's format with the same bytes (kernels/weight.h): its block is what a row is a multiple of. */
+nb_format nb_gguf_type_format(nb_gguf_type t);
 /* Bytes of n values; n is a multiple of the type's block. */
 size_t nb_gguf_bytes(nb_gguf_type t, int64_t n);
-/* n values (whole blocks) to and from a type. Q8_0: per 32 values an f16 scale d = max|x| / 127 and bytes round(x / d),
+/* n values (whole blocks) to a type (F32, F16, BF16, Q8_0) and from any. Q8_0: per 32 values an f16 scale d = max|x| / 127 and bytes round(x / d),
  * halves away from 0. */
 void nb_gguf_encode(nb_gguf_type t, void *out, const float *x, int64_t n);
 void nb_gguf_decode(nb_gguf_type t, float *out, const void *data, int64_t n);

@@ -110,9 +110,9 @@ static nb_status read_tensor(cursor *c, nb_gguf_tensor *t, uint64_t *offset) {
     NB_TRY(number(c, 8, offset, t->name));
     t->type = (nb_gguf_type)type;
     if (!nb_gguf_type_name(t->type))
-        return nb_fail(NB_EUNSUPPORTED, "%s: tensor \"%s\" is stored as ggml type %llu: f32, f16, bf16 and q8_0 are "
-                       "read", path, t->name, (unsigned long long)type);
-    if (t->type == NB_GGUF_Q8_0 && t->ne[0] % NB_GGUF_BLOCK)
+        return nb_fail(NB_EUNSUPPORTED, "%s: tensor \"%s\" is stored as ggml type %llu: f32, f16, bf16, q4_0, q4_1, "
+                       "q5_0, q5_1, q8_0, q4_k, q5_k and q6_k are read", path, t->name, (unsigned long long)type);
+    if (t->ne[0] % nb_format_block(nb_gguf_type_format(t->type)))
         return nb_fail(NB_EINPUT, "%s: tensor \"%s\" has rows that are not whole blocks", path, t->name);
     t->bytes = nb_gguf_bytes(t->type, values);
     return NB_OK;

@@ -10,9 +10,10 @@
 
 /* ---- types ---- */
 
-static const struct { const char *name; nb_gguf_type type; int block, bytes; } types[] = {
-    {"f32", NB_GGUF_F32, 1, 4}, {"f16", NB_GGUF_F16, 1, 2}, {"bf16", NB_GGUF_BF16, 1, 2},
-    {"q8_0", NB_GGUF_Q8_0, NB_GGUF_BLOCK, 2 + NB_GGUF_BLOCK},
+static const struct { nb_gguf_type type; nb_format format; } types[] = {
+    {NB_GGUF_F32, NB_FMT_F32},   {NB_GGUF_F16, NB_FMT_F16},   {NB_GGUF_BF16, NB_FMT_BF16}, {NB_GGUF_Q4_0, NB_FMT_Q4_0},
+    {NB_GGUF_Q4_1, NB_FMT_Q4_1}, {NB_GGUF_Q5_0, NB_FMT_Q5_0}, {NB_GGUF_Q5_1, NB_FMT_Q5_1}, {NB_GGUF_Q8_0, NB_FMT_Q8_0},
+    {NB_GGUF_Q4_K, NB_FMT_Q4_K}, {NB_GGUF_Q5_K, NB_FMT_Q5_K}, {NB_GGUF_Q6_K, NB_FMT_Q6_K},
 };
 
 static int row_of(nb_gguf_type t) {
@@ -21,22 +22,28 @@ static int row_of(nb_gguf_type t) {
     return -1;
 }
 
-const char *nb_gguf_type_name(nb_gguf_type t) { return row_of(t) < 0 ? NULL : types[row_of(t)].name; }
+const char *nb_gguf_type_name(nb_gguf_type t) { return row_of(t) < 0 ? NULL : nb_format_name(types[row_of(t)].format); }
 
 bool nb_gguf_type_find(const char *name, nb_gguf_type *t) {
     for (int i = 0; i < NB_LEN(types); i++)
-        if (!strcmp(types[i].name, name)) return *t = types[i].type, true;
+        if (!strcmp(nb_format_name(types[i].format), name)) return *t = types[i].type, true;
     return false;
 }
 
+bool nb_gguf_type_written(nb_gguf_type t) { return nb_gguf_type_format(t) <= NB_FMT_F16 || t == NB_GGUF_Q8_0; }
+
+nb_format nb_gguf_type_format(nb_gguf_type t) {
+    NB_ASSERT(row_of(t) >= 0);
+    return types[row_of(t)].format;
+}
+
 size_t nb_gguf_bytes(nb_gguf_type t, int64_t n) {
-    int i = row_of(t);
-    NB_ASSERT(i >= 0 && n % types[i].block == 0);
-    return (size_t)(n / types[i].block) * (size_t)types[i].bytes;
+    const nb_format f = nb_gguf_type_format(t);
+    NB_ASSERT(n % nb_format_block(f) == 0);
+    return (size_t)nb_format_bytes(f, n);
 }
 
 static void put16(uint8_t *out, uint16_t v) { out[0] = (uint8_t)v, out[1] = (uint8_t)(v >> 8); }
-static uint16_t get16(const uint8_t *p) { return (uint16_t)(p[0] | p[1] << 8); }
 
 static void encode_block(uint8_t *out, const float *x) {
     float max = 0;
@@ -48,6 +55,7 @@ static void encode_block(uint8_t *out, const float *x) {
 
 void nb_gguf_encode(nb_gguf_type t, void *out, const float *x, int64_t n) {
     uint8_t *p = out;
+    NB_ASSERT(nb_gguf_type_written(t));
     if (t == NB_GGUF_F32) memcpy(out, x, (size_t)n * sizeof *x);
     else if (t == NB_GGUF_Q8_0)
         for (int64_t i = 0; i < n; i += NB_GGUF_BLOCK) encode_block(p + nb_gguf_bytes(t, i), x + i);
@@ -56,16 +64,8 @@ void nb_gguf_encode(nb_gguf_type t, void *out, const float *x, int64_t n) {
 }
 
 void nb_gguf_decode(nb_gguf_type t, float *out, const void *data, int64_t n) {
-    const uint8_t *p = data;
-    if (t == NB_GGUF_F32) {
-        memcpy(out, data, (size_t)n * sizeof *out);
-        return;
-    }
-    for (int64_t i = 0; i < n; i++) {
-        const uint8_t *block = p + i / NB_GGUF_BLOCK * (2 + NB_GGUF_BLOCK);
-        if (t == NB_GGUF_Q8_0) out[i] = nb_f16_to_f32(get16(block)) * (float)(int8_t)block[2 + i % NB_GGUF_BLOCK];
-        else out[i] = t == NB_GGUF_F16 ? nb_f16_to_f32(get16(p + 2 * i)) : nb_bf16_to_f32(get16(p + 2 * i));
-    }
+    const nb_weight w = {.format = nb_gguf_type_format(t), .rows = 1, .cols = n, .data = data};
+    nb_weight_decode(out, n, &w, 0, 1, 0, n);
 }
 
 /* ---- writing ---- */

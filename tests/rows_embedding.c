@@ -1,6 +1,7 @@
 /* The embedding, the rows that replace some of its own, and columns of logits, against double precision. */
 #include "core/mem.h"
 #include "tests/rows_data.h"
+#include "tests/rows_weights.h"
 
 typedef struct embedding_case {
     int64_t V, C, T;
@@ -26,6 +27,23 @@ static void forward(nb_rowtest *t, const void *arg) {
         nb_weight weight = {.format = f, .rows = s->V, .cols = C};
         weight.data = f == NB_FMT_F16 ? rows_put_bytes(t, half, (size_t)size * sizeof *half)
                                       : rows_put(t, w, size, f == NB_FMT_BF16 ? NB_BF16 : NB_F32);
+        void *got = rows_out(t, n, e);
+        rows_ok(t, t->d->k->embedding_fwd(t->d, got, &weight, at, s->T, s->scale));
+        rows_compare(t, nb_format_name(f), got, y, n, e, rows_rounding(e));
+    }
+}
+
+/* Formats that hold more than one value at a time: whole rows of blocks. */
+static void forward_blocks(nb_rowtest *t, const void *arg) {
+    const embedding_case *s = arg;
+    nb_dtype e = t->d->elem;
+    int64_t n = s->T * s->C;
+    int32_t *ids = rows_draw_ids(t, s->T, s->below), *at = rows_put_ints(t, ids, s->T);
+    for (nb_format f = NB_FMT_NF4; f < NB_FMT_COUNT; f++) {
+        nb_weight weight;
+        float *w = rows_weight(t, &weight, (weight_kind){f, 64, true, NB_BF16}, s->V, s->C);
+        double *y = rows_doubles(t, n);
+        for (int64_t i = 0; i < n; i++) y[i] = (double)w[ids[i / s->C] * s->C + i % s->C] * (double)s->scale;
         void *got = rows_out(t, n, e);
         rows_ok(t, t->d->k->embedding_fwd(t->d, got, &weight, at, s->T, s->scale));
         rows_compare(t, nb_format_name(f), got, y, n, e, rows_rounding(e));
@@ -124,6 +142,7 @@ static void columns(nb_rowtest *t, const void *arg) {
     rows_compare(t, "what is left", grad.p, grad.v, size, e, ROWS_EXACT);
 }
 
+static const embedding_case blocks = {30, 256, 50, 30, 1.5f, 0};
 static const embedding_case one = {1, 1, 1, 1, 1, 0}, odd = {10, 33, 100, 10, 1, 1}, many = {1000, 64, 333, 1000, 8, 0},
                             half = {65, 5, 7, 65, 0.5f, 0.5f}, runs = {50, 129, 700, 3, 1, 0},
                             model = {300, 2048, 40, 300, 1, 1};
@@ -134,6 +153,7 @@ static const columns_case c_one = {1, 1, 1}, c_odd = {7, 101, 3}, c_many = {40, 
     {name "/one", row, &one}, {name "/odd", row, &odd}, {name "/many", row, &many}, {name "/half", row, &half},       \
     {name "/runs", row, &runs}, {name "/model", row, &model}
 static const nb_rowcheck checks[] = {
+    {"embedding_fwd/blocks", forward_blocks, &blocks},
     SHAPES("embedding_fwd", forward), SHAPES("embedding_bwd", backward),
     {"embedding_bwd/order", in_order, &runs},
     {"embedding_bwd/order of many", in_order, &odd},

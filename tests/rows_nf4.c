@@ -1,4 +1,5 @@
-/* Checks of 4-bit weights (kernels/weight.h) in the rows weight_fwd and weight_bwd: tests/rows.h. */
+/* Checks of quantized weights (kernels/weight.h) in the rows weight_fwd and weight_bwd: tests/rows.h. */
+#include "kernels/blocks.h"
 #include "tests/rows_weights.h"
 
 static void decoded(nb_rowtest *t, const char *what, int64_t n, int64_t k, float got, float want) {
@@ -81,7 +82,17 @@ static const weight_case one = {1, 1, NF4(64, false, NB_BF16)}, odd = {7, 33, NF
                          tall = {4232, 64, NF4(64, true, NB_BF16)},
                          bf16 = {40, 1064, {.format = NB_FMT_BF16}}, f16 = {40, 264, {.format = NB_FMT_F16}};
 
+/* GGUF's formats: two blocks of 256 a row, or 32's odd number of blocks. */
+#define BLOCKS(F, f, size, bytes) \
+    static const weight_case f = {21, size == 256 ? 512 : 224, {.format = NB_FMT_##F}};
+NB_BLOCK_FORMATS(BLOCKS)
+#undef BLOCKS
+
 static const nb_rowcheck checks[] = {
+#define BLOCKS(F, f, size, bytes) \
+    {"decode/" #f, decodes, &f}, {"products/" #f, rows_weight_products, &f}, {"any_rows/" #f, same_for_any_rows, &f},
+    NB_BLOCK_FORMATS(BLOCKS)
+#undef BLOCKS
     {"decode/one", decodes, &one},
     {"decode/odd", decodes, &odd},
     {"decode/straddling", decodes, &straddling},

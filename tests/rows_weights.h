@@ -14,6 +14,20 @@ typedef struct weight_kind {
     nb_dtype dtype; /* of the weight when it was quantized */
 } weight_kind;
 
+/* Blocks of random bytes whose f16 scales are between 2^-8 and 2^-7, either sign. */
+static inline uint8_t *rows_draw_blocks(nb_rowtest *t, nb_format f, int64_t n) {
+    const bool two = f == NB_FMT_Q4_1 || f == NB_FMT_Q5_1 || f == NB_FMT_Q4_K || f == NB_FMT_Q5_K;
+    const int64_t bytes = nb_format_bytes(f, n), block = nb_format_bytes(f, nb_format_block(f));
+    const int64_t first = f == NB_FMT_Q6_K ? 208 : 0, second = two ? 2 : first;
+    uint8_t *p = (uint8_t *)rows_draw_ids(t, bytes / 4 + 1, INT32_MAX);
+    for (int64_t i = 3; i < bytes; i += 4) p[i] |= (uint8_t)(p[i - 1] << 7); /* ids have no sign */
+    for (int64_t b = 0; b < bytes; b += block) {
+        p[b + first + 1] = (uint8_t)(0x1c | (p[b + first + 1] & 0x83));
+        p[b + second + 1] = (uint8_t)(0x1c | (p[b + second + 1] & 0x83));
+    }
+    return p;
+}
+
 /* *on_device describes the weight as rows take it. Returns its values [rows, cols] as nb_weight_decode has them, which
  * rows take as nb_round_bf16 of them when d->compute is BF16. */
 static inline float *rows_weight(nb_rowtest *t, nb_weight *on_device, weight_kind kind, int64_t rows, int64_t cols) {
@@ -45,6 +59,9 @@ static inline float *rows_weight(nb_rowtest *t, nb_weight *on_device, weight_kin
             there.nf4.nested_code = rows_put(t, nb_dynamic_code, 256, NB_F32);
             there.nf4.nested_offset = here.nf4.nested_offset;
         }
+    } else if (kind.format > NB_FMT_NF4) {
+        here.data = rows_draw_blocks(t, kind.format, n);
+        there.data = rows_put_bytes(t, here.data, (size_t)nb_format_bytes(kind.format, n));
     } else if (kind.format == NB_FMT_F32) {
         here.data = values;
         there.data = rows_put(t, values, n, NB_F32);

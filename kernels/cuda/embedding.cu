@@ -1,5 +1,6 @@
 /* Rows of the embedding and of what replaces them, and their gradients. A row of the gradient is summed in the order of
  * the tokens: they are sorted by id first (stably), then a block takes each id's run of tokens. */
+#include "kernels/cuda/nf4.h"
 #include "kernels/cuda/vec.h"
 
 namespace {
@@ -13,6 +14,17 @@ __global__ void embedding_kernel(T *y, const S *w, const int32_t *ids, int64_t r
             load(v, row + c);
             for (int k = 0; k < N; k++) v[k] *= scale;
             store(y + t * C + c, v);
+        }
+    }
+}
+
+/* Rows of a weight in any format, element by element. */
+template <class T>
+__global__ void embedding_any_kernel(T *y, nb_weight w, const int32_t *ids, int64_t rows, float scale) {
+    FOR_ROWS(t, rows) {
+        FOR_GROUPS(c, 1, w.cols) {
+            const float v[1] = {weight_value<float>(w, ids[t] * w.cols + c) * scale};
+            store(y + t * w.cols + c, v);
         }
     }
 }
@@ -147,7 +159,10 @@ nb_status embedding_fwd(nb_dev *d, nb_elem *y, const nb_weight *w, const int32_t
     if (w->format == NB_FMT_F32) embed<T, float>(d, y, w, ids, rows, scale);
     else if (w->format == NB_FMT_BF16) embed<T, bf16>(d, y, w, ids, rows, scale);
     else if (w->format == NB_FMT_F16) embed<T, __half>(d, y, w, ids, rows, scale);
-    else return nb_fail(NB_EUNSUPPORTED, "an embedding in %s: want f32, bf16 or f16", nb_format_name(w->format));
+    else {
+        const dim3 block = block_for_rows(w->cols);
+        LAUNCH(embedding_any_kernel<T>, grid_for(rows, block.y), block, 0, gpu_stream(d), (T *)y, *w, ids, rows, scale);
+    }
     return gpu_launched(d, "embedding_fwd");
 }
 

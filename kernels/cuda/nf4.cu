@@ -1,10 +1,9 @@
-/* Frozen weights decoded: NF4, f32, bf16 and f16 to bf16 or f32 (kernels/weight.h has the formats). Bound by
- * bandwidth: a thread writes 16 bytes at a time and a warp 512 in a row; its share of the packed weight is read in a
+/* Frozen weights decoded: NF4, GGUF's blocks, f32, bf16 and f16 to bf16 or f32 (kernels/weight.h has the formats). Bound
+ * by bandwidth: a thread writes 16 bytes at a time and a warp 512 in a row; its share of the packed weight is read in a
  * row as well. */
 #include "kernels/cuda/nf4.h"
 #include "kernels/cuda/products.h"
-
-static __device__ __forceinline__ float to_f32(__half x) { return __half2float(x); }
+#include "kernels/cuda/vec.h"
 
 namespace {
 
@@ -107,12 +106,36 @@ nb_status convert(nb_dev *d, void *out, const void *in, int64_t ld, int64_t rows
     return gpu_launched(d, "convert");
 }
 
+/* The same of a format of blocks, whole blocks: a thread's 16 bytes of output lie in one group of 16 values. */
+template <class T, nb_format F>
+__global__ void __launch_bounds__(THREADS) blocks_kernel(T *out, nb_weight w, int64_t first, int64_t n) {
+    constexpr int V = 16 / sizeof(T);
+    const int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * V;
+    if (i >= n) return;
+    float v[V];
+    block_values<F>(v, w.data, first + i);
+    store(out + i, v);
+}
+
+template <class T> nb_status decode_blocks(nb_dev *d, void *out, const nb_weight *w, int64_t first, int64_t n) {
+    const int64_t per_block = THREADS * (16 / sizeof(T));
+    const unsigned blocks = (unsigned)((n + per_block - 1) / per_block);
+    NB_ASSERT(w->cols % nb_format_block(w->format) == 0 && (uintptr_t)w->data % 2 == 0 && (uintptr_t)out % 16 == 0);
+#define BLOCK(F, f, size, bytes)                                                                                   \
+    if (w->format == NB_FMT_##F)                                                                                   \
+        LAUNCH((blocks_kernel<T, NB_FMT_##F>), blocks, THREADS, 0, gpu_stream(d), (T *)out, *w, first, n);
+    NB_BLOCK_FORMATS(BLOCK)
+#undef BLOCK
+    return gpu_launched(d, "decode");
+}
+
 /* n elements of the flattened weight from `first` on. */
 template <class T> nb_status decode(nb_dev *d, void *out, const nb_weight *w, int64_t first, int64_t n) {
     constexpr int V = 16 / sizeof(T);
     if (w->format == NB_FMT_F32) return convert<T, float>(d, out, (const float *)w->data + first, n, 1, n);
     if (w->format == NB_FMT_BF16) return convert<T, bf16>(d, out, (const bf16 *)w->data + first, n, 1, n);
     if (w->format == NB_FMT_F16) return convert<T, __half>(d, out, (const __half *)w->data + first, n, 1, n);
+    if (w->format != NB_FMT_NF4) return decode_blocks<T>(d, out, w, first, n);
     const int64_t per_block = THREADS * GROUPS * V, blocks = (n + per_block - 1) / per_block;
     const bool wide = first % V == 0 && ((uintptr_t)w->data + (uintptr_t)(first / 2)) % (V / 2) == 0 &&
                       (uintptr_t)out % 16 == 0;
