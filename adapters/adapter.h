@@ -50,7 +50,9 @@ typedef struct nb_adapter {
     } *attached;
     int n_attached;
     nb_token_rows rows;            /* added tokens; n = 0: none */
-    nb_tensor *embed, **norms;     /* full: the embedding; [layers * NB_NORMS] block norms (NULL: none), the final norm */
+    /* full: embeddings of tokens and of positions (or NULL); [layers * NB_NORMS] norms of blocks and the final norm,
+     * their biases likewise (NULL: none) */
+    nb_tensor *embed, *positions, **norms, **norm_biases;
 } nb_adapter;
 
 /* New adapter on a model: A uniform(-1/sqrt(in), 1/sqrt(in)) by Philox from (seed, name), B zero. */

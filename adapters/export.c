@@ -188,7 +188,7 @@ static nb_status open_source(source *m, const char *dir) {
     nb_status st = nb_spec_load(&m->spec, dir);
     if (st == NB_OK) st = nb_gguf_check(&m->spec, config);
     free(config);
-    if (st == NB_OK) st = nb_st_open_dir(&m->st, dir, "model");
+    if (st == NB_OK) st = nb_base_open_files(&m->st, &m->spec, dir);
     if (st == NB_OK) st = nb_gguf_plan_make(&m->plan, &m->spec, &m->st);
     if (st == NB_OK) st = nb_tokenizer_load(&m->tokenizer, dir);
     return st == NB_OK ? nb_tokenizer_list(m->tokenizer, m->spec.vocab, &m->tokens) : st;

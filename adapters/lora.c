@@ -111,6 +111,19 @@ static nb_status compile_pattern(chooser *c) {
     return NB_OK;
 }
 
+static nb_status no_such_layer(const nb_model *m, const char *name) {
+    nb_text list = {0};
+    for (int s = 0; s < NB_SLOTS; s++) {
+        const nb_base_linear *b = m->block[0].lin[s].base;
+        const char *last = b->w.rows ? strrchr(b->name, '.') + 1 : NULL;
+        if (last && !(list.s && strstr(list.s, last))) nb_text_printf(&list, "%s%s", list.n ? ", " : "", last);
+    }
+    nb_status st = nb_fail(NB_EINPUT, "lora_target_modules: no linear layer is called \"%s\" (this model has %s)", name,
+                           list.s ? list.s : "none");
+    nb_text_free(&list);
+    return st;
+}
+
 static nb_status choose_layers(nb_model *m, chooser *c) {
     const nb_lora_options *o = c->o;
     if (o->pattern) NB_TRY(compile_pattern(c));
@@ -118,11 +131,7 @@ static nb_status choose_layers(nb_model *m, chooser *c) {
     nb_model_each_linear(m, true, choose, c);
     for (int i = 0; i < o->n_targets; i++)
         if (!c->used[i])
-            return nb_fail(
-                NB_EINPUT,
-                "lora_target_modules: no linear layer is called \"%s\" (this model has q_proj, k_proj, v_proj, "
-                "o_proj, gate_proj, up_proj, down_proj)",
-                o->targets[i]);
+            return no_such_layer(m, o->targets[i]);
     if (!c->n)
         return nb_fail(NB_EINPUT, "lora_target_modules \"%s\" matches no linear layer; names look like \"%s\"",
                        o->pattern ? o->pattern : "", m->block[0].lin[NB_O].base->name);
@@ -324,6 +333,7 @@ void nb_adapter_free(nb_adapter *a) {
     free(a->params);
     free(a->attached);
     free(a->norms);
+    free(a->norm_biases);
     if (a->rows.ids_on_device && a->rows.ids_on_device != a->rows.ids)
         a->dev->be->free(a->dev, a->rows.ids_on_device, (size_t)a->rows.n * sizeof *a->rows.ids);
     free(a->rows.ids);

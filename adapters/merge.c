@@ -41,11 +41,13 @@ static const nb_base_linear *quantized(const nb_base *b, const char *tensor) {
     return NULL;
 }
 
+static void store_one(void *out, nb_dtype dtype, int64_t at, float x) {
+    if (dtype == NB_F32) ((float *)out)[at] = x;
+    else ((uint16_t *)out)[at] = dtype == NB_BF16 ? nb_f32_to_bf16(x) : nb_f32_to_f16(x);
+}
+
 static void store(void *out, nb_dtype dtype, int64_t at, const float *x, int64_t n) {
-    for (int64_t i = 0; i < n; i++) {
-        if (dtype == NB_F32) ((float *)out)[at + i] = x[i];
-        else ((uint16_t *)out)[at + i] = dtype == NB_BF16 ? nb_f32_to_bf16(x[i]) : nb_f32_to_f16(x[i]);
-    }
+    for (int64_t i = 0; i < n; i++) store_one(out, dtype, at + i, x[i]);
 }
 
 static const float *trained(const merger *m, const nb_tensor *p) {
@@ -58,13 +60,15 @@ static nb_status merge_linear(merger *m, const nb_st_tensor *t, const struct nb_
                               void *out) {
     enum { ROWS = 256 };
     int64_t rows = at ? at->B->d[0] : nf4->rows, cols = at ? at->A->d[1] : nf4->cols, r = at ? at->A->d[0] : 0;
-    if (t->n_dims != 2 || t->d[0] != rows || t->d[1] != cols)
+    bool turned = m->s->base->spec.stored_transposed;
+    if (t->n_dims != 2 || t->d[turned] != rows || t->d[!turned] != cols)
         return nb_fail(NB_EINPUT, "%s is not a [%lld,%lld] matrix", t->name, (long long)rows, (long long)cols);
     float *w = nb_malloc((size_t)(ROWS * cols) * sizeof *w);
     nb_status st = NB_OK;
     for (int64_t i = 0; i < rows && st == NB_OK; i += ROWS) {
         int64_t n = rows - i < ROWS ? rows - i : ROWS;
         if (nf4) nb_weight_decode(w, cols, nf4, i, n, 0, cols);
+        else if (turned) nb_st_read_columns_f32(t, w, i, n);
         else nb_st_read_f32(t, w, i * cols, n * cols);
         if (at)
             st = m->dev->k->gemm(m->dev, nb_mat_of(w, cols, NB_F32),
@@ -73,7 +77,8 @@ static nb_status merge_linear(merger *m, const nb_st_tensor *t, const struct nb_
         if (at && at->magnitude && st == NB_OK) nb_dora_rescale(w, trained(m, at->magnitude) + i, n, cols);
         for (int64_t j = 0; j < n * cols && st == NB_OK; j++)
             if (!isfinite(w[j])) st = nb_fail(NB_ENUMERIC, "%s: the merged weight is not finite", t->name);
-        store(out, t->dtype, i * cols, w, n * cols);
+        if (!turned) store(out, t->dtype, i * cols, w, n * cols);
+        for (int64_t j = 0; j < n * cols && turned; j++) store_one(out, t->dtype, j % cols * rows + i + j / cols, w[j]);
     }
     free(w);
     return st;
@@ -177,13 +182,16 @@ static nb_status check_out(const char *out, uint64_t need) {
     return NB_OK;
 }
 
-/* The index names the shards as they were; the size it tells is the merged folder's. */
+/* The index of the shards, which are as they were; the size it tells is the merged folder's. */
 static nb_status write_index(const merger *m, const nb_st *base, const char *from, const char *to) {
     json_t *root;
     json_int_t total = 0;
     NB_TRY(nb_json_load(from, &root));
+    json_t *map = json_object();
+    json_object_set_new(root, "weight_map", map);
     for (int i = 0; i < base->n_tensors; i++) {
         const nb_st_tensor *t = &base->tensors[i];
+        json_object_set_new(map, t->name, json_string(nb_path_base(base->files[t->shard].path)));
         total += t->n_dims && t->d[0] ? (json_int_t)t->bytes / t->d[0] * merged_rows(m, t) : (json_int_t)t->bytes;
     }
     json_t *meta = json_object_get(root, "metadata");
@@ -229,7 +237,7 @@ static nb_status merge_float(nb_session *s, const char *out, bool roundtrip) {
     char *tmp = nb_asprintf("%s.tmp", out);
     uint64_t bytes = 0;
     int64_t widest = s->base->spec.vocab > 65536 ? s->base->spec.vocab : 65536;
-    nb_status st = nb_st_open_dir(&base, s->base->dir, "model");
+    nb_status st = nb_base_open_files(&base, &s->base->spec, s->base->dir);
     if (st != NB_OK) {
         free(tmp);
         return st;

@@ -74,8 +74,8 @@ static json_t *adapter_config(const nb_adapter *a) {
                           "LORA", "task_type", "CAUSAL_LM", "base_model_name_or_path", a->model->base->dir, "r",
                           (json_int_t)a->r, "lora_alpha", a->alpha, "lora_dropout", a->dropout, "use_rslora",
                           (int)a->rslora, "use_dora", (int)a->dora, "target_modules", targets, "bias", "none",
-                          "fan_in_fan_out", 0, "inference_mode", 1, "init_lora_weights", 1, "alpha_pattern", nb_pattern_of(a, true),
-                          "rank_pattern", nb_pattern_of(a, false));
+                          "fan_in_fan_out", (int)a->model->spec->stored_transposed, "inference_mode", 1,
+                          "init_lora_weights", 1, "alpha_pattern", nb_pattern_of(a, true), "rank_pattern", nb_pattern_of(a, false));
     if (a->alpha == floor(a->alpha)) json_object_set_new(c, "lora_alpha", json_integer((json_int_t)a->alpha));
     static const char *const nulls[] = {"auto_mapping", "layers_pattern", "layers_to_transform", "modules_to_save",
                                         "revision"};
@@ -178,7 +178,7 @@ done:
 static const char *const unsupported[] = {
     "use_qalora", "alora_invocation_tokens", "layer_replication", "target_parameters", "arrow_config",
     "use_bdlora", "kasa_config", "velora_config", "monteclora_config", "lora_bias", "modules_to_save",
-    "fan_in_fan_out", "megatron_config", "exclude_modules",
+    "megatron_config", "exclude_modules",
 };
 
 static bool is_off(const json_t *v) {

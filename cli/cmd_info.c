@@ -165,9 +165,10 @@ static void show_spec(const nb_spec *s) {
     if (s->window) row("context", "%lld; %lld layers see a window of %lld", (long long)s->context, (long long)windowed,
                        (long long)s->window);
     else row("context", "%lld", (long long)s->context);
-    show_rope("rope", s, 0);
+    if (s->learned_positions) row("positions", "learned, a vector each");
+    else show_rope("rope", s, 0);
     if (s->layer[0].rope == 1) show_rope("local rope", s, 1);
-    if (nowhere) row("no positions", "in %lld layers", (long long)nowhere);
+    if (nowhere && !s->learned_positions) row("no positions", "in %lld layers", (long long)nowhere);
     if (s->attn_softcap > 0 || s->logit_softcap > 0)
         row("soft caps", "attention %g, logits %g", (double)s->attn_softcap, (double)s->logit_softcap);
 }

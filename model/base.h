@@ -1,4 +1,4 @@
-/* Shared by the files that fill an nb_base: weights.c, reinit.c, quantize.c, nf4_file.c. */
+/* Shared by the files that fill an nb_base: weights.c, conv1d.c, reinit.c, quantize.c, nf4_file.c. */
 #ifndef NB_MODEL_BASE_H
 #define NB_MODEL_BASE_H
 
@@ -22,6 +22,8 @@ nb_status nb_base_data(nb_base *b, const nb_st_tensor *t, const void **out);
 /* Finds a tensor of this shape (d1 = 0: one dimension) or fails naming file, tensor and the nearest name. */
 nb_status nb_base_find(nb_base *b, const nb_st *s, const char *name, int64_t d0, int64_t d1,
                        const nb_st_tensor **out);
+/* conv1d.c. Every linear layer that is still as its file has it gets a copy with rows and columns in our order. */
+nb_status nb_base_turn(nb_base *b);
 /* Fails when a weight that is to be computed with is not F32, BF16 or F16. */
 nb_status nb_base_check_float(const nb_st *s, const nb_st_tensor *t);
 

@@ -30,6 +30,10 @@ typedef struct nb_family {
     bool bare_norm;      /* LAYER: norms without weights or biases in the file (OLMo) */
     bool no_pre_norm, post_norm, parallel, plain_mlp;
     bool qkv_in_turns;   /* the rows of QKV are q, k, v of the first head, of the second, ... (GPT-NeoX) */
+    bool conv1d;         /* linear weights of blocks are [in, out] in the files (GPT-2) */
+    bool score_keys;     /* reads scale_attn_weights, scale_attn_by_inverse_layer_idx */
+    bool init_by_depth;  /* nb_spec.init_by_depth */
+    int mlp_factor;      /* intermediate_size / hidden_size when the key is absent or null; 0: it must be there */
     const char *parallel_key; /* ... unless this key is false */
     nb_qk_norm qk_norm;
     bool clips_qkv;      /* reads clip_qkv */
@@ -48,10 +52,17 @@ typedef struct nb_family {
     double attn_cap, logit_cap;
     bool scales_embedding; /* by sqrt(hidden_size) */
     bool tied;
-    const char *embed, *final_norm, *head;
+    const char *embed, *positions, *final_norm, *head; /* positions: learned ones; NULL: RoPE */
     const char *layer;   /* printf pattern of a layer's prefix, with the layer as long long */
     const char *linear[NB_SLOTS], *norm[NB_NORMS]; /* behind the prefix; NULL: there is none */
+    const struct nb_key_name *keys; /* names of its own for keys; NULL, or up to one without names */
 } nb_family;
+
+/* A key under the name it has in most families, `usual`, is called `own` here; `either`: the usual name counts too. */
+typedef struct nb_key_name {
+    const char *own, *usual;
+    bool either;
+} nb_key_name;
 
 /* rope.c: s->rope and the layers' use of it, from config.json. */
 nb_status nb_spec_read_rope(nb_spec *s, const nb_family *f, const json_t *c, const char *where);

@@ -8,6 +8,7 @@
 
 #include "core/log.h"
 #include "core/mem.h"
+#include "model/weights.h"
 
 /* llama.cpp's architecture of a family, and what its graph takes for granted. */
 static const struct arch {
@@ -32,6 +33,7 @@ static const struct arch {
     {"olmo", "olmo", .interleaved = true},
     {"olmo2", "olmo2"},
     {"smollm3", "smollm3", .interleaved = true, .no_rope = 4},
+    {"gpt2", "gpt2", .biases = true, .act = NB_ACT_GELU_TANH},
 };
 
 static const struct arch *arch_of(const nb_spec *s) {
@@ -49,12 +51,12 @@ static bool scale_is_known(const nb_spec *s) {
     bool gemma2 = !strcmp(s->family, "gemma2"), gemma3 = !strcmp(s->family, "gemma3_text");
     bool big = (gemma2 && s->layers == 46) || (gemma3 && s->layers == 62);
     double want = 1 / sqrt(big ? (double)s->hidden / (double)s->heads : (double)s->head_dim);
-    return fabs(s->attn_scale - want) <= 1e-6 * want;
+    return fabs(s->attn_scale - want) <= 1e-6 * want && !s->scale_by_layer;
 }
 
 static nb_status check_layers(const nb_spec *s, const struct arch *a, const char *where) {
     for (int64_t l = 0; l < s->layers; l++) {
-        bool rope = !a->no_rope || (l + 1) % a->no_rope != 0;
+        bool rope = !s->learned_positions && (!a->no_rope || (l + 1) % a->no_rope != 0);
         bool window = s->window && a->pattern && (l + 1) % a->pattern != 0;
         if (rope != (s->layer[l].rope >= 0))
             return nb_fail(NB_EUNSUPPORTED, "%s: layer %lld %s positions, which llama.cpp's %s cannot be told",
@@ -91,8 +93,9 @@ nb_status nb_gguf_check(const nb_spec *s, const char *where) {
     if (s->act != a->act)
         return nb_fail(NB_EUNSUPPORTED, "%s: hidden_act: llama.cpp's %s has another activation", where, a->name);
     if (!scale_is_known(s))
-        return nb_fail(NB_EUNSUPPORTED, "%s: query_pre_attn_scalar: llama.cpp's %s scales attention by head_dim^-0.5",
-                       where, a->name);
+        return nb_fail(NB_EUNSUPPORTED, "%s: %s: llama.cpp's %s scales attention by head_dim^-0.5", where,
+                       s->learned_positions ? "scale_attn_weights, scale_attn_by_inverse_layer_idx"
+                                            : "query_pre_attn_scalar", a->name);
     NB_TRY(check_rope(s, a, where));
     return check_layers(s, a, where);
 }
@@ -145,7 +148,7 @@ void nb_gguf_put_spec(nb_gguf_writer *w, const nb_spec *s) {
     if (a->window_key) put_int(&k, "attention.sliding_window", s->window);
     if (s->attn_softcap > 0) put_real(&k, "attn_logit_softcapping", s->attn_softcap);
     if (s->logit_softcap > 0) put_real(&k, "final_logit_softcapping", s->logit_softcap);
-    put_rope(&k, s);
+    if (!s->learned_positions) put_rope(&k, s);
 }
 
 /* ---- tensors ---- */
@@ -201,23 +204,28 @@ static nb_gguf_item *add_item(nb_gguf_plan *p, const char *name, int n_dims, int
     return it;
 }
 
+static const char positions[] = "position_embd";
+
 /* HF's MODULE.weight (or .bias) as NAME.weight; cols 0: a vector. Absent is an error unless it may be. */
 static nb_status take(maker *m, const char *module, const char *name, const char *suffix, int64_t rows, int64_t cols,
                       bool may_lack, nb_gguf_item **out) {
     char *from = nb_asprintf("%s.%s", module, suffix), *to = nb_asprintf("%s.%s", name, suffix);
     const nb_st_tensor *t = nb_st_find(m->st, from);
+    bool turned = cols && m->s->stored_transposed && !strncmp(name, "blk.", 4);
+    int64_t d0 = turned ? cols : rows, d1 = turned ? rows : cols;
     nb_status st = NB_OK;
     *out = NULL;
     if (!t && !may_lack) st = nb_fail(NB_EINPUT, "%s: there is no tensor \"%s\"", m->st->files[0].path, from);
     if (t && t->dtype != NB_F32 && t->dtype != NB_BF16 && t->dtype != NB_F16)
         st = nb_fail(NB_EUNSUPPORTED, "%s is stored as %s: only float weights can be exported. For a base in 4 bits, "
                      "export the model it was quantized from", from, nb_dtype_name(t->dtype));
-    else if (t && (t->n_dims != (cols ? 2 : 1) || t->d[0] != rows || (cols && t->d[1] != cols)))
+    else if (t && (t->n_dims != (cols ? 2 : 1) || t->d[0] != d0 || (cols && t->d[1] != d1)))
         st = nb_fail(NB_EINPUT, "%s does not have the shape that config.json says", from);
     if (t && st == NB_OK) {
         m->used[t - m->st->tensors] = true;
         *out = add_item(m->p, to, cols ? 2 : 1, rows, cols ? cols : 1);
         (*out)->from = t;
+        (*out)->turned = turned;
     }
     free(from), free(to);
     return st;
@@ -286,19 +294,13 @@ static void add_rope(nb_gguf_plan *p, const nb_spec *s) {
     }
 }
 
-static bool ends_with(const char *s, const char *end) {
-    size_t n = strlen(s), m = strlen(end);
-    return n >= m && !strcmp(s + n - m, end);
-}
-
-/* What transformers does not read either may be left out: buffers, and the copy of a tied head. */
+/* What transformers does not read either may be left out: derived tables, and the copy of a tied head. */
 static nb_status check_unused(const maker *m) {
     for (int i = 0; i < m->st->n_tensors; i++) {
         const char *name = m->st->tensors[i].name;
         size_t head = strlen(nb_spec_head_name(m->s));
         bool of_head = !strncmp(name, nb_spec_head_name(m->s), head) && !strcmp(name + head, ".weight");
-        bool buffer = ends_with(name, "rotary_emb.inv_freq") || ends_with(name, ".masked_bias");
-        if (m->used[i] || buffer || (of_head && m->s->tied)) continue;
+        if (m->used[i] || nb_base_is_derived(&m->st->tensors[i]) || (of_head && m->s->tied)) continue;
         return nb_fail(NB_EUNSUPPORTED, "%s: \"%s\" has no place in GGUF's %s",
                        m->st->files[m->st->tensors[i].shard].path, name, nb_gguf_arch(m->s));
     }
@@ -312,6 +314,8 @@ nb_status nb_gguf_plan_make(nb_gguf_plan *p, const nb_spec *s, const nb_st *st) 
     nb_status ok;
     add_rope(p, s);
     NB_GO(ok, take(&m, nb_spec_embed_name(s), "token_embd", "weight", s->vocab, s->hidden, false, &it), done);
+    if (s->learned_positions)
+        NB_GO(ok, take(&m, nb_spec_positions_name(s), positions, "weight", s->context, s->hidden, false, &it), done);
     for (int64_t l = 0; l < s->layers; l++) NB_GO(ok, take_layer(&m, l), done);
     if (!s->bare_norm) NB_GO(ok, take_norm(&m, nb_spec_final_norm_name(s), "output_norm", s->hidden), done);
     if (!s->tied) NB_GO(ok, take_linear(&m, nb_spec_head_name(s), "output", s->vocab, s->hidden, 0), done);
@@ -330,6 +334,7 @@ void nb_gguf_plan_free(nb_gguf_plan *p) {
 
 void nb_gguf_item_read(const nb_gguf_item *it, float *out, int64_t first, int64_t n) {
     if (it->values) memcpy(out, it->values + first * it->cols, (size_t)(n * it->cols) * sizeof *out);
+    else if (it->turned) nb_st_read_columns_f32(it->from, out, first, n);
     else if (!it->heads) nb_st_read_f32(it->from, out, first * it->cols, n * it->cols);
     else
         for (int64_t i = 0; i < n; i++)
@@ -340,6 +345,6 @@ void nb_gguf_item_read(const nb_gguf_item *it, float *out, int64_t first, int64_
 }
 
 nb_gguf_type nb_gguf_item_type(const nb_gguf_item *it, nb_gguf_type type) {
-    if (it->n_dims == 1) return NB_GGUF_F32;
+    if (it->n_dims == 1 || !strncmp(it->name, positions, strlen(positions))) return NB_GGUF_F32;
     return type == NB_GGUF_Q8_0 && it->cols % NB_GGUF_BLOCK ? NB_GGUF_F16 : type;
 }

@@ -14,6 +14,7 @@ typedef struct nb_gguf_item {
     int64_t rows, cols;       /* [rows, cols]; one dimension: [rows], cols 1 */
     const nb_st_tensor *from; /* NULL: `values` */
     int64_t heads;            /* rows are stored head by head, halves of each head interleaved; 0: as they are */
+    bool turned;              /* `from` is [cols, rows] */
     float add;
     float *values;            /* owned */
 } nb_gguf_item;

@@ -15,6 +15,13 @@
 #define QK_NORMS [NB_Q_NORM] = "self_attn.q_norm", [NB_K_NORM] = "self_attn.k_norm"
 #define GEMMA_NORMS [NB_NORM1] = "input_layernorm", [NB_NORM2] = "pre_feedforward_layernorm", POST_NORMS
 
+/* GPT2Config.attribute_map, and what has no other name there. */
+static const nb_key_name gpt2_keys[] = {
+    {"n_embd", "hidden_size", true},        {"n_positions", "max_position_embeddings", true},
+    {"n_head", "num_attention_heads", true}, {"n_layer", "num_hidden_layers", true},
+    {"n_inner", "intermediate_size"},       {"activation_function", "hidden_act"}, {NULL},
+};
+
 /* The defaults are those of the configuration classes in transformers 4.57. */
 static const nb_family families[] = {
     /* Llama 2, 3, 3.1, 3.2, TinyLlama, SmolLM2 */
@@ -74,6 +81,14 @@ static const nb_family families[] = {
      .linear = {[NB_QKV] = "attention.query_key_value", [NB_O] = "attention.dense", [NB_UP] = "mlp.dense_h_to_4h",
                 [NB_DOWN] = "mlp.dense_4h_to_h"},
      .norm = {LLAMA_NORMS}},
+    {"gpt2", "GPT2LMHeadModel", .context = 1024, .no_groups = true, .norm_kind = NB_NORM_LAYER,
+     .eps_key = "layer_norm_epsilon", .norm_eps = 1e-5, .plain_mlp = true, .mlp_factor = 4, .qkv_bias = NB_BIAS_YES,
+     .o_bias = NB_BIAS_YES, .mlp_bias = NB_BIAS_YES, .act = NB_ACT_GELU_TANH, .tied = true, .conv1d = true,
+     .score_keys = true, .init_by_depth = true, .keys = gpt2_keys, .embed = "transformer.wte",
+     .positions = "transformer.wpe", .final_norm = "transformer.ln_f", .head = "lm_head",
+     .layer = "transformer.h.%lld.",
+     .linear = {[NB_QKV] = "attn.c_attn", [NB_O] = "attn.c_proj", [NB_UP] = "mlp.c_fc", [NB_DOWN] = "mlp.c_proj"},
+     .norm = {[NB_NORM1] = "ln_1", [NB_NORM2] = "ln_2"}},
 };
 
 const nb_family *nb_family_find(const char *model_type, const char *architecture) {
@@ -131,5 +146,6 @@ void nb_spec_linear_shape(const nb_spec *s, nb_slot slot, int64_t *rows, int64_t
 }
 
 const char *nb_spec_embed_name(const nb_spec *s) { return family(s)->embed; }
+const char *nb_spec_positions_name(const nb_spec *s) { return family(s)->positions; }
 const char *nb_spec_final_norm_name(const nb_spec *s) { return family(s)->final_norm; }
 const char *nb_spec_head_name(const nb_spec *s) { return family(s)->head; }

@@ -18,6 +18,7 @@ enum { CHUNK = BLOCK * 2048 }; /* elements a thread takes at once: whole blocks,
 typedef struct room {
     uint8_t *packed, *u8;
     float *absmax, *nested;
+    void *turned; /* the weight in our order, where the file has another */
 } room;
 
 static int64_t n_blocks(int64_t n) { return (n + BLOCK - 1) / BLOCK; }
@@ -36,20 +37,23 @@ static bool all_finite(const void *x, nb_dtype dt, int64_t n) {
     return !bad;
 }
 
-static nb_status quantize(nb_weight *out, const nb_weight *w, const room *to, bool double_quant, const char *module) {
+static nb_status quantize(nb_weight *out, const nb_base_linear *lin, const room *to, bool double_quant) {
+    const nb_weight *w = &lin->w;
+    const void *data = lin->as_stored ? to->turned : w->data;
     int64_t n = w->rows * w->cols;
     nb_dtype dt = (nb_dtype)w->format;
     size_t size = (size_t)nb_dtype_size(dt);
     int bad = 0;
     NB_ASSERT(w->format <= NB_FMT_F16);
+    if (lin->as_stored) nb_weight_turn(to->turned, w);
 #pragma omp parallel for schedule(dynamic) reduction(| : bad)
     for (int64_t at = 0; at < n; at += CHUNK) {
         int64_t count = n - at < CHUNK ? n - at : CHUNK;
-        const uint8_t *x = (const uint8_t *)w->data + (size_t)at * size;
+        const uint8_t *x = (const uint8_t *)data + (size_t)at * size;
         bad |= !all_finite(x, dt, count);
         nb_nf4_quantize(to->packed + at / 2, to->absmax + at / BLOCK, x, dt, count);
     }
-    if (bad) return nb_fail(NB_ENUMERIC, "%s.weight holds NaN or infinity: the base is damaged", module);
+    if (bad) return nb_fail(NB_ENUMERIC, "%s.weight holds NaN or infinity: the base is damaged", lin->name);
     *out = (nb_weight){.format = NB_FMT_NF4, .rows = w->rows, .cols = w->cols, .data = to->packed,
                        .nf4 = {.code = nb_nf4_code, .absmax = to->absmax, .blocksize = BLOCK, .dtype = dt}};
     if (!double_quant) return NB_OK;
@@ -103,7 +107,7 @@ static nb_status advance(job *j, const nb_base_linear *lin) {
 static nb_status write_one(void *ctx, nb_base_linear *lin) {
     job *j = ctx;
     nb_weight q;
-    NB_TRY(quantize(&q, &lin->w, &j->to, j->double_quant, lin->name));
+    NB_TRY(quantize(&q, lin, &j->to, j->double_quant));
     NB_TRY(nb_nf4_write(j->w, lin->name, &q));
     return advance(j, lin);
 }
@@ -112,7 +116,7 @@ static nb_status write_one(void *ctx, nb_base_linear *lin) {
 static nb_status keep_one(void *ctx, nb_base_linear *lin) {
     job *j = ctx;
     int64_t n = lin->w.rows * lin->w.cols;
-    room to = {.absmax = j->to.absmax};
+    room to = {.absmax = j->to.absmax, .turned = j->to.turned};
     void *p;
     NB_TRY(nb_base_buffer(j->b, &p, (size_t)(n + 1) / 2, lin->name));
     to.packed = p;
@@ -126,8 +130,9 @@ static nb_status keep_one(void *ctx, nb_base_linear *lin) {
         to.absmax = p;
     }
     nb_weight q;
-    NB_TRY(quantize(&q, &lin->w, &to, j->double_quant, lin->name));
+    NB_TRY(quantize(&q, lin, &to, j->double_quant));
     lin->w = q;
+    lin->as_stored = false;
     return advance(j, lin);
 }
 
@@ -136,7 +141,7 @@ static nb_status run(job *j, visit *f) {
     each_linear(j->b, measure, j);
     size_t n = (size_t)j->largest, blocks = (size_t)n_blocks(j->largest), nested = (size_t)n_nested(j->largest);
     j->to = (room){nb_malloc(n / 2 + 1), nb_malloc(blocks), nb_malloc(blocks * sizeof(float)),
-                   nb_malloc(nested * sizeof(float))};
+                   nb_malloc(nested * sizeof(float)), nb_malloc(j->b->spec.stored_transposed ? 4 * n : 1)};
     nb_progress_begin(&j->bar, "quantizing the base to 4 bits", j->total / 1e6, "M weights");
     nb_status st = each_linear(j->b, f, j);
     nb_progress_end(&j->bar);
@@ -144,6 +149,7 @@ static nb_status run(job *j, visit *f) {
     free(j->to.u8);
     free(j->to.absmax);
     free(j->to.nested);
+    free(j->to.turned);
     return st;
 }
 
@@ -228,7 +234,11 @@ static nb_status cache_open(const cache *c, nb_base *b, bool double_quant) {
         if (!found || (w[i].rows && !w[i].nf4.absmax == !double_quant))
             NB_GO(st, nb_fail(NB_EINPUT, "%s: \"%s\" is not there as wanted", c->file, lin->name), out);
     }
-    for (int64_t i = 0; i < n; i++) b->layer[i / NB_SLOTS].lin[i % NB_SLOTS].w = w[i];
+    for (int64_t i = 0; i < n; i++) {
+        nb_base_linear *lin = &b->layer[i / NB_SLOTS].lin[i % NB_SLOTS];
+        lin->w = w[i];
+        lin->as_stored = false;
+    }
 out:
     free(w);
     if (st != NB_OK) nb_st_close(s);

@@ -8,6 +8,7 @@
 /* Everything that is copied; what is shared out is copied elsewhere. */
 static void everything(nb_pieces *k, nb_resident *r, const nb_spec *s) {
     nb_pieces_weight(k, &r->embed);
+    nb_pieces_weight(k, &r->positions);
     if (s->tied) r->head = r->embed;
     else nb_pieces_weight(k, &r->head);
     nb_pieces_floats(k, &r->head_bias, r->head.rows);
@@ -28,8 +29,8 @@ static void everything(nb_pieces *k, nb_resident *r, const nb_spec *s) {
 
 /* The base's own descriptors. */
 static void borrow(nb_resident *r, const nb_base *b) {
-    *r = (nb_resident){.embed = b->embed, .head = b->head.w, .head_bias = b->head.bias, .final_norm = b->final_norm,
-                        .final_norm_bias = b->final_norm_bias};
+    *r = (nb_resident){.embed = b->embed, .positions = b->positions, .head = b->head.w, .head_bias = b->head.bias,
+                        .final_norm = b->final_norm, .final_norm_bias = b->final_norm_bias};
     r->layer = nb_calloc((size_t)b->spec.layers, sizeof *r->layer);
     for (int64_t l = 0; l < b->spec.layers; l++) {
         for (int i = 0; i < NB_SLOTS; i++)

@@ -15,6 +15,7 @@ typedef struct nb_resident_layer {
 
 typedef struct nb_resident {
     nb_weight embed, head; /* one copy when tied */
+    nb_weight positions;   /* rows 0: not learned */
     const float *head_bias, *final_norm, *final_norm_bias;
     nb_resident_layer *layer; /* [layers] */
     nb_dev *dev;

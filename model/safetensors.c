@@ -272,6 +272,27 @@ const nb_st_tensor *nb_st_find(const nb_st *s, const char *name) {
     return s->n_tensors ? bsearch(&key, s->tensors, (size_t)s->n_tensors, sizeof key, by_name) : NULL;
 }
 
+nb_status nb_st_add_prefix(nb_st *s, const char *prefix, const char *other) {
+    for (int i = 0; i < s->n_tensors; i++) {
+        char *name = s->tensors[i].name;
+        size_t n = strlen(other);
+        if (!strncmp(name, prefix, strlen(prefix)) || (!strncmp(name, other, n) && name[n] == '.')) continue;
+        s->tensors[i].name = nb_asprintf("%s%s", prefix, name);
+        free(name);
+    }
+    return finish(s);
+}
+
+void nb_st_read_columns_f32(const nb_st_tensor *t, float *out, int64_t first, int64_t n) {
+    int64_t rows = t->d[0];
+    float *part = nb_malloc((size_t)n * sizeof *part);
+    for (int64_t i = 0; i < rows; i++) {
+        nb_st_read_f32(t, part, i * t->d[1] + first, n);
+        for (int64_t j = 0; j < n; j++) out[j * rows + i] = part[j];
+    }
+    free(part);
+}
+
 void nb_st_read_f32(const nb_st_tensor *t, float *out, int64_t first, int64_t n) {
     const uint8_t *p = (const uint8_t *)t->data + first * nb_dtype_size(t->dtype);
     NB_ASSERT(t->dtype == NB_F32 || t->dtype == NB_BF16 || t->dtype == NB_F16 || t->dtype == NB_F64);

@@ -36,6 +36,10 @@ void nb_st_close(nb_st *s);
 const nb_st_tensor *nb_st_find(const nb_st *s, const char *name); /* NULL when absent */
 /* Element i..i+n of a float tensor (F32, BF16, F16, F64) as f32. */
 void nb_st_read_f32(const nb_st_tensor *t, float *out, int64_t first, int64_t n);
+/* Rows first..first+n of the transpose of a float matrix, as f32: out [n, d[0]]. */
+void nb_st_read_columns_f32(const nb_st_tensor *t, float *out, int64_t first, int64_t n);
+/* Puts `prefix` before every tensor's name that has it not, but for `other`'s ("lm_head": lm_head.weight, ...). */
+nb_status nb_st_add_prefix(nb_st *s, const char *prefix, const char *other);
 
 const char *nb_st_dtype_name(nb_dtype dt);        /* the format's name, "BF16" */
 

@@ -23,7 +23,8 @@ static const struct {
     {"num_local_experts", 1},  {"n_routed_experts", 1},   {"attention_chunk_size", 0}, {"qkv_bias", 0},
     {"lm_head_bias", 0},       {"use_parallel_residual", 0}, {"parallel_attn", 0},   {"scale_emb", 1},
     {"scale_depth", 0},        {"dim_model_base", 0},     {"use_mup", 0},            {"alibi", 0},
-    {"logits_soft_cap", 0},    {"kv_lora_rank", 0},       {"norm_after", 0},
+    {"logits_soft_cap", 0},    {"kv_lora_rank", 0},       {"norm_after", 0},        {"add_cross_attention", 0},
+    {"scale_attn_by_inverse_layer_idx", 0}, {"pruned_heads", 0},
 };
 
 static const struct {
@@ -48,6 +49,7 @@ static bool reads(const nb_family *f, const char *key) {
     if (!strcmp(key, "no_rope_layers")) return f->no_rope_interval > 0;
     if (!strcmp(key, "rotary_pct")) return f->partial_key && !strcmp(f->partial_key, key);
     if (!strcmp(key, "use_parallel_residual")) return f->parallel_key && !strcmp(f->parallel_key, key);
+    if (!strcmp(key, "scale_attn_by_inverse_layer_idx")) return f->score_keys;
     return f->softcaps && strstr(key, "logit_softcapping");
 }
 
@@ -90,6 +92,16 @@ static nb_status read_family(nb_spec *s, const nb_family **f, const json_t *c, c
     return NB_OK;
 }
 
+/* The configuration under the usual names of its keys. */
+static void use_usual_names(json_t *c, const nb_family *f) {
+    for (const nb_key_name *k = f->keys; k && k->own; k++) {
+        json_t *v = json_object_get(c, k->own);
+        if (k->either && json_object_get(c, k->usual)) continue;
+        if (v) json_object_set(c, k->usual, v);
+        else json_object_del(c, k->usual);
+    }
+}
+
 /* An integer key that must be there. */
 static nb_status need_int(const json_t *c, const char *key, int64_t *out, const char *where) {
     const json_t *v = json_object_get(c, key);
@@ -100,7 +112,10 @@ static nb_status need_int(const json_t *c, const char *key, int64_t *out, const 
 static nb_status read_sizes(nb_spec *s, const nb_family *f, const json_t *c, const char *where) {
     NB_TRY(need_int(c, "vocab_size", &s->vocab, where));
     NB_TRY(need_int(c, "hidden_size", &s->hidden, where));
-    NB_TRY(need_int(c, "intermediate_size", &s->mlp_hidden, where));
+    const json_t *mlp = json_object_get(c, "intermediate_size");
+    if (f->mlp_factor && (!mlp || json_is_null(mlp)))
+        s->mlp_hidden = f->mlp_factor * (s->hidden < INT32_MAX ? s->hidden : INT32_MAX);
+    else NB_TRY(need_int(c, "intermediate_size", &s->mlp_hidden, where));
     NB_TRY(need_int(c, "num_hidden_layers", &s->layers, where));
     NB_TRY(need_int(c, "num_attention_heads", &s->heads, where));
     bool absent = !json_object_get(c, "num_key_value_heads");
@@ -198,13 +213,28 @@ static int32_t first_id(const json_t *c, const char *key) {
 
 static bool bias_by(nb_bias_rule rule, bool key) { return rule == NB_BIAS_KEY ? key : rule == NB_BIAS_YES; }
 
+/* Dropout that the base was made with: fine-tuning has that of its adapter. */
+static nb_status warn_dropout(const json_t *c, const char *where) {
+    static const char *const keys[] = {"attention_dropout", "hidden_dropout", "attn_pdrop", "embd_pdrop",
+                                       "resid_pdrop"};
+    nb_text list = {0};
+    nb_status st = NB_OK;
+    for (int i = 0; i < NB_LEN(keys) && st == NB_OK; i++) {
+        double p = 0;
+        st = nb_json_real(c, keys[i], &p, where);
+        if (p != 0) nb_text_printf(&list, "%s%s %g", list.n ? ", " : "", keys[i], p);
+    }
+    if (list.n && st == NB_OK) nb_warn("%s: %s: not applied", where, list.s);
+    nb_text_free(&list);
+    return st;
+}
+
 static nb_status read_flags(nb_spec *s, const nb_family *f, const json_t *c, const char *where) {
     bool attention_bias = f->attention_bias, mlp_bias = false;
-    double eps = f->norm_eps, std = 0.02, dropout = 0;
+    double eps = f->norm_eps, std = 0.02;
     s->tied = f->tied;
     NB_TRY(nb_json_real(c, f->eps_key ? f->eps_key : "rms_norm_eps", &eps, where)); /* "": no key */
     NB_TRY(nb_json_real(c, "initializer_range", &std, where));
-    NB_TRY(nb_json_real(c, "attention_dropout", &dropout, where));
     NB_TRY(nb_json_bool(c, "tie_word_embeddings", &s->tied, where));
     NB_TRY(nb_json_bool(c, "attention_bias", &attention_bias, where));
     NB_TRY(nb_json_bool(c, "mlp_bias", &mlp_bias, where));
@@ -221,6 +251,9 @@ static nb_status read_flags(nb_spec *s, const nb_family *f, const json_t *c, con
     if (f->parallel_key) NB_TRY(nb_json_bool(c, f->parallel_key, &s->parallel, where));
     s->bare_norm = f->bare_norm;
     s->qkv_in_turns = f->qkv_in_turns;
+    s->learned_positions = f->positions != NULL;
+    s->stored_transposed = f->conv1d;
+    s->init_by_depth = f->init_by_depth;
     s->plain_mlp = f->plain_mlp;
     s->qk_norm = f->qk_norm;
     s->init_std = (float)std;
@@ -231,13 +264,13 @@ static nb_status read_flags(nb_spec *s, const nb_family *f, const json_t *c, con
         if (!(clip >= 0) || !isfinite(clip)) return nb_fail(NB_EINPUT, "%s: clip_qkv %g is not possible", where, clip);
         s->clip_qkv = (float)clip;
     }
-    if (dropout != 0) nb_warn("%s: attention_dropout %g is not applied", where, dropout);
-    return NB_OK;
+    return warn_dropout(c, where);
 }
 
 /* Scale and soft caps of attention, and the logits' cap. */
 static nb_status read_scores(nb_spec *s, const nb_family *f, const json_t *c, const char *where) {
     double scalar = f->attn_scalar > 0 ? f->attn_scalar : (double)s->head_dim, caps[2] = {f->attn_cap, f->logit_cap};
+    bool scaled = true;
     static const char *const keys[2] = {"attn_logit_softcapping", "final_logit_softcapping"};
     if (f->attn_scalar > 0) NB_TRY(nb_json_real(c, "query_pre_attn_scalar", &scalar, where));
     for (int i = 0; i < 2 && f->softcaps; i++) {
@@ -249,16 +282,21 @@ static nb_status read_scores(nb_spec *s, const nb_family *f, const json_t *c, co
     }
     if (!(scalar > 0) || !isfinite(scalar))
         return nb_fail(NB_EINPUT, "%s: query_pre_attn_scalar %g is not above 0", where, scalar);
-    s->attn_scale = (float)(1 / sqrt(scalar));
+    if (f->score_keys) {
+        NB_TRY(nb_json_bool(c, "scale_attn_weights", &scaled, where));
+        NB_TRY(nb_json_bool(c, "scale_attn_by_inverse_layer_idx", &s->scale_by_layer, where));
+    }
+    s->attn_scale = scaled ? (float)(1 / sqrt(scalar)) : 1;
     s->attn_softcap = (float)caps[0];
     s->logit_softcap = (float)caps[1];
     return NB_OK;
 }
 
-static nb_status read_config(nb_spec *s, const json_t *c, const char *where) {
+static nb_status read_config(nb_spec *s, json_t *c, const char *where) {
     const nb_family *f;
     if (!json_is_object(c)) return nb_fail(NB_EINPUT, "%s: should be a JSON object, not %s", where, nb_json_type(c));
     NB_TRY(read_family(s, &f, c, where));
+    use_usual_names(c, f);
     NB_TRY(refuse_unknown_maths(c, f, where));
     NB_TRY(read_sizes(s, f, c, where));
     NB_TRY(read_windows(s, f, c, where));
@@ -269,7 +307,8 @@ static nb_status read_config(nb_spec *s, const json_t *c, const char *where) {
     s->eos = first_id(c, "eos_token_id");
     NB_TRY(nb_spec_check(s, where));
     NB_TRY(read_scores(s, f, c, where));
-    return nb_spec_read_rope(s, f, c, where);
+    for (int64_t l = 0; l < s->layers && s->learned_positions; l++) s->layer[l].rope = -1;
+    return s->learned_positions ? NB_OK : nb_spec_read_rope(s, f, c, where);
 }
 
 nb_status nb_spec_load(nb_spec *s, const char *dir) {
@@ -325,5 +364,6 @@ int64_t nb_spec_parameters(const nb_spec *s) {
         nb_spec_linear_shape(s, k, &rows, &cols);
         layer += rows * cols + (nb_spec_linear_bias(s, k) ? rows : 0);
     }
-    return (s->tied ? 1 : 2) * s->vocab * s->hidden + s->layers * layer + vectors * s->hidden;
+    return (s->tied ? 1 : 2) * s->vocab * s->hidden + (s->learned_positions ? s->context * s->hidden : 0) +
+           s->layers * layer + vectors * s->hidden;
 }

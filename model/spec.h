@@ -56,6 +56,10 @@ typedef struct nb_spec {
     bool plain_mlp;        /* down(act(up x)): no gate */
     bool bare_norm;        /* norms without weights */
     bool qkv_in_turns;     /* rows of QKV: q, k, v head by head */
+    bool learned_positions; /* no RoPE: each position has a vector, added to the token's; none beyond the context */
+    bool stored_transposed; /* the files have the blocks' linear weights as [in, out] (GPT-2's Conv1D) */
+    bool scale_by_layer;   /* scores are divided by the layer's number, from 1 */
+    bool init_by_depth;    /* weights drawn anew: those into the residual have init_std / sqrt(2 layers) */
     nb_rope_spec rope[2];  /* of all layers; [1]: of the layers with a window where those have their own (Gemma 3) */
     nb_layer_spec layer[NB_MAX_LAYERS];
     nb_dtype dtype;        /* torch_dtype / dtype of the stored weights; NB_F32 when unnamed */
@@ -87,6 +91,7 @@ typedef enum nb_norm_slot {
 char *nb_spec_linear_name(const nb_spec *s, int64_t layer, nb_slot slot);
 char *nb_spec_norm_name(const nb_spec *s, int64_t layer, nb_norm_slot slot);
 const char *nb_spec_embed_name(const nb_spec *s); /* "model.embed_tokens" */
+const char *nb_spec_positions_name(const nb_spec *s); /* "transformer.wpe"; NULL: positions are not learned */
 const char *nb_spec_final_norm_name(const nb_spec *s);
 const char *nb_spec_head_name(const nb_spec *s);  /* "lm_head" */
 /* Channels of a norm; 0: the family has no such norm. */

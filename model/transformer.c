@@ -79,6 +79,10 @@ static void link_weights(nb_model *m) {
 
 nb_status nb_model_open_shared(nb_model **out, const nb_base *base, nb_dev *dev, int64_t positions, int64_t length,
                                nb_comm *comm) {
+    if (base->spec.learned_positions && positions > base->spec.context)
+        return nb_fail(NB_EINPUT, "%s: sequences of %lld tokens do not fit: %s has learned a vector for each of its "
+                       "%lld positions (n_positions) and has none beyond; set sequence_len to at most that", base->dir,
+                       (long long)positions, base->spec.architecture, (long long)base->spec.context);
     nb_model *m = NB_NEW(nb_model);
     m->base = base;
     m->spec = &base->spec;
@@ -177,7 +181,7 @@ static nb_status linear(nb_tape *t, nb_tensor *x, nb_linear *const *lin, int n, 
 }
 
 static nb_status norm(nb_model *m, nb_tape *t, nb_tensor *x, nb_tensor *weight, nb_tensor *bias, nb_tensor **out) {
-    nb_tensor *in[3] = {x, weight, bias && bias->data ? bias : NULL};
+    nb_tensor *in[3] = {x, weight, bias->data ? bias : NULL};
     nb_rmsnorm_attr rms = {m->spec->norm_eps, m->spec->norm_offset};
     nb_layernorm_attr layer = {m->spec->norm_eps};
     if (m->spec->norm_kind == NB_NORM_LAYER) return nb_apply(t, &nb_op_layernorm, in, 3, &layer, out);
@@ -188,8 +192,9 @@ static nb_status norm(nb_model *m, nb_tape *t, nb_tensor *x, nb_tensor *weight, 
 static nb_status block_norm(nb_model *m, nb_tape *t, int64_t l, nb_norm_slot slot, nb_tensor *x, nb_tensor **out) {
     nb_block *b = &m->block[l];
     nb_tensor *weight = b->norm_trained[slot] ? b->norm_trained[slot] : &b->norm[slot];
+    nb_tensor *bias = b->norm_bias_trained[slot] ? b->norm_bias_trained[slot] : &b->norm_bias[slot];
     *out = x;
-    return b->norm[slot].data ? norm(m, t, x, weight, &b->norm_bias[slot], out) : NB_OK;
+    return b->norm[slot].data ? norm(m, t, x, weight, bias, out) : NB_OK;
 }
 
 static nb_status add(nb_tape *t, nb_tensor *x1, nb_tensor *x2, nb_tensor **out) {
@@ -231,7 +236,8 @@ static nb_status self_attention(nb_model *m, nb_tape *t, const nb_batch *b, nb_k
         NB_TRY(nb_apply(t, &nb_op_rope, y, 2, &rope, y));
     }
     nb_attention_attr attn = {.segs = b->segs, .n_segs = b->n_segs, .heads = s->heads, .kv_heads = s->kv_heads,
-                              .head_dim = s->head_dim, .window = layer->window, .scale = s->attn_scale,
+                              .head_dim = s->head_dim, .window = layer->window,
+                              .scale = s->attn_scale / (s->scale_by_layer ? (float)(l + 1) : 1),
                               .softcap = s->attn_softcap, .pairs = b->pairs};
     if (cache)
         attn.k_cache = cache->k[l], attn.v_cache = cache->v[l], attn.cache_rows = cache->rows, attn.kv_rows = b->kv_rows;
@@ -293,14 +299,24 @@ static nb_status block(nb_model *m, nb_tape *t, const nb_batch *b, nb_kv_cache *
     return add(t, *x, y, x);
 }
 
-static nb_status hidden_states(nb_model *m, nb_tape *t, const nb_batch *b, nb_kv_cache *cache, nb_tensor **out) {
+/* Vectors of the tokens, and those of their positions where these are learned. */
+static nb_status embed(nb_model *m, nb_tape *t, const nb_batch *b, nb_tensor **x) {
     nb_embedding_attr emb = {.w = &m->weights.embed, .ids = b->ids, .n = b->n, .scale = m->spec->embed_scale,
                              .row_ids = m->rows.ids_on_device, .n_rows = m->rows.n};
-    nb_tensor *in[2] = {m->embed_trained, m->rows.n ? m->rows.embed : NULL}, *x;
+    nb_embedding_attr pos = {.w = &m->weights.positions, .ids = b->pos, .n = b->n, .scale = 1};
+    nb_tensor *in[2] = {m->embed_trained, m->rows.n ? m->rows.embed : NULL}, *of_pos[2] = {m->positions_trained}, *p;
+    NB_TRY(nb_apply(t, &nb_op_embedding, in, 2, &emb, x));
+    if (!m->spec->learned_positions) return NB_OK;
+    NB_TRY(nb_apply(t, &nb_op_embedding, of_pos, 2, &pos, &p));
+    return add(t, *x, p, x);
+}
+
+static nb_status hidden_states(nb_model *m, nb_tape *t, const nb_batch *b, nb_kv_cache *cache, nb_tensor **out) {
+    nb_tensor *x, *weight = m->final_norm_trained ? m->final_norm_trained : &m->final_norm;
     t->batch = b;
-    NB_TRY(nb_apply(t, &nb_op_embedding, in, 2, &emb, &x));
+    NB_TRY(embed(m, t, b, &x));
     for (int64_t l = 0; l < m->spec->layers; l++) NB_TRY(block(m, t, b, cache, l, &x));
-    return norm(m, t, x, m->final_norm_trained ? m->final_norm_trained : &m->final_norm, &m->final_norm_bias, out);
+    return norm(m, t, x, weight, m->final_norm_bias_trained ? m->final_norm_bias_trained : &m->final_norm_bias, out);
 }
 
 nb_status nb_model_loss(nb_model *m, nb_tape *t, const nb_batch *b, const nb_loss_rows *r, nb_graph *g) {
@@ -348,4 +364,4 @@ nb_status nb_model_logits(nb_model *m, nb_tape *t, const nb_batch *b, nb_kv_cach
                                       : NB_OK;
 }
 
-int nb_model_max_nodes(const nb_model *m) { return (int)(28 * m->spec->layers + 4); }
+int nb_model_max_nodes(const nb_model *m) { return (int)(28 * m->spec->layers + 6); }

@@ -25,7 +25,7 @@ typedef struct nb_block {
     nb_linear lin[NB_SLOTS];
     nb_tensor norm_bias[NB_NORMS];   /* of layer norms; data NULL: none */
     nb_tensor norm[NB_NORMS];        /* frozen leaves; data NULL: the family has no such norm */
-    nb_tensor *norm_trained[NB_NORMS]; /* adapter: full, else NULL */
+    nb_tensor *norm_trained[NB_NORMS], *norm_bias_trained[NB_NORMS]; /* adapter: full, else NULL */
 } nb_block;
 
 /* Rows of the embedding (and of an untied head) trained on top of a frozen one: added tokens. */
@@ -42,7 +42,8 @@ typedef struct nb_model {
     const nb_spec *spec; /* = &base->spec */
     nb_block *block;     /* [layers] */
     nb_linear head;      /* head.weight = embed_trained when tied and trained */
-    nb_tensor final_norm, final_norm_bias, *final_norm_trained, *embed_trained;
+    nb_tensor final_norm, final_norm_bias, *final_norm_trained, *final_norm_bias_trained;
+    nb_tensor *embed_trained, *positions_trained;
     nb_token_rows rows;  /* n = 0: none */
     struct nb_rope_table {
         float *cos, *sin; /* [positions, rot/2] on the device; NULL: no layer uses it */
@@ -52,8 +53,8 @@ typedef struct nb_model {
     int64_t changes;     /* counts what was attached and detached: recordings of an earlier state are not replayed */
 } nb_model;
 
-/* positions: longest sequence it will run (RoPE tables are made for so many). length: of the sequences the run is about,
- * which chooses among the frequencies of dynamic and longrope. */
+/* positions: longest sequence it will run (RoPE tables are made for so many; learned positions end at the context).
+ * length: of the sequences the run is about, which chooses among the frequencies of dynamic and longrope. */
 nb_status nb_model_open(nb_model **out, const nb_base *base, nb_dev *dev, int64_t positions, int64_t length);
 /* The same with the base's layers shared out over the ranks of `comm` (NULL: all are here); see model/shared.h. */
 nb_status nb_model_open_shared(nb_model **out, const nb_base *base, nb_dev *dev, int64_t positions, int64_t length,

@@ -111,8 +111,9 @@ done:
     return st;
 }
 
-/* MODULE.weight as it lies in the file: floats, or 4 bits as bitsandbytes saves them. */
-static nb_status matrix(nb_base *b, nb_weight *w, const char *module, int64_t rows, int64_t cols) {
+/* MODULE.weight as it lies in the file: floats, [cols, rows] if turned, or 4 bits as bitsandbytes saves them (which
+ * turns first). */
+static nb_status matrix(nb_base *b, nb_weight *w, const char *module, int64_t rows, int64_t cols, bool turned) {
     const nb_st *s = &b->store->st;
     bool found;
     NB_TRY(nb_nf4_read(b, s, w, module, rows, cols, &found));
@@ -125,7 +126,7 @@ static nb_status matrix(nb_base *b, nb_weight *w, const char *module, int64_t ro
     const nb_st_tensor *t;
     const void *data;
     nb_status st;
-    NB_GO(st, nb_base_find(b, s, name, rows, cols, &t), done);
+    NB_GO(st, nb_base_find(b, s, name, turned ? cols : rows, turned ? rows : cols, &t), done);
     NB_GO(st, nb_base_check_float(s, t), done);
     NB_GO(st, nb_base_data(b, t, &data), done);
     *w = (nb_weight){.format = (nb_format)t->dtype, .rows = rows, .cols = cols, .data = data};
@@ -162,13 +163,20 @@ static nb_status load_layer(nb_base *b, int64_t l) {
         nb_base_linear *lin = &y->lin[k];
         nb_spec_linear_shape(s, k, &rows, &cols);
         if (!rows) continue;
-        NB_TRY(matrix(b, &lin->w, lin->name, rows, cols));
+        NB_TRY(matrix(b, &lin->w, lin->name, rows, cols, s->stored_transposed));
+        lin->as_stored = s->stored_transposed && lin->w.format != NB_FMT_NF4;
         if (nb_spec_linear_bias(s, k)) NB_TRY(vector(b, &lin->bias, lin->name, "bias", rows));
     }
     return NB_OK;
 }
 
-/* Says once which tensors nothing asked for. Derived tables of old files, and the head of a tied model, are known. */
+bool nb_base_is_derived(const nb_st_tensor *t) {
+    const char *end = strrchr(t->name, '.');
+    return strstr(t->name, "rotary_emb.inv_freq") || strstr(t->name, "masked_bias") ||
+           (t->n_dims == 4 && end && !strcmp(end, ".bias"));
+}
+
+/* Says once which tensors nothing asked for. Derived tables, and the head of a tied model, are known. */
 static void warn_unused(const nb_base *b) {
     const nb_st *s = &b->store->st;
     nb_text list = {0};
@@ -176,9 +184,7 @@ static void warn_unused(const nb_base *b) {
     int n = 0;
     for (int i = 0; i < s->n_tensors; i++) {
         const char *name = s->tensors[i].name;
-        if (b->store->used[i] || strstr(name, "rotary_emb.inv_freq") || strstr(name, "masked_bias") ||
-            (b->spec.tied && !strcmp(name, head)))
-            continue;
+        if (b->store->used[i] || nb_base_is_derived(&s->tensors[i]) || (b->spec.tied && !strcmp(name, head))) continue;
         if (n++ < 5) nb_text_printf(&list, "%s%s", n > 1 ? ", " : "", name);
     }
     if (n) nb_warn("%s: %d tensor%s this architecture does not use: %s%s", b->dir, n, n == 1 ? "" : "s", list.s,
@@ -187,11 +193,24 @@ static void warn_unused(const nb_base *b) {
     free(head);
 }
 
+nb_status nb_base_open_files(nb_st *st, const nb_spec *s, const char *dir) {
+    const char *embed = nb_spec_embed_name(s);
+    char *prefix = nb_strndup(embed, (size_t)(strchr(embed, '.') - embed) + 1);
+    char *whole = nb_asprintf("%s.weight", embed), *bare = nb_asprintf("%s.weight", embed + strlen(prefix));
+    nb_status ok = nb_st_open_dir(st, dir, "model");
+    if (ok == NB_OK && !nb_st_find(st, whole) && nb_st_find(st, bare)) {
+        ok = nb_st_add_prefix(st, prefix, nb_spec_head_name(s));
+        if (ok != NB_OK) nb_st_close(st);
+    }
+    free(prefix), free(whole), free(bare);
+    return ok;
+}
+
 static nb_status open_weights(nb_base *b) {
     char *index = nb_path_join(b->dir, "model.safetensors.index.json");
     char *single = nb_path_join(b->dir, "model.safetensors"), *pickle = nb_path_join(b->dir, "pytorch_model.bin");
     nb_status st;
-    if (nb_file_exists(index) || nb_file_exists(single)) st = nb_st_open_dir(&b->store->st, b->dir, "model");
+    if (nb_file_exists(index) || nb_file_exists(single)) st = nb_base_open_files(&b->store->st, &b->spec, b->dir);
     else if (nb_file_exists(pickle))
         st = nb_fail(NB_EUNSUPPORTED, "%s: pickled weights are not read; save the model as safetensors", pickle);
     else
@@ -228,9 +247,10 @@ static nb_status load_files(nb_base *b) {
     const nb_spec *s = &b->spec;
     NB_TRY(check_quantization_config(b));
     NB_TRY(open_weights(b));
-    NB_TRY(matrix(b, &b->embed, nb_spec_embed_name(s), s->vocab, s->hidden));
+    NB_TRY(matrix(b, &b->embed, nb_spec_embed_name(s), s->vocab, s->hidden, false));
+    if (s->learned_positions) NB_TRY(matrix(b, &b->positions, nb_spec_positions_name(s), s->context, s->hidden, false));
     if (s->tied) b->head.w = b->embed;
-    else NB_TRY(matrix(b, &b->head.w, b->head.name, s->vocab, s->hidden));
+    else NB_TRY(matrix(b, &b->head.w, b->head.name, s->vocab, s->hidden, false));
     if (s->head_bias) NB_TRY(vector(b, &b->head.bias, b->head.name, "bias", s->vocab));
     NB_TRY(norm_vectors(b, &b->final_norm, &b->final_norm_bias, nb_spec_final_norm_name(s), s->hidden));
     for (int64_t l = 0; l < s->layers; l++) NB_TRY(load_layer(b, l));
@@ -273,7 +293,7 @@ static nb_status fill(nb_base *b, const char *dir_or_name, const nb_base_options
     if (b->prequantized && !o->load_in_4bit && !o->keep_quantized)
         return nb_fail(NB_EINPUT, "%s: is saved in 4 bits; set load_in_4bit: true (adapter: qlora), or give the "
                        "original model", b->dir);
-    if (!o->load_in_4bit || b->prequantized) return NB_OK;
+    if (!o->load_in_4bit || b->prequantized) return nb_base_turn(b);
     NB_TRY(nb_base_to_nf4(b, o));
     b->quantized = true;
     b->double_quant = o->double_quant;
@@ -300,7 +320,7 @@ static int64_t linear_bytes(const nb_base_linear *lin, bool in_4bit) {
 
 int64_t nb_base_bytes(const nb_base *b, bool in_4bit) {
     const nb_spec *s = &b->spec;
-    int64_t bytes = nb_weight_bytes(&b->embed) + s->hidden * (int64_t)sizeof(float);
+    int64_t bytes = nb_weight_bytes(&b->embed) + nb_weight_bytes(&b->positions) + s->hidden * (int64_t)sizeof(float);
     if (!s->tied) bytes += linear_bytes(&b->head, false);
     for (int64_t l = 0; l < s->layers; l++) {
         for (nb_norm_slot k = 0; k < NB_NORMS; k++) bytes += nb_spec_norm_size(s, k) * (int64_t)sizeof(float);

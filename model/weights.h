@@ -5,12 +5,14 @@
 
 #include "core/hash.h"
 #include "kernels/weight.h"
+#include "model/safetensors.h"
 #include "model/spec.h"
 
 typedef struct nb_base_linear {
     char *name;        /* module path, "model.layers.0.self_attn.q_proj"; NULL: the family has no such layer */
     nb_weight w;       /* rows 0: the family has no such layer */
     const float *bias; /* [rows] f32, or NULL */
+    bool as_stored;    /* while loading: w.data is [cols, rows], as the file has it (nb_spec.stored_transposed) */
 } nb_base_linear;
 
 typedef struct nb_base_layer {
@@ -24,6 +26,7 @@ typedef struct nb_base {
     nb_hex sha256;         /* of all weight files and config.json: names this base in manifests and cache keys */
     bool quantized, double_quant, prequantized; /* linear layers are NF4; ... already so in the folder */
     nb_weight embed;       /* [V, C] f32, bf16 or f16: never quantized */
+    nb_weight positions;   /* [context, C] likewise; rows 0: not learned */
     nb_base_linear head;   /* lm_head; head.w = embed when tied */
     const float *final_norm, *final_norm_bias;
     nb_base_layer *layer;  /* [spec.layers] */
@@ -46,6 +49,13 @@ typedef struct nb_base_options {
  * load as they are (load_in_4bit false then is an error). */
 nb_status nb_base_load(nb_base **out, const char *dir_or_name, const nb_base_options *o);
 void nb_base_free(nb_base *b);
+/* The weight files of a model folder. The names are the whole model's, also where the file was saved from the model
+ * without its head and lacks the prefix ("h.0.ln_1.weight" for "transformer.h.0.ln_1.weight"). */
+nb_status nb_base_open_files(nb_st *st, const nb_spec *s, const char *dir);
+/* A float weight whose data is [cols, rows], as [rows, cols]. */
+void nb_weight_turn(void *out, const nb_weight *w);
+/* Is it a table of old files (rotary frequencies, the mask of attention) that is computed, not read? */
+bool nb_base_is_derived(const nb_st_tensor *t);
 /* n more rows of embedding and untied head, for tokens it has no row for: a copy of both, the new rows the mean of the
  * old ones (as transformers' resize_token_embeddings started them). Before a model is opened on the base. */
 nb_status nb_base_extend(nb_base *b, int64_t n);

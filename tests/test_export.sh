@@ -68,6 +68,21 @@ says dora_peft 0 "read back and are equal" export_ --adapter "$tmp/dora/adapter"
 says tokens_merged 0 "read back and agree" export_ --adapter "$tmp/tokens/adapter" --format gguf --out "$tmp/tokens.gguf"
 yes tokens_there grep -aq "<box>" "$tmp/tokens.gguf"
 
+# ---- GPT-2: weights that are stored the other way round ----
+gpt2=tests/golden/gpt2
+cd "$(dirname "$samples")/.." || exit 2
+says gpt2_hf 0 "KL from base + adapter" export_ --base $gpt2 --adapter $gpt2/adapter --format hf --out "$tmp/gpt2"
+says gpt2_scaled_hf 0 "KL from base + adapter" export_ --base $gpt2-scaled --adapter $gpt2-scaled/adapter --format hf --out "$tmp/gpt2s"
+says gpt2_gguf 0 "all 28 read back" export_ --base $gpt2 --adapter $gpt2/adapter --format gguf --dtype q8_0 --out "$tmp/gpt2.gguf"
+says gpt2_lora 0 "all 16 read back" export_ --base $gpt2 --adapter $gpt2/adapter --format gguf-lora --out "$tmp/gpt2-lora.gguf"
+says gpt2_peft 0 "read back and are equal" export_ --base $gpt2 --adapter $gpt2/adapter --format peft --out "$tmp/gpt2-peft"
+yes gpt2_peft_is_fan_in_fan_out grep -q '"fan_in_fan_out": true' "$tmp/gpt2-peft/adapter_config.json"
+yes lora_is_not grep -q '"fan_in_fan_out": false' "$lora/adapter_config.json"
+says gpt2_scaled_gguf 1 "another activation" export_ --base $gpt2-scaled --format gguf --out "$tmp/no.gguf"
+cp -r $gpt2 "$tmp/gpt2-by-layer"
+sed -i 's/"scale_attn_by_inverse_layer_idx": false/"scale_attn_by_inverse_layer_idx": true/' "$tmp/gpt2-by-layer/config.json"
+says gpt2_by_layer 1 "scale_attn_by_inverse_layer_idx" export_ --base "$tmp/gpt2-by-layer" --format gguf --out "$tmp/no.gguf"
+
 # ---- refusals ----
 echo mine >"$tmp/mine.gguf"
 for format in gguf gguf-lora peft; do

@@ -31,15 +31,19 @@ static char *path_in(const char *folder, const char *file) { return nb_asprintf(
 /* Where the comparisons run; "emu" is the GPU backend's code. */
 static const char *device = "cpu";
 
-static void open_folder(fixture *f, const char *folder, bool with_adapter, bool backward) {
+/* adapter: PEFT's in the folder, or all weights, or none. */
+enum { NONE, PEFT, WHOLE };
+static void open_folder(fixture *f, const char *folder, int with_adapter, bool backward) {
     memset(f, 0, sizeof *f);
     nb_base_options o = {.quantized_cache = "", .load_in_4bit = !strcmp(folder, "llama-bnb4"), .double_quant = true};
     char *dir = path_in(folder, ""), *golden = path_in(folder, "golden.json"), *adapter = path_in(folder, "adapter");
     assert_ok(nb_dev_open(&f->dev, device, NB_F32));
     assert_ok(nb_base_load(&f->base, dir, &o));
-    assert_ok(nb_model_open(&f->model, f->base, f->dev, MAX, 20));
+    int64_t positions = f->base->spec.learned_positions ? f->base->spec.context : MAX;
+    assert_ok(nb_model_open(&f->model, f->base, f->dev, positions, 20));
     assert_ok(nb_json_load(golden, &f->golden));
-    if (with_adapter) assert_ok(nb_adapter_load(&f->adapter, f->model, adapter, backward));
+    if (with_adapter == WHOLE) assert_ok(nb_adapter_new_full(&f->adapter, f->model));
+    if (with_adapter == PEFT) assert_ok(nb_adapter_load(&f->adapter, f->model, adapter, backward));
     assert_ok(nb_runner_open_loss(&f->runner, f->model, &f->arena, MAX, backward,
                                   backward ? &nb_policy_checkpoint : NULL));
     free(dir), free(golden), free(adapter);
@@ -83,7 +87,7 @@ static double item(const json_t *o, const char *key, size_t i) {
 
 static const char *const folders[] = {"llama", "llama3", "mistral", "smollm2", "qwen2-yarn", "qwen3", "gemma", "gemma2",
                                       "gemma3", "phi3-longrope", "phi", "smollm3", "olmo", "olmo2", "neox",
-                                      "neox-serial", "lora-patterns", "dora", "llama-bnb4"};
+                                      "neox-serial", "gpt2", "gpt2-scaled", "lora-patterns", "dora", "llama-bnb4"};
 
 static void check_logits(fixture *f, const json_t *want) {
     int64_t V = f->base->spec.vocab;
@@ -131,7 +135,7 @@ static void base_equals_transformers(void **state) {
     (void)state;
     for (int i = 0; i < NB_LEN(folders); i++) {
         fixture f;
-        open_folder(&f, folders[i], false, false);
+        open_folder(&f, folders[i], NONE, false);
         check_losses(&f, json_object_get(f.golden, "base"));
         close_folder(&f);
     }
@@ -141,7 +145,7 @@ static void adapter_equals_peft(void **state) {
     (void)state;
     for (int i = 0; i < NB_LEN(folders); i++) {
         fixture f;
-        open_folder(&f, folders[i], true, false);
+        open_folder(&f, folders[i], PEFT, false);
         check_losses(&f, json_object_get(f.golden, "adapter"));
         close_folder(&f);
     }
@@ -173,7 +177,7 @@ static void gradients_equal_peft(void **state) {
     for (int i = 0; i < NB_LEN(folders); i++) {
         fixture f;
         double sum;
-        open_folder(&f, folders[i], true, true);
+        open_folder(&f, folders[i], PEFT, true);
         fill(&f, json_array_get(json_object_get(f.golden, "batches"), 0), false);
         assert_ok(nb_runner_loss(f.runner, &f.batch, 1.0f / (float)f.batch.n_trained, &sum, NULL));
         compare_params(&f, folders[i], "grads.safetensors", true);
@@ -193,7 +197,7 @@ static void the_gpus_code_equals_them_too(void **state) {
 static void train(const char *folder, const char *kind) {
     fixture f;
     nb_optimizer o;
-    open_folder(&f, folder, true, true);
+    open_folder(&f, folder, !strcmp(kind, "whole") ? WHOLE : PEFT, true);
     const json_t *want = json_object_get(f.golden, kind), *batches = json_object_get(f.golden, "batches");
     const json_t *adamw = json_object_get(f.golden, "adamw");
     double ratio = number(want, "ratio"); /* absent: 0 */
@@ -232,6 +236,13 @@ static void twenty_loraplus_steps_equal_peft(void **state) {
     train("dora", "loraplus");
 }
 
+/* adapter: full, with norms that have biases, or neither, and learned positions. */
+static void twenty_whole_steps_equal_torch(void **state) {
+    (void)state;
+    static const char *const names[] = {"gpt2", "phi", "neox", "olmo"};
+    for (int i = 0; i < NB_LEN(names); i++) train(names[i], "whole");
+}
+
 static void schedules_equal_transformers(void **state) {
     (void)state;
     json_t *all, *factors;
@@ -260,6 +271,7 @@ int main(void) {
         cmocka_unit_test(twenty_steps_equal_torch),
         cmocka_unit_test(twenty_clipped_steps_equal_torch), cmocka_unit_test(schedules_equal_transformers),
         cmocka_unit_test(twenty_loraplus_steps_equal_peft),
+        cmocka_unit_test(twenty_whole_steps_equal_torch),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

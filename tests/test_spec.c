@@ -34,6 +34,8 @@ static nb_status load(nb_spec *s, const char *text) {
     ", \"vocab_size\": 512, \"hidden_size\": 48, \"intermediate_size\": 80, \"num_hidden_layers\": 2, "    \
     "\"num_attention_heads\": 4"
 #define LLAMA NAMED("LlamaForCausalLM", "llama") SIZES
+#define GPT2                                                                                                     \
+    NAMED("GPT2LMHeadModel", "gpt2") ", \"vocab_size\": 512, \"n_embd\": 48, \"n_layer\": 2, \"n_head\": 4"
 #define MISTRAL NAMED("MistralForCausalLM", "mistral") SIZES ", \"num_key_value_heads\": 2"
 
 static void class_defaults(void **state) {
@@ -103,6 +105,26 @@ static void spellings(void **state) {
     }
 }
 
+static void gpt2_has_names_of_its_own(void **state) {
+    (void)state;
+    nb_spec s;
+    assert_ok(load(&s, GPT2 "}"));
+    assert_true(s.hidden == 48 && s.layers == 2 && s.heads == 4 && s.kv_heads == 4 && s.head_dim == 12);
+    assert_true(s.mlp_hidden == 192 && s.context == 1024 && s.tied && s.learned_positions && s.stored_transposed);
+    assert_true(s.act == NB_ACT_GELU_TANH && s.qkv_bias && s.o_bias && s.mlp_bias && s.layer[1].rope == -1);
+    assert_close(s.norm_eps, 1e-5, 1e-12);
+    assert_close(s.attn_scale, 1 / sqrt(12), 1e-7);
+    /* embedding and positions; two layers of 12 C^2 + 13 C; the last norm */
+    assert_int_equal(nb_spec_parameters(&s), (512 + 1024) * 48 + 2 * (12 * 48 * 48 + 13 * 48) + 2 * 48);
+    assert_ok(load(&s, GPT2 ", \"n_inner\": 80, \"n_positions\": 64, \"activation_function\": \"relu\", "
+                       "\"layer_norm_epsilon\": 1e-6, \"scale_attn_weights\": false, \"hidden_act\": \"silu\", "
+                       "\"scale_attn_by_inverse_layer_idx\": true, \"intermediate_size\": 7}"));
+    assert_true(s.mlp_hidden == 80 && s.context == 64 && s.act == NB_ACT_RELU && s.attn_scale == 1 && s.scale_by_layer);
+    assert_close(s.norm_eps, 1e-6, 1e-12);
+    assert_ok(load(&s, NAMED("GPT2LMHeadModel", "gpt2") SIZES ", \"n_inner\": null}")); /* attribute_map */
+    assert_true(s.hidden == 48 && s.heads == 4 && s.mlp_hidden == 192);
+}
+
 static void refusals(void **state) {
     (void)state;
     static const struct {
@@ -152,6 +174,14 @@ static void refusals(void **state) {
         {LLAMA ", \"tie_word_embeddings\": 1}", NB_EINPUT, "tie_word_embeddings"},
         {MISTRAL ", \"sliding_window\": -1}", NB_EINPUT, "sliding_window -1"},
         {LLAMA ", \"head_dim\": 12, \"head_dim\": 12}", NB_EINPUT, "duplicate"},
+        {LLAMA ", \"scale_attn_by_inverse_layer_idx\": true}", NB_EUNSUPPORTED, "scale_attn_by_inverse_layer_idx"},
+        {GPT2 ", \"add_cross_attention\": true}", NB_EUNSUPPORTED, "add_cross_attention"},
+        {GPT2 ", \"pruned_heads\": {\"0\": [1]}}", NB_EUNSUPPORTED, "pruned_heads"},
+        {GPT2 ", \"activation_function\": \"tanh\"}", NB_EUNSUPPORTED, "\"tanh\""},
+        {GPT2 ", \"scale_attn_weights\": 1}", NB_EINPUT, "scale_attn_weights"},
+        {GPT2 ", \"n_positions\": 0}", NB_EINPUT, "max_position_embeddings"},
+        {NAMED("GPT2LMHeadModel", "gpt2") ", \"vocab_size\": 512, \"n_embd\": 9223372036854775807, \"n_layer\": 2, "
+                                          "\"n_head\": 1}", NB_EINPUT, "hidden_size"},
     };
     nb_spec s;
     for (int i = 0; i < NB_LEN(cases); i++) {
@@ -289,6 +319,7 @@ static void mutations(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(class_defaults),   cmocka_unit_test(spellings),        cmocka_unit_test(refusals),
+        cmocka_unit_test(gpt2_has_names_of_its_own),
         cmocka_unit_test(huge_sizes),       cmocka_unit_test(rope_frequencies), cmocka_unit_test(names_and_shapes),
         cmocka_unit_test(vectors),          cmocka_unit_test(mutations),
     };

@@ -131,7 +131,7 @@ nb_status nb_run_open_model(nb_run *r) {
     NB_TRY(open_tokenizer(r));
     int64_t context = r->base->spec.context;
     r->sequence_len = c->sequence_len ? c->sequence_len : context < 2048 ? context : 2048;
-    if (r->sequence_len > context)
+    if (r->sequence_len > context && !r->base->spec.learned_positions)
         nb_warn("sequence_len %lld is beyond the %lld positions the model was trained with", (long long)r->sequence_len,
                 (long long)context);
     /* Position tables for the training sequences, and room for longer held-out prompts and answers; not for all of a

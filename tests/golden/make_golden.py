@@ -24,7 +24,7 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file, save_file
 from transformers import (AutoModelForCausalLM, BitsAndBytesConfig, Gemma2Config, Gemma3TextConfig, GemmaConfig,
-                          GPTNeoXConfig, LlamaConfig, MistralConfig, Olmo2Config, OlmoConfig, Phi3Config, PhiConfig,
+                          GPT2Config, GPTNeoXConfig, LlamaConfig, MistralConfig, Olmo2Config, OlmoConfig, Phi3Config, PhiConfig,
                           Qwen2Config, Qwen3Config, SmolLM3Config)
 
 STEPS = 20
@@ -34,6 +34,8 @@ CLIPPED = {"max_grad_norm": 0.5, "warmup_steps": 4, "total_steps": STEPS}
 COMMON = dict(vocab_size=96, hidden_size=32, intermediate_size=88, num_hidden_layers=2, num_attention_heads=4,
               num_key_value_heads=2, max_position_embeddings=128, rms_norm_eps=1e-5, bos_token_id=1, eos_token_id=2,
               pad_token_id=0, tie_word_embeddings=False)
+GPT2 = dict(vocab_size=96, n_embd=32, n_layer=2, n_head=4, n_positions=64, bos_token_id=1, eos_token_id=2, pad_token_id=0,
+            attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0)
 ALL_LINEAR = dict(r=4, lora_alpha=8, target_modules="all-linear", use_rslora=False)
 
 # folder, seed, config, adapter, lengths of the two sequences, dtype on disk, shard size
@@ -76,6 +78,11 @@ MODELS = [
     ("neox-serial", 16, GPTNeoXConfig(**COMMON, rotary_pct=1.0, use_parallel_residual=False),
      dict(r=4, lora_alpha=8, target_modules=["query_key_value", "dense_h_to_4h"], use_rslora=False), (17, 9),
      torch.float32, "1GB"),
+    ("gpt2", 19, GPT2Config(**GPT2), ALL_LINEAR, (19, 11), torch.float32, "1GB"),
+    ("gpt2-scaled", 20, GPT2Config(**GPT2, n_inner=72, activation_function="gelu", scale_attn_weights=False,
+                                   scale_attn_by_inverse_layer_idx=True),
+     dict(r=4, lora_alpha=8, target_modules=["c_attn", "c_fc"], use_rslora=False, use_dora=True), (17, 9),
+     torch.bfloat16, "24KB"),
     ("dora", 18, PhiConfig(**COMMON, partial_rotary_factor=0.5),
      dict(r=4, lora_alpha=8, target_modules=["q_proj", "k_proj", "v_proj", "fc1", "fc2"], use_rslora=False,
           use_dora=True), (19, 11), torch.float32, "1GB"),
@@ -84,6 +91,9 @@ MODELS = [
           rank_pattern={r"layers\.1\.self_attn\.(q|v)_proj": 6, "mlp.up_proj": 3, "proj": 5, "v_proj": 2},
           alpha_pattern={"layers.0.mlp.down_proj": 16, "up_proj|k_proj": 3.5}), (19, 11), torch.float32, "1GB"),
 ]
+
+
+WHOLE = ("gpt2", "phi", "neox", "olmo")  # all weights are trained too
 
 
 def floats(values, figures=9):
@@ -188,6 +198,25 @@ def train(model, batches, clip, ratio=None):
     return {"losses": floats(losses), "learning_rates": floats(rates, 17), "grad_norms": floats(norms)}
 
 
+def train_whole(folder, batches):
+    """STEPS steps of AdamW on all parameters; vectors do not decay, as transformers' Trainer has it."""
+    model = load(folder)
+    params = list(model.parameters())
+    groups = [{"params": [p for p in params if p.dim() > 1]},
+              {"params": [p for p in params if p.dim() == 1], "weight_decay": 0.0}]
+    opt = torch.optim.AdamW(groups, lr=ADAMW["learning_rate"], betas=(ADAMW["beta1"], ADAMW["beta2"]),
+                            eps=ADAMW["epsilon"], weight_decay=ADAMW["weight_decay"])
+    losses, norms = [], []
+    for step in range(STEPS):
+        loss = batch_loss(model, batches[step % len(batches)])
+        opt.zero_grad()
+        loss.backward()
+        norms.append(torch.nn.utils.clip_grad_norm_(params, float("inf")).item())
+        losses.append(loss.item())
+        opt.step()
+    return {"losses": floats(losses), "learning_rates": [ADAMW["learning_rate"]] * STEPS, "grad_norms": floats(norms)}
+
+
 def add_adapter(model, adapter, seed):
     model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.0, **adapter))
     g = torch.Generator().manual_seed(seed)
@@ -262,6 +291,8 @@ def make_model(out, name, seed, config, adapter, lengths, dtype, shard):
     save_file(adapter_tensors(model), os.path.join(folder, "trained.safetensors"), {"format": "pt"})
     restore(model, start)
     golden["clipped"] = {**ADAMW, **CLIPPED, "lr_scheduler": "cosine", **train(model, batches, True)}
+    if name in WHOLE:
+        golden["whole"] = {**ADAMW, **train_whole(folder, batches)}
     if name in ("lora-patterns", "dora"):
         restore(model, start)
         golden["loraplus"] = {**ADAMW, "ratio": 4, **train(model, batches, False, 4)}
