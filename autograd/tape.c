@@ -7,8 +7,10 @@
 #include "core/log.h"
 #include "core/mem.h"
 
-const nb_policy nb_policy_keep_all = {"keep_all", {0}};
-const nb_policy nb_policy_checkpoint = {"checkpoint", {"embedding", "add", "attention", "linear_xent"}};
+const nb_recompute nb_recompute_none = {0, 0}, nb_recompute_smart = {0, INT64_MAX}, nb_recompute_full = {INT64_MAX, 0};
+
+/* Kept at NB_LEVEL_SMART: attention, which costs the more the longer its sequences, and sums, which many a node needs. */
+static const char *const dear[] = {"attention", "add"};
 
 enum { RED = 256 }; /* bytes of red zone on either side in DIRECT mode */
 static const uint32_t red_word = 0x7fa5a5a5u; /* a signalling NaN, in bf16 too: reading it poisons results */
@@ -21,7 +23,6 @@ struct nb_direct {
 nb_status nb_tape_open(nb_tape **out, nb_dev *dev, int max_nodes) {
     nb_tape *t = NB_NEW(nb_tape);
     t->dev = dev;
-    t->policy = &nb_policy_keep_all;
     t->clock = nb_now;
     t->mode = NB_MEM_DIRECT;
     t->max_nodes = max_nodes;
@@ -47,6 +48,7 @@ void nb_tape_reset(nb_tape *t) {
             t->dev->be->free(t->dev, t->direct[i].p, t->direct[i].bytes + 2 * RED);
     t->n_nodes = t->n_tensors = 0;
     t->n_bufs = t->event = 0;
+    t->level = NB_LEVEL_NONE;
 }
 
 void nb_tape_follow(nb_tape *t, nb_plan *plan, char *base) {
@@ -141,11 +143,21 @@ nb_tensor *nb_node_save(nb_tape *t, nb_node *n, const char *name, nb_dtype dtype
     return n->saved[n->n_saved++] = new_tensor(t, n, name, dtype, n_dims, d0, d1);
 }
 
-static bool kept(const nb_policy *p, const char *op) {
-    if (!p->keep[0]) return true;
-    for (int i = 0; i < NB_LEN(p->keep) && p->keep[i]; i++)
-        if (!strcmp(p->keep[i], op)) return true;
-    return false;
+static bool kept(nb_level level, const char *op) {
+    for (int i = 0; i < NB_LEN(dear) && level == NB_LEVEL_SMART; i++)
+        if (!strcmp(dear[i], op)) return true;
+    return level == NB_LEVEL_NONE;
+}
+
+void nb_tape_layer(nb_tape *t, int64_t l) {
+    const nb_recompute *r = &t->recompute;
+    t->level = NB_LEVEL_NONE;
+    if (l >= 0 && l < r->full) t->level = NB_LEVEL_FULL;
+    else if (l >= 0 && l - r->full < r->smart) t->level = NB_LEVEL_SMART;
+}
+
+void nb_tape_keep(nb_tape *t, int first, nb_level most) {
+    for (int i = first; i < t->n_nodes && t->level <= most; i++) t->nodes[i].keep = true;
 }
 
 static nb_status data_buffer(nb_tape *t, nb_tensor *x) {
@@ -198,7 +210,7 @@ nb_status nb_apply(nb_tape *t, const nb_op *op, nb_tensor *const *in, int n_in, 
         t->n_tensors = tensors_before;
         return nb_prefix(st, "%s", op->name);
     }
-    n->keep = kept(t->policy, op->name);
+    n->keep = kept(t->level, op->name);
     t->n_nodes++;
     NB_TRY(run_forward(t, n));
     for (int i = 0; i < n->n_out; i++) {

@@ -2,9 +2,9 @@
  *
  * - Nodes none of whose inputs needs a gradient are not recorded and keep nothing.
  * - The first writer of a gradient sets it, later ones add: nothing is zero-filled.
- * - A policy says which operations' outputs are kept for the backward pass; the others are dropped after their last
- *   use in the forward pass and computed again, on demand, when backward first reads them. What backward never
- *   reads (a down projection's output) is never computed twice.
+ * - A level per layer says which outputs are kept for the backward pass; the others are dropped after their last use in
+ *   the forward pass and computed again, on demand, when backward first reads them. What backward never reads (a down
+ *   projection's output) is never computed twice.
  * - No memory is allocated after planning: see plan.h. */
 #ifndef NB_AUTOGRAD_TAPE_H
 #define NB_AUTOGRAD_TAPE_H
@@ -14,14 +14,16 @@
 #include "core/batch.h"
 #include "kernels/backend.h"
 
-typedef struct nb_policy {
-    const char *name;
-    const char *keep[4]; /* operations whose outputs and saved tensors stay; all NULL: every operation's */
-} nb_policy;
-extern const nb_policy nb_policy_keep_all;
-/* Recomputes norms, q/k/v, RoPE, gate/up and the MLP product; keeps the residual stream, attention's
- * output, and the loss, which backward reads first. */
-extern const nb_policy nb_policy_checkpoint;
+/* What the backward pass computes again of a layer: nothing; what costs little for the memory it frees (norms, q/k/v,
+ * RoPE, gate/up and their product: the residual stream, attention's output and the projections behind it and behind the
+ * MLP are kept); or everything between the layer's input and output. */
+typedef enum nb_level { NB_LEVEL_NONE, NB_LEVEL_SMART, NB_LEVEL_FULL } nb_level;
+/* The first `full` layers at NB_LEVEL_FULL, the next `smart` at NB_LEVEL_SMART, the rest at NB_LEVEL_NONE: backward
+ * begins at the last layers, when what was kept of all of them is still there. */
+typedef struct nb_recompute {
+    int64_t full, smart;
+} nb_recompute;
+extern const nb_recompute nb_recompute_none, nb_recompute_smart, nb_recompute_full; /* every layer at one level */
 
 typedef struct nb_prof_row {
     double forward_s, backward_s, flops; /* flops of forward passes */
@@ -35,7 +37,8 @@ struct nb_tape {
     char *base;             /* ARENA: plan->peak bytes */
     bool grad;              /* record for a backward pass */
     bool training;          /* dropout is active */
-    const nb_policy *policy;
+    nb_recompute recompute;
+    nb_level level;         /* of the layer whose nodes are being applied */
     uint64_t seed;          /* dropout's key */
     uint32_t step;
     const nb_batch *batch;  /* dropout's counters */
@@ -55,6 +58,11 @@ nb_status nb_tape_open(nb_tape **out, nb_dev *dev, int max_nodes);
 void nb_tape_free(nb_tape *t);
 /* Forgets all nodes and activations. */
 void nb_tape_reset(nb_tape *t);
+
+/* What is applied from here on belongs to layer l; -1: to none, where everything is kept. */
+void nb_tape_layer(nb_tape *t, int64_t l);
+/* Keeps what node i and those after it have made, in layers of a level up to `most`. */
+void nb_tape_keep(nb_tape *t, int first, nb_level most);
 
 /* Runs an operation. in[n_in] may hold NULLs; attr is copied (op->attr_size bytes). out[] receives the outputs. */
 nb_status nb_apply(nb_tape *t, const nb_op *op, nb_tensor *const *in, int n_in, const void *attr, nb_tensor **out);

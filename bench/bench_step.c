@@ -200,7 +200,7 @@ static void open_run(run *r, const struct way *way, const nb_base *base) {
     must(nb_optimizer_open(&r->optimizer, r->adapter, false, 1, NULL, false));
     r->optimizer.beta1 = 0.9, r->optimizer.beta2 = 0.999, r->optimizer.epsilon = 1e-8, r->optimizer.max_grad_norm = 1;
     must(nb_runner_open_loss(&r->runner, r->model, &r->arena, TOKENS, true,
-                             way->checkpoint ? &nb_policy_checkpoint : &nb_policy_keep_all));
+                             way->checkpoint ? &nb_recompute_smart : &nb_recompute_none));
     NB_ASSERT(nb_op_count <= MAX_OPS);
     r->runner->tape->prof = r->prof;
     r->runner->tape->clock = clock_now;

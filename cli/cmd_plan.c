@@ -4,23 +4,24 @@
 
 #include "cli/cli.h"
 #include "core/log.h"
+#include "train/recompute.h"
 #include "train/run.h"
 #include "train/schedule.h"
 
 /* Largest number of tokens a micro-batch may have within `limit` bytes of activations, by planning alone. */
-static nb_status largest(nb_run *r, bool checkpointing, size_t limit, int64_t *tokens) {
+static nb_status largest(nb_run *r, const nb_recompute *how, size_t limit, int64_t *tokens) {
     int64_t low = 0, high = 64;
-    size_t bytes;
+    nb_need need;
     while (high <= (1 << 20)) {
-        NB_TRY(nb_run_plan_tokens(r, high, checkpointing, &bytes));
-        if (bytes > limit) break;
+        NB_TRY(nb_runner_measure(r->model, high, how, &need));
+        if (need.bytes > limit) break;
         low = high;
         high *= 2;
     }
     while (high - low > 32 && low) {
         int64_t mid = (low + high) / 2;
-        NB_TRY(nb_run_plan_tokens(r, mid, checkpointing, &bytes));
-        if (bytes <= limit) low = mid;
+        NB_TRY(nb_runner_measure(r->model, mid, how, &need));
+        if (need.bytes <= limit) low = mid;
         else high = mid;
     }
     *tokens = low;
@@ -29,23 +30,32 @@ static nb_status largest(nb_run *r, bool checkpointing, size_t limit, int64_t *t
 
 /* Activation bytes of some micro-batches, and what fits the machine. */
 static nb_status print_choices(nb_run *r) {
+    static const struct {
+        const char *name;
+        const nb_recompute *how;
+    } levels[] = {{"false", &nb_recompute_none}, {"smart", &nb_recompute_smart}, {"true", &nb_recompute_full}};
     nb_memory_plan m = nb_run_memory(r);
     size_t limit, fixed = m.total - r->arena.bytes;
     NB_TRY(nb_run_memory_limit(r, true, &limit));
-    char buf[2][16];
-    printf("\nactivations by tokens in a micro-batch (sequence_len x micro_batch_size):\n  %10s %14s %24s\n", "tokens",
-           "plain", "gradient_checkpointing");
+    char buf[16];
+    printf("\nactivations by tokens in a micro-batch (sequence_len x micro_batch_size) and gradient_checkpointing:\n"
+           "  %10s", "tokens");
+    for (int k = 0; k < NB_LEN(levels); k++) printf(" %14s", levels[k].name);
+    printf("\n");
     for (int64_t t = 512; t <= 16384; t *= 2) {
-        size_t plain, check;
-        NB_TRY(nb_run_plan_tokens(r, t, false, &plain));
-        NB_TRY(nb_run_plan_tokens(r, t, true, &check));
-        printf("  %10lld %14s %24s\n", (long long)t, nb_bytes((double)plain, buf[0]), nb_bytes((double)check, buf[1]));
+        printf("  %10lld", (long long)t);
+        for (int k = 0; k < NB_LEN(levels); k++) {
+            nb_need need;
+            NB_TRY(nb_runner_measure(r->model, t, levels[k].how, &need));
+            printf(" %14s", nb_bytes((double)need.bytes, buf));
+        }
+        printf("\n");
     }
-    for (int k = 0; k < 2; k++) {
+    printf("largest micro-batch within %s:\n", nb_bytes((double)limit, buf));
+    for (int k = 0; k < NB_LEN(levels); k++) {
         int64_t tokens = 0;
-        if (limit > fixed) NB_TRY(largest(r, k, limit - fixed, &tokens));
-        printf("largest micro-batch within %s %s: %lld tokens = %lld sequences of %lld\n",
-               nb_bytes((double)limit, buf[0]), k ? "with gradient_checkpointing" : "as it is", (long long)tokens,
+        if (limit > fixed) NB_TRY(largest(r, levels[k].how, limit - fixed, &tokens));
+        printf("  gradient_checkpointing: %-6s %lld tokens = %lld sequences of %lld\n", levels[k].name, (long long)tokens,
                (long long)(tokens / r->sequence_len), (long long)r->sequence_len);
     }
     return NB_OK;
@@ -76,6 +86,9 @@ static nb_status plan(nb_config *c) {
         nb_memory_plan m = nb_run_memory(&r);
         nb_memory_plan_text(&m, &text);
         printf("memory  known before step 1; the program itself and its libraries come on top:\n%s", text.s);
+        text.n = 0;
+        nb_recompute_text(r.recompute, r.base->spec.layers, &text);
+        printf("backward computes again: %s\n", text.s);
         st = print_choices(&r);
     }
     nb_text_free(&text);

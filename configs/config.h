@@ -38,6 +38,7 @@ enum { NB_CHAT_TOKENIZER_DEFAULT, NB_CHAT_CHATML, NB_CHAT_LLAMA3, NB_CHAT_MISTRA
 enum { NB_EXCESS_RAISE, NB_EXCESS_SPLIT, NB_EXCESS_TRUNCATE, NB_EXCESS_DROP }; /* excess_length_strategy */
 enum { NB_OPTIMIZER_ADAMW, NB_OPTIMIZER_ADAMW_8BIT };                          /* optimizer */
 enum { NB_LR_CONSTANT, NB_LR_LINEAR, NB_LR_COSINE };                           /* lr_scheduler */
+enum { NB_CHECKPOINTING_FALSE, NB_CHECKPOINTING_SMART, NB_CHECKPOINTING_TRUE, NB_CHECKPOINTING_AUTO };
 enum { NB_ZERO_NONE, NB_ZERO_OPTIMIZER, NB_ZERO_BASE };                        /* zero_stage */
 enum { NB_WHEN_NO, NB_WHEN_STEPS, NB_WHEN_EPOCH };                             /* eval_strategy, save_strategy */
 enum { NB_DATA_COMPLETION, NB_DATA_ALPACA, NB_DATA_PROMPT_COMPLETION, NB_DATA_CHAT_TEMPLATE, NB_DATA_TOKENIZED };

@@ -100,12 +100,29 @@ const char *nb_choice_name(const char *range, int value, int i, char *buf) {
     return NULL;
 }
 
-static int find_choice(const char *range, const char *text) {
+static bool parse_bool(const char *text, int *out) {
+    static const char *const words[] = {"false", "true", "no", "yes", "off", "on", "False", "True",
+                                        "No", "Yes", "Off", "On", "FALSE", "TRUE", "NO", "YES", "OFF", "ON"};
+    for (int i = 0; i < NB_LEN(words); i++)
+        if (!strcmp(text, words[i])) {
+            *out = i & 1;
+            return true;
+        }
+    return false;
+}
+
+static int spelled_choice(const char *range, const char *text) {
     char buf[64];
     for (int value = 0; nb_choice_name(range, value, 0, buf); value++)
         for (int i = 0; nb_choice_name(range, value, i, buf); i++)
             if (!strcmp(buf, text)) return value;
     return -1;
+}
+
+/* A choice that has true or false among its words takes YAML's other spellings of them. */
+static int find_choice(const char *range, const char *text) {
+    int choice = spelled_choice(range, text), flag;
+    return choice < 0 && parse_bool(text, &flag) ? spelled_choice(range, flag ? "true" : "false") : choice;
 }
 
 static bool bad_choice(const char *range, const char *text, nb_text *why) {
@@ -167,17 +184,6 @@ static bool parse_real(const nb_key *k, const char *text, double *out, nb_text *
     }
     *out = v;
     return true;
-}
-
-static bool parse_bool(const char *text, int *out) {
-    static const char *const words[] = {"false", "true", "no", "yes", "off", "on", "False", "True",
-                                        "No", "Yes", "Off", "On", "FALSE", "TRUE", "NO", "YES", "OFF", "ON"};
-    for (int i = 0; i < NB_LEN(words); i++)
-        if (!strcmp(text, words[i])) {
-            *out = i & 1;
-            return true;
-        }
-    return false;
 }
 
 static bool parse_size(const char *text, uint64_t *out, nb_text *why) {

@@ -90,7 +90,7 @@ static nb_status to_device(nb_runner *r, const nb_batch *b, nb_batch *out, const
 
 /* ---- planning ---- */
 
-/* Runs the work once on the null device; leaves the placed plan and the scratch it needs in r->plan. */
+/* Runs the work once on the null device; leaves the placed plan and the scratch it needs in r->plan, and r->flops. */
 static nb_status make_plan(nb_runner *r, nb_kv_cache *cache) {
     nb_model *m = r->model;
     nb_dev *real = m->dev, *null_dev;
@@ -103,11 +103,15 @@ static nb_status make_plan(nb_runner *r, nb_kv_cache *cache) {
     t->dev = m->dev = null_dev;
     if (m->weights.shared) m->weights.shared->asleep = true;
     t->training = r->backward;
+    t->prof = nb_calloc((size_t)nb_op_count, sizeof *t->prof);
     nb_status st;
     if (r->max_logits) st = nb_model_logits(m, t, &b, cache, NULL, r->max_logits, &g);
     else st = nb_model_loss(m, t, &b, &rows, &g);
     if (st == NB_OK && r->backward) st = nb_backward(t, g.loss, NULL, 1);
     r->plan.ws = null_dev->ws_need;
+    for (int i = 0; i < nb_op_count; i++) r->flops += t->prof[i].flops;
+    free(t->prof);
+    t->prof = NULL;
     nb_tape_reset(t);
     t->dev = m->dev = real;
     if (m->weights.shared) m->weights.shared->asleep = false;
@@ -125,12 +129,12 @@ static void forget_gradients(nb_tape *t) {
 
 /* Tape and plan; no memory of the device yet. */
 static nb_status prepare(nb_runner **out, nb_model *m, int64_t max_tokens, int64_t max_logits, bool backward,
-                         const nb_policy *policy, nb_kv_cache *cache) {
+                         const nb_recompute *recompute, nb_kv_cache *cache) {
     nb_runner *r = NB_NEW(nb_runner);
     *r = (nb_runner){.model = m, .max_tokens = max_tokens, .max_logits = max_logits, .backward = backward};
     nb_status st = nb_tape_open(&r->tape, m->dev, nb_model_max_nodes(m));
     r->tape->grad = backward;
-    if (policy) r->tape->policy = policy;
+    if (recompute) r->tape->recompute = *recompute;
     if (st == NB_OK) st = make_plan(r, cache);
     if (st != NB_OK) {
         nb_runner_free(r);
@@ -142,9 +146,9 @@ static nb_status prepare(nb_runner **out, nb_model *m, int64_t max_tokens, int64
 }
 
 static nb_status open_runner(nb_runner **out, nb_model *m, nb_arena *arena, int64_t max_tokens, int64_t max_logits,
-                             bool backward, const nb_policy *policy, nb_kv_cache *cache) {
+                             bool backward, const nb_recompute *recompute, nb_kv_cache *cache) {
     nb_runner *r;
-    NB_TRY(prepare(&r, m, max_tokens, max_logits, backward, policy, cache));
+    NB_TRY(prepare(&r, m, max_tokens, max_logits, backward, recompute, cache));
     r->arena = arena;
     nb_status st = open_indices(&r->index, m->dev, max_tokens);
     if (st == NB_OK) st = nb_arena_grow(arena, m->dev, r->plan.peak);
@@ -157,17 +161,17 @@ static nb_status open_runner(nb_runner **out, nb_model *m, nb_arena *arena, int6
     return NB_OK;
 }
 
-nb_status nb_runner_measure(nb_model *m, int64_t max_tokens, const nb_policy *policy, size_t *bytes) {
+nb_status nb_runner_measure(nb_model *m, int64_t max_tokens, const nb_recompute *recompute, nb_need *need) {
     nb_runner *r;
-    NB_TRY(prepare(&r, m, max_tokens, 0, true, policy, NULL));
-    *bytes = r->plan.peak;
+    NB_TRY(prepare(&r, m, max_tokens, 0, true, recompute, NULL));
+    *need = (nb_need){r->plan.peak, r->plan.ws, r->flops};
     nb_runner_free(r);
     return NB_OK;
 }
 
 nb_status nb_runner_open_loss(nb_runner **out, nb_model *m, nb_arena *arena, int64_t max_tokens, bool backward,
-                              const nb_policy *policy) {
-    return open_runner(out, m, arena, max_tokens, 0, backward, policy, NULL);
+                              const nb_recompute *recompute) {
+    return open_runner(out, m, arena, max_tokens, 0, backward, recompute, NULL);
 }
 
 nb_status nb_runner_open_logits(nb_runner **out, nb_model *m, nb_arena *arena, int64_t max_tokens, int64_t max_logits,

@@ -180,6 +180,18 @@ static nb_status linear(nb_tape *t, nb_tensor *x, nb_linear *const *lin, int n, 
     return NB_OK;
 }
 
+/* The projection at the end of attention or MLP. The backward pass wants x A^T of it, and y itself only where something
+ * behind it does (a norm, DoRA, the sum in the middle of a block): the others are kept at every level, which costs
+ * nothing but x A^T. */
+static nb_status project_out(nb_model *m, nb_tape *t, int64_t l, nb_slot slot, nb_tensor *x, nb_tensor **out) {
+    nb_linear *lin = &m->block[l].lin[slot];
+    int first = t->n_nodes;
+    bool last = m->spec->parallel || (slot == NB_DOWN && !m->block[l].norm[NB_POST_NORM2].data);
+    NB_TRY(linear(t, x, &lin, 1, out));
+    nb_tape_keep(t, first, last && !lin->magnitude ? NB_LEVEL_FULL : NB_LEVEL_SMART);
+    return NB_OK;
+}
+
 static nb_status norm(nb_model *m, nb_tape *t, nb_tensor *x, nb_tensor *weight, nb_tensor *bias, nb_tensor **out) {
     nb_tensor *in[3] = {x, weight, bias->data ? bias : NULL};
     nb_rmsnorm_attr rms = {m->spec->norm_eps, m->spec->norm_offset};
@@ -222,7 +234,6 @@ static nb_status self_attention(nb_model *m, nb_tape *t, const nb_batch *b, nb_k
                                 nb_tensor **out) {
     const nb_spec *s = m->spec;
     const nb_layer_spec *layer = &s->layer[l];
-    nb_linear *o[1] = {&m->block[l].lin[NB_O]};
     nb_tensor *y[3], *mixed;
     NB_TRY(project_qkv(m, t, l, x, y));
     nb_clamp_attr clip = {s->clip_qkv};
@@ -242,7 +253,7 @@ static nb_status self_attention(nb_model *m, nb_tape *t, const nb_batch *b, nb_k
     if (cache)
         attn.k_cache = cache->k[l], attn.v_cache = cache->v[l], attn.cache_rows = cache->rows, attn.kv_rows = b->kv_rows;
     NB_TRY(nb_apply(t, &nb_op_attention, y, 3, &attn, &mixed));
-    return linear(t, mixed, o, 1, out);
+    return project_out(m, t, l, NB_O, mixed, out);
 }
 
 /* gate and up likewise; or y[0] alone, for an MLP without gate. */
@@ -265,12 +276,11 @@ static nb_status project_gate_up(nb_model *m, nb_tape *t, int64_t l, nb_tensor *
 }
 
 static nb_status mlp(nb_model *m, nb_tape *t, int64_t l, nb_tensor *x, nb_tensor **out) {
-    nb_linear *down[1] = {&m->block[l].lin[NB_DOWN]};
     nb_tensor *y[2], *h;
     NB_TRY(project_gate_up(m, t, l, x, y));
     nb_glu_attr a = {m->spec->act};
     NB_TRY(nb_apply(t, &nb_op_glu, y, 2, &a, &h));
-    return linear(t, h, down, 1, out);
+    return project_out(m, t, l, NB_DOWN, h, out);
 }
 
 /* x + attention(norm1(x)) + mlp(norm2(x)); with one norm, both read it. */
@@ -315,7 +325,12 @@ static nb_status hidden_states(nb_model *m, nb_tape *t, const nb_batch *b, nb_kv
     nb_tensor *x, *weight = m->final_norm_trained ? m->final_norm_trained : &m->final_norm;
     t->batch = b;
     NB_TRY(embed(m, t, b, &x));
-    for (int64_t l = 0; l < m->spec->layers; l++) NB_TRY(block(m, t, b, cache, l, &x));
+    for (int64_t l = 0; l < m->spec->layers; l++) {
+        nb_tape_layer(t, l);
+        NB_TRY(block(m, t, b, cache, l, &x));
+        nb_tape_keep(t, t->n_nodes - 1, NB_LEVEL_FULL);
+    }
+    nb_tape_layer(t, -1);
     return norm(m, t, x, weight, m->final_norm_bias_trained ? m->final_norm_bias_trained : &m->final_norm_bias, out);
 }
 

@@ -143,18 +143,25 @@ typedef struct nb_runner {
     nb_arena *arena;
     int64_t max_tokens, max_logits;
     bool backward;
+    double flops; /* of the forward pass, and of what is computed again, at the largest size */
     nb_recording recording[16];
     int n_recordings;
 } nb_runner;
-/* Training (backward = true) or evaluation of batches of at most max_tokens tokens. */
+/* Training (backward = true) or evaluation of batches of at most max_tokens tokens. recompute NULL: everything is kept
+ * for the backward pass. */
 nb_status nb_runner_open_loss(nb_runner **out, nb_model *m, nb_arena *arena, int64_t max_tokens, bool backward,
-                              const nb_policy *policy);
+                              const nb_recompute *recompute);
 /* Generation: batches of at most max_tokens tokens with logits at up to max_logits rows, over `cache` (may be NULL). */
 nb_status nb_runner_open_logits(nb_runner **out, nb_model *m, nb_arena *arena, int64_t max_tokens, int64_t max_logits,
                                 nb_kv_cache *cache);
 void nb_runner_free(nb_runner *r);
-/* Activation bytes of a training step over so many tokens, by planning alone. */
-nb_status nb_runner_measure(nb_model *m, int64_t max_tokens, const nb_policy *policy, size_t *bytes);
+/* What a training step over so many tokens takes, by planning alone: bytes of activations and of kernel scratch, and
+ * the forward FLOPs, which count again where they are computed again. */
+typedef struct nb_need {
+    size_t bytes, scratch;
+    double flops;
+} nb_need;
+nb_status nb_runner_measure(nb_model *m, int64_t max_tokens, const nb_recompute *recompute, nb_need *need);
 size_t nb_runner_bytes(const nb_runner *r); /* activation bytes its plan takes */
 
 /* Set r->tape->training, seed and step first when dropout should act. */

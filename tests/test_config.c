@@ -101,6 +101,27 @@ static void test_typed_by_key(void **state) {
     nb_config_free(&c);
 }
 
+static void test_spellings_of_checkpointing(void **state) {
+    (void)state;
+    static const struct {
+        const char *text;
+        int value;
+    } cases[] = {{"false", NB_CHECKPOINTING_FALSE}, {"no", NB_CHECKPOINTING_FALSE}, {"True", NB_CHECKPOINTING_TRUE},
+                 {"on", NB_CHECKPOINTING_TRUE}, {"full", NB_CHECKPOINTING_TRUE}, {"offload", NB_CHECKPOINTING_TRUE},
+                 {"smart", NB_CHECKPOINTING_SMART}, {"auto", NB_CHECKPOINTING_AUTO}};
+    nb_config c;
+    char text[256];
+    for (int i = 0; i < NB_LEN(cases); i++) {
+        snprintf(text, sizeof text, "base_model: m\noutput_dir: o\ngradient_checkpointing: %s\n"
+                 "datasets: [{path: d.jsonl, type: completion}]\n", cases[i].text);
+        assert_ok(load(&c, text));
+        assert_int_equal(c.gradient_checkpointing, cases[i].value);
+        nb_config_free(&c);
+    }
+    assert_fails(load(&c, "base_model: m\noutput_dir: o\ngradient_checkpointing: some\n"
+                          "datasets: [{path: d.jsonl, type: completion}]\n"), NB_EINPUT, "false, smart, true, auto");
+}
+
 static void test_other_tools_names(void **state) {
     (void)state;
     nb_config c;
@@ -515,7 +536,8 @@ static void test_mutated(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_defaults), cmocka_unit_test(test_typed_by_key), cmocka_unit_test(test_other_tools_names),
+        cmocka_unit_test(test_defaults), cmocka_unit_test(test_typed_by_key), cmocka_unit_test(test_spellings_of_checkpointing),
+        cmocka_unit_test(test_other_tools_names),
         cmocka_unit_test(test_anchors),  cmocka_unit_test(test_env),          cmocka_unit_test(test_set),
         cmocka_unit_test(test_mistakes), cmocka_unit_test(test_whole_file),   cmocka_unit_test(test_caps),
         cmocka_unit_test(test_resolve),  cmocka_unit_test(test_choices),      cmocka_unit_test(test_names),

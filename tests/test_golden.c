@@ -45,7 +45,7 @@ static void open_folder(fixture *f, const char *folder, int with_adapter, bool b
     if (with_adapter == WHOLE) assert_ok(nb_adapter_new_full(&f->adapter, f->model));
     if (with_adapter == PEFT) assert_ok(nb_adapter_load(&f->adapter, f->model, adapter, backward));
     assert_ok(nb_runner_open_loss(&f->runner, f->model, &f->arena, MAX, backward,
-                                  backward ? &nb_policy_checkpoint : NULL));
+                                  backward ? &nb_recompute_smart : NULL));
     free(dir), free(golden), free(adapter);
 }
 

@@ -130,7 +130,7 @@ static void adapter_gradients_and_ten_steps(void **state) {
     (void)state;
     for (int i = 0; i < NB_LEN(families) * 2; i++) {
         const char *family = families[i / 2];
-        const nb_policy *policy = i % 2 ? &nb_policy_checkpoint : &nb_policy_keep_all;
+        const nb_recompute *policy = i % 2 ? &nb_recompute_smart : &nb_recompute_none;
         fixture f;
         json_t *want;
         nb_st grads;

@@ -5,6 +5,7 @@
 #include "tests/test.h"
 #include "tests/tiny_base.h"
 #include "train/optimizer.h"
+#include "train/recompute.h"
 
 enum { MAX = 512, DOCS = 8 };
 
@@ -24,7 +25,7 @@ static char *base_dir(void) {
     return dir;
 }
 
-static void open_fixture(fixture *f, bool quantized, double dropout, const nb_policy *policy) {
+static void open_fixture(fixture *f, bool quantized, double dropout, const nb_recompute *policy) {
     *f = (fixture){0};
     nb_base_options bo = {.quantized_cache = "", .load_in_4bit = quantized, .double_quant = true};
     nb_lora_options lo = {.r = 4, .alpha = 8, .dropout = dropout, .seed = 3};
@@ -117,17 +118,58 @@ static void accumulation_splits_agree(void **state) {
     }
 }
 
+/* How often each layer's products run: q/k/v, o, gate/up, down once; what is computed again once more, o and down never
+ * but for o where the whole layer is. The first layer's input, the frozen embedding, is kept. */
+static const struct level {
+    nb_recompute how;
+    int products[2]; /* of a layer recomputed so: ... of the first, the second */
+} levels[] = {{{0, 0}, {4, 4}}, {{0, 1}, {6, 4}}, {{0, 2}, {6, 6}}, {{1, 0}, {7, 4}}, {{1, 1}, {7, 6}}, {{2, 0}, {7, 7}}};
+
 static void checkpointing_changes_no_bit(void **state) {
     (void)state;
-    fixture f[2];
-    for (int i = 0; i < 2; i++) {
-        open_fixture(&f[i], true, 0.1, i ? &nb_policy_checkpoint : &nb_policy_keep_all);
-        run_steps(&f[i], 4, 3);
+    fixture f[NB_LEN(levels)];
+    nb_need need[NB_LEN(levels)];
+    for (int i = 0; i < NB_LEN(levels); i++) {
+        nb_prof_row *prof = nb_calloc((size_t)nb_op_count, sizeof *prof);
+        open_fixture(&f[i], true, 0.1, &levels[i].how);
+        f[i].runner->tape->prof = prof;
+        run_steps(&f[i], DOCS, 3);
+        int linear = 0;
+        while (nb_ops[linear] != &nb_op_linear) linear++;
+        assert_int_equal(f[i].model->spec->layers, 2);
+        assert_int_equal(prof[linear].calls, 3 * (levels[i].products[0] + levels[i].products[1]));
+        assert_memory_equal(f[0].adapter->data, f[i].adapter->data, (size_t)f[0].adapter->n * 4);
+        assert_ok(nb_runner_measure(f[i].model, MAX, &levels[i].how, &need[i]));
+        assert_int_equal(need[i].bytes, nb_runner_bytes(f[i].runner));
+        free(prof);
     }
-    assert_memory_equal(f[0].adapter->data, f[1].adapter->data, (size_t)f[0].adapter->n * 4);
-    assert_true(nb_runner_bytes(f[1].runner) < nb_runner_bytes(f[0].runner));
-    close_fixture(&f[0]);
-    close_fixture(&f[1]);
+    for (int i = 0; i < NB_LEN(levels); i++) {
+        if (i) assert_true(need[i].flops > need[0].flops && need[i].bytes < need[0].bytes);
+        close_fixture(&f[i]);
+    }
+    assert_true(need[3].bytes < need[1].bytes && need[4].bytes < need[2].bytes);
+    assert_true(need[3].flops > need[1].flops && need[4].flops > need[2].flops);
+}
+
+/* `auto` finds the choice of fewest FLOPs that fits, for every room between the largest and the smallest need. */
+static void the_fastest_choice_that_fits_is_found(void **state) {
+    (void)state;
+    fixture f;
+    nb_need need[NB_LEN(levels)], got;
+    open_fixture(&f, true, 0.1, NULL);
+    for (int i = 0; i < NB_LEN(levels); i++) assert_ok(nb_runner_measure(f.model, MAX, &levels[i].how, &need[i]));
+    for (int i = 0; i < NB_LEN(levels); i++)
+        for (int less = 0; less < 2; less++) {
+            double room = (double)(need[i].bytes + need[i].scratch) - less, fewest = 1e300;
+            nb_recompute c;
+            for (int k = 0; k < NB_LEN(levels); k++)
+                if ((double)(need[k].bytes + need[k].scratch) <= room) fewest = fmin(fewest, need[k].flops);
+            assert_ok(nb_recompute_search(f.model, MAX, room, &c));
+            assert_ok(nb_runner_measure(f.model, MAX, &c, &got));
+            if (fewest < 1e300) assert_true((double)(got.bytes + got.scratch) <= room && got.flops == fewest);
+            else assert_int_equal(got.bytes, need[4].bytes); /* nothing fits: the least there is */
+        }
+    close_fixture(&f);
 }
 
 static void threads_change_no_bit(void **state) {
@@ -149,7 +191,7 @@ static void threads_change_no_bit(void **state) {
 static void a_step_allocates_nothing(void **state) {
     (void)state;
     fixture f;
-    open_fixture(&f, true, 0.1, &nb_policy_checkpoint);
+    open_fixture(&f, true, 0.1, &nb_recompute_smart);
     run_steps(&f, 4, 1);
     uint64_t before = nb_alloc_count();
     run_steps(&f, 4, 2);
@@ -249,6 +291,7 @@ int main(void) {
     nb_threads_set(0);
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(accumulation_splits_agree),      cmocka_unit_test(checkpointing_changes_no_bit),
+        cmocka_unit_test(the_fastest_choice_that_fits_is_found),
         cmocka_unit_test(threads_change_no_bit),          cmocka_unit_test(a_step_allocates_nothing),
         cmocka_unit_test(packed_documents_do_not_see_each_other), cmocka_unit_test(documents_alone_and_packed_agree),
         cmocka_unit_test(training_lowers_the_loss),       cmocka_unit_test(not_finite_is_seen),

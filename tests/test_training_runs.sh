@@ -100,6 +100,18 @@ is accumulation_loss same "$drift"
 says_run checkpointing 0 "done" checkpointing run --set gradient_checkpointing=true --set lora_dropout=0.1
 says_run keeping 0 "done" keeping run --set lora_dropout=0.1
 is checkpointing_changes_nothing "$(weights keeping/adapter)" "$(weights checkpointing/adapter)"
+says_run smart 0 "again: all layers in part" smart run --set gradient_checkpointing=smart --set lora_dropout=0.1
+is smart_changes_nothing "$(weights keeping/adapter)" "$(weights smart/adapter)"
+# auto: what fits where keeping everything does not; what the first part of a run chose, a resumed one does again
+auto=(run --set gradient_checkpointing=auto --set lora_dropout=0.1 --set save_steps=2)
+limit=$("$NIBBLE" plan "$tmp/run.yaml" --set lora_dropout=0.1 | awk '$1 $2 == "inall" {print $3 - 0.1 $4}')
+says_run auto_fits 0 " in part" auto "${auto[@]}" --set memory_limit="$limit"
+is auto_changes_nothing "$(weights keeping/adapter)" "$(weights auto/adapter)"
+again=$(sed -n 's/^backward *//p' "$tmp/auto.log")
+rm -rf "$tmp/auto/checkpoint-10" "$tmp/auto/adapter"
+says_run auto_resumes 0 "$again" auto "${auto[@]}"
+is auto_resumes_the_same "$(weights keeping/adapter)" "$(weights auto/adapter)"
+says_run auto_with_room 0 "computes again: all layers not" roomy "${auto[@]}"
 says_run unpacked 0 "done" unpacked run --set sample_packing=false
 says_run bf16 0 "computing in bfloat16" bf16 run --set bf16=true --set num_epochs=1
 exit $failed

@@ -27,7 +27,7 @@ static const char *const free_keys[] = {
     "early_stopping_patience", "resume_from_checkpoint", "auto_resume_from_checkpoints", "threads", "device",
     "memory_limit", "quantized_cache", "dataset_prepared_path", "output_dir", "loss_watchdog_threshold",
     "loss_watchdog_patience", "eval_batch_size", "base_model", "zero_stage",
-    "test_datasets", /* they only judge a run */
+    "gradient_checkpointing", "test_datasets", /* they only judge a run */
 };
 
 /* Keys that may differ between the ranks of one run: where it computes, and what each machine keeps to itself. */
@@ -142,6 +142,8 @@ static nb_status put_trainer_state(const nb_run *r, const nb_train_state *s, con
     if (s->best_step) json_object_set_new(j, "best", json_real(s->best));
     json_object_set_new(j, "eval_pending", json_boolean(s->eval_pending));
     json_object_set_new(j, "total_steps", json_integer(r->total_steps));
+    json_object_set_new(j, "recompute", json_pack("{s:I, s:I}", "full", (json_int_t)r->recompute.full, "smart",
+                                                  (json_int_t)r->recompute.smart));
     if (s->eval) json_object_set(j, "eval", s->eval);
     nb_status st = nb_json_save(path, j);
     json_decref(j);
@@ -370,6 +372,23 @@ nb_status nb_checkpoint_same_everywhere(const nb_run *r, const nb_train_state *s
         st = nb_fail(NB_EINPUT, "this process has another configuration, base, tokenizer, data or checkpoint before it "
                      "than rank 0: all must see the same files, and the same output_dir");
     return nb_comm_agree(r->comm, st);
+}
+
+nb_status nb_checkpoint_load_recompute(nb_run *r, const char *dir) {
+    char *info = nb_path_join(dir, "trainer_state.json");
+    json_t *j = NULL;
+    nb_recompute c = {-1, -1};
+    nb_status st = nb_json_load(info, &j);
+    const json_t *chosen = json_object_get(j, "recompute");
+    if (st == NB_OK) st = nb_json_int(chosen, "full", &c.full, info);
+    if (st == NB_OK) st = nb_json_int(chosen, "smart", &c.smart, info);
+    if (st == NB_OK && c.full >= 0 && c.smart >= 0) {
+        r->recompute = c;
+        r->chosen_before = true;
+    }
+    json_decref(j);
+    free(info);
+    return st;
 }
 
 nb_status nb_checkpoint_load(nb_run *r, nb_train_state *s, const char *dir) {

@@ -1,7 +1,7 @@
 /* Checkpoints: OUTPUT_DIR/checkpoint-STEP holds all that is needed to go on as if nothing had happened.
  *
  *   state.safetensors    param, exp_avg, exp_avg_sq: the flat buffers, f32; of 8-bit state also the bytes and the scales
- *   trainer_state.json   step, best metric, counters, sha256 of state.safetensors, and what the run is: the resolved
+ *   trainer_state.json   step, best metric, counters, what is recomputed, sha256 of state.safetensors, and what the run is: the resolved
  *                        configuration and the sha256 of base, tokenizer and data
  *   adapter/             the same weights as a PEFT folder (not with adapter: full)
  *
@@ -31,6 +31,9 @@ nb_status nb_checkpoint_find(const char *output_dir, char **dir);
 /* Deletes the checkpoints of later steps than `step`: broken ones that were passed over, and those that an earlier
  * checkpoint was chosen instead of. They would crowd out the new ones and disagree with metrics.jsonl. */
 nb_status nb_checkpoint_drop_later(const nb_config *c, int64_t step);
+/* What the run computed again in the backward pass when it left the checkpoint: r->recompute, for gradient_checkpointing:
+ * auto to choose the same. One that does not say leaves it open. */
+nb_status nb_checkpoint_load_recompute(nb_run *r, const char *dir);
 /* Reads a checkpoint into the run, on every rank. One of another run is refused with the differences. */
 nb_status nb_checkpoint_load(nb_run *r, nb_train_state *s, const char *dir);
 /* Do all ranks see the same configuration, base, tokenizer, data and step? */

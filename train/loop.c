@@ -13,6 +13,7 @@
 #include "core/mem.h"
 #include "train/evaluate.h"
 #include "train/output.h"
+#include "train/recompute.h"
 #include "train/schedule.h"
 
 typedef struct loop {
@@ -282,6 +283,12 @@ static void greet(const loop *l) {
     nb_memory_plan m = nb_run_memory(r);
     nb_info("memory    %s planned, %s of it activations", nb_bytes((double)m.total, buf),
             nb_bytes((double)r->arena.bytes, act));
+    if (l->c->gradient_checkpointing != NB_CHECKPOINTING_FALSE) {
+        nb_text text = {0};
+        nb_recompute_text(r->recompute, s->layers, &text);
+        nb_info("backward  computes again: %s", text.s);
+        nb_text_free(&text);
+    }
 }
 
 /* The final weights go to adapter/ (model/ with adapter: full): the last ones, or the best with
@@ -351,6 +358,7 @@ static nb_status start(loop *l, const nb_train_options *o, char **resume_from) {
     NB_TRY(in_turn(l, nb_run_open_model));
     NB_TRY(phase(l, nb_run_open_adapter(r)));
     NB_TRY(in_turn(l, nb_run_open_data));
+    if (*resume_from) NB_TRY(phase(l, nb_checkpoint_load_recompute(r, *resume_from)));
     NB_TRY(phase(l, nb_run_open_runners(r)));
     NB_TRY(phase(l, is_first(l) ? nb_output_space(r) : NB_OK));
     l->schedule = nb_schedule_of(l->c, r->total_steps);

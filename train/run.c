@@ -8,6 +8,7 @@
 #include "core/log.h"
 #include "core/mem.h"
 #include "data/added.h"
+#include "train/recompute.h"
 
 static nb_dtype compute_dtype(const nb_config *c) {
     if (c->load_in_4bit && c->bnb_4bit_compute_dtype == NB_COMPUTE_BF16) return NB_BF16;
@@ -113,7 +114,7 @@ static nb_status does_it_fit(const nb_run *r, size_t activations) {
     /* ranks on one machine share what is mapped, and nothing else */
     size_t ranks = r->dev->be->host_memory && !r->config->memory_limit ? (size_t)r->comm->local_size : 1;
     if (m.base + ranks * (m.total - m.base) <= limit) return NB_OK;
-    return refuse(r, &m, limit, "Use gradient_checkpointing: true, a smaller micro_batch_size or sequence_len "
+    return refuse(r, &m, limit, "Use gradient_checkpointing: auto, a smaller micro_batch_size or sequence_len "
                                 "(`nibble plan` shows what fits)");
 }
 
@@ -211,10 +212,6 @@ nb_status nb_run_open_data(nb_run *r) {
     return NB_OK;
 }
 
-static const nb_policy *policy_of(const nb_config *c) {
-    return c->gradient_checkpointing ? &nb_policy_checkpoint : &nb_policy_keep_all;
-}
-
 /* The generator of an evaluation stops where a chat would: at the tokenizer's end tokens, the template's end of turn,
  * and eot_tokens. */
 static nb_status open_evaluator(nb_run *r) {
@@ -236,17 +233,14 @@ static nb_status open_evaluator(nb_run *r) {
 nb_status nb_run_open_runners(nb_run *r) {
     nb_config *c = r->config;
     int64_t tokens = r->sequence_len * c->micro_batch_size;
-    size_t activations;
-    NB_TRY(nb_run_plan_tokens(r, tokens, c->gradient_checkpointing, &activations));
-    NB_TRY(does_it_fit(r, activations));
-    NB_TRY(nb_runner_open_loss(&r->train, r->model, &r->arena, tokens, true, policy_of(c)));
+    nb_need need;
+    if (r->data.n_held_out) NB_TRY(nb_comm_agree(r->comm, open_evaluator(r)));
+    NB_TRY(nb_recompute_choose(r, tokens, &r->recompute));
+    NB_TRY(nb_runner_measure(r->model, tokens, &r->recompute, &need));
+    NB_TRY(does_it_fit(r, need.bytes > r->arena.bytes ? need.bytes - r->arena.bytes : 0));
+    NB_TRY(nb_runner_open_loss(&r->train, r->model, &r->arena, tokens, true, &r->recompute));
     r->train->tape->seed = (uint64_t)c->seed;
-    if (r->data.n_held_out) NB_TRY(open_evaluator(r));
     return does_it_fit(r, 0);
-}
-
-nb_status nb_run_plan_tokens(nb_run *r, int64_t tokens, bool checkpointing, size_t *bytes) {
-    return nb_runner_measure(r->model, tokens, checkpointing ? &nb_policy_checkpoint : &nb_policy_keep_all, bytes);
 }
 
 void nb_run_close(nb_run *r) {

@@ -31,6 +31,8 @@ typedef struct nb_run {
     nb_evaluator evaluator;       /* model NULL: nothing is held out */
     bool own_tokenizer;     /* not the base's: it is saved with what is trained */
     int64_t sequence_len;   /* resolved */
+    nb_recompute recompute; /* what gradient_checkpointing has come to */
+    bool chosen_before;     /* recompute is that of the checkpoint to go on from */
     int64_t total_steps;
     int32_t *added_tokens;  /* ids trained as rows */
     int n_added_tokens;
@@ -60,9 +62,6 @@ nb_memory_plan nb_run_memory(const nb_run *r);
 nb_status nb_run_memory_limit(const nb_run *r, bool now, size_t *limit);
 /* "base 3.1 MiB, adapter ..., total ..." on several lines. */
 void nb_memory_plan_text(const nb_memory_plan *m, nb_text *out);
-/* What can be trained with sequence_len and micro_batch_size tokens: activation bytes, by planning alone. */
-nb_status nb_run_plan_tokens(nb_run *r, int64_t tokens, bool checkpointing, size_t *bytes);
-
 /* What an adapter was trained from: goes into its folder as nibble_manifest.json. Caller json_decref's. */
 json_t *nb_run_manifest(const nb_run *r, int64_t step, const json_t *held_out);
 

@@ -112,7 +112,7 @@ static nb_status open_run(run *r) {
     NB_TRY(nb_optimizer_open(&r->optimizer, r->adapter, false, 1, NULL, false));
     r->optimizer.beta1 = 0.9, r->optimizer.beta2 = 0.999, r->optimizer.epsilon = 1e-8, r->optimizer.max_grad_norm = 1;
     NB_TRY(nb_runner_open_loss(&r->runner, r->model, &r->arena, o->tokens, true,
-                               o->checkpoint ? &nb_policy_checkpoint : &nb_policy_keep_all));
+                               o->checkpoint ? &nb_recompute_smart : &nb_recompute_none));
     NB_TRY(gc_wait(r->dev));
     r->loading = nb_now() - start;
     make_batch(r);
