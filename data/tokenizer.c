@@ -215,6 +215,7 @@ void nb_tokenizer_free(nb_tokenizer *t) {
     nb_tok_pres_free(&t->pres);
     nb_tok_decs_free(&t->decs);
     nb_tok_bpe_free(&t->bpe);
+    nb_tok_unigram_free(&t->uni);
     free(t->chunk), free(t->entry), free(t->slot), free(t->added);
     free(t->raw.v), free(t->normalized.v);
     free(t->prefix.v), free(t->suffix.v), free(t->eos_ids.v);

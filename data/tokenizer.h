@@ -1,7 +1,7 @@
 /* Text to token ids and back, as the Hugging Face tokenizers library does it: tokenizer.json with a BPE model
- * (byte-level, or SentencePiece style with byte fallback), or SentencePiece's own tokenizer.model of type BPE.
+ * (byte-level, or SentencePiece style with byte fallback) or a Unigram one, or SentencePiece's own tokenizer.model.
  *
- *   text -> added tokens cut out -> normalizer -> splitting -> BPE of each word -> ids -> bos/eos around them
+ *   text -> added tokens cut out -> normalizer -> splitting -> model on each word -> ids -> bos/eos around them
  *
  * What a file asks for and nibble does not have is refused by name (NB_EUNSUPPORTED): ids are never silently
  * different. Tokenizer files are untrusted: every length, id and nesting depth is checked, and expressions run

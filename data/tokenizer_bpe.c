@@ -81,7 +81,7 @@ void nb_tok_bpe_finish(nb_tokenizer *t) {
         b->fallback[byte] = nb_tok_find_vocab(t, name, 6);
     }
     /* with ignore_merges a whole word may be a token without any merge: no seams then */
-    if (b->bytes || b->ignore_merges) return;
+    if (b->bytes || b->ignore_merges || !b->merge) return;
     b->bigrams = nb_calloc((size_t)1 << (BIGRAM_BITS - 6), sizeof *b->bigrams);
     for (uint64_t i = 0; i <= b->mask; i++)
         if (b->merge[i].id >= 0) add_bigrams(b, &t->entry[b->merge[i].id]);
@@ -99,11 +99,6 @@ static int32_t char_id(const nb_tokenizer *t, uint32_t cp, const char *s, size_t
     return cp < NB_TOK_LOW_CHARS ? t->bpe.char_id[cp] : nb_tok_find_vocab(t, s, n);
 }
 
-static void sym_add(nb_tok_work *w, int32_t id, size_t start) {
-    NB_GROW(w->sym, w->n_sym, w->cap_sym);
-    w->sym[w->n_sym++] = (nb_tok_sym){.id = id, .start = (uint32_t)start};
-}
-
 /* Unknown characters in a row may be one unk; it is written when something else follows. Byte tokens do not count
  * as something else: so it is in the tokenizers library. */
 typedef struct pending {
@@ -112,7 +107,7 @@ typedef struct pending {
 } pending;
 
 static void unk_flush(const nb_tokenizer *t, nb_tok_work *w, pending *p) {
-    if (p->any) sym_add(w, t->bpe.unk, p->start);
+    if (p->any) nb_tok_sym_add(w, t->bpe.unk, p->start);
     p->any = false;
 }
 
@@ -121,7 +116,7 @@ static void add_missing(const nb_tokenizer *t, nb_tok_work *w, const char *s, si
     bool all = b->byte_fallback;
     for (size_t i = 0; i < n && all; i++) all = b->fallback[(uint8_t)s[i]] >= 0;
     if (all) {
-        for (size_t i = 0; i < n; i++) sym_add(w, b->fallback[(uint8_t)s[i]], start);
+        for (size_t i = 0; i < n; i++) nb_tok_sym_add(w, b->fallback[(uint8_t)s[i]], start);
     } else if (b->unk >= 0) {
         if (p->any && b->fuse_unk) return;
         unk_flush(t, w, p);
@@ -140,7 +135,7 @@ static void add_chars(const nb_tokenizer *t, nb_tok_work *w, const char *s, size
             continue;
         }
         unk_flush(t, w, &p);
-        sym_add(w, id, at);
+        nb_tok_sym_add(w, id, at);
     }
     unk_flush(t, w, &p);
 }
@@ -155,7 +150,7 @@ static void add_bytes(const nb_tokenizer *t, nb_tok_work *w, const char *s, size
             continue;
         }
         unk_flush(t, w, &p);
-        sym_add(w, id, i);
+        nb_tok_sym_add(w, id, i);
     }
     unk_flush(t, w, &p);
 }
@@ -248,22 +243,6 @@ static void merge_heap(const nb_tok_bpe *b, nb_tok_work *w) {
 
 /* ---- words --------------------------------------------------------------------------------------------- */
 
-static bool cache_read(const nb_tok_cached *c, const nb_tok_view *v, size_t from, size_t n, nb_ids *out) {
-    if (c->len != n || memcmp(c->word, v->s + from, n)) return false;
-    for (int i = 0; i < c->n; i++) nb_ids_add(out, c->id[i], nb_tok_origin(v, from + c->start[i]));
-    return true;
-}
-
-static void cache_write(nb_tok_cached *c, const nb_tok_work *w, const char *s, size_t from, size_t n) {
-    if (w->n_sym > (size_t)NB_LEN(c->id)) return;
-    c->len = (uint8_t)n, c->n = (uint8_t)w->n_sym;
-    memcpy(c->word, s + from, n);
-    for (int i = 0; i < NB_LEN(c->id) && i < c->n; i++) {
-        c->start[i] = (uint8_t)(w->sym[i].start - from);
-        c->id[i] = w->sym[i].id;
-    }
-}
-
 /* With ignore_merges a word that is a token is that token, whatever the merges would make of it. */
 static int32_t whole_word(const nb_tokenizer *t, const char *s, size_t n) {
     if (n > t->bpe.max_len) return -1;
@@ -278,43 +257,32 @@ static int32_t whole_word(const nb_tokenizer *t, const char *s, size_t n) {
     return id;
 }
 
-static void piece(const nb_tokenizer *t, nb_tok_work *w, const nb_tok_view *v, size_t from, size_t to, nb_ids *out) {
-    size_t n = to - from;
-    nb_tok_cached *c = NULL;
-    if (n <= sizeof c->word) {
-        c = &w->cache[nb_tok_hash(v->s + from, n) & (NB_TOK_CACHE - 1)];
-        if (cache_read(c, v, from, n, out)) return;
+void nb_tok_bpe_symbols(const nb_tokenizer *t, nb_tok_work *w, const char *s, size_t from, size_t to, int flags) {
+    int32_t whole = t->bpe.ignore_merges ? whole_word(t, s + from, to - from) : -1;
+    if (whole >= 0 && (t->entry[whole].flags & NB_TOK_IS_SPECIAL)) {
+        w->flagged = true;
+        if (flags & NB_TOK_PLAIN) whole = -1;
     }
-    int32_t whole = t->bpe.ignore_merges ? whole_word(t, v->s + from, n) : -1;
-    w->n_sym = 0;
-    if (whole >= 0) sym_add(w, whole, from);
-    else if (t->bpe.bytes) add_bytes(t, w, v->s, from, to);
-    else add_chars(t, w, v->s, from, to);
+    if (whole >= 0) nb_tok_sym_add(w, whole, from);
+    else if (t->bpe.bytes) add_bytes(t, w, s, from, to);
+    else add_chars(t, w, s, from, to);
     if (w->n_sym <= SCAN_MAX) merge_scan(&t->bpe, w);
     else merge_heap(&t->bpe, w);
-    if (c) cache_write(c, w, v->s, from, n);
-    for (size_t i = 0; i < w->n_sym; i++) nb_ids_add(out, w->sym[i].id, nb_tok_origin(v, w->sym[i].start));
 }
 
-void nb_tok_bpe_word(const nb_tokenizer *t, nb_tok_work *w, const nb_tok_view *v, size_t from, size_t to, nb_ids *out) {
+/* The end of the stretch that begins at `from` and that no merge reaches beyond. */
+size_t nb_tok_bpe_seam(const nb_tokenizer *t, const char *s, size_t from, size_t to) {
     const uint64_t *bits = t->bpe.bigrams;
-    if (!bits) {
-        piece(t, w, v, from, to, out);
-        return;
-    }
-    size_t i = from, begin = from;
+    size_t i = from;
     uint32_t left = 0;
     bool known = false; /* an unknown left character may be fused with its neighbour: no seam there */
-    while (i < to) {
+    while (i < to && bits) {
         size_t at = i;
-        uint32_t right = nb_utf8_next(v->s, &i);
-        bool right_known = char_id(t, right, v->s + at, i - at) >= 0;
+        uint32_t right = nb_utf8_next(s, &i);
+        bool right_known = char_id(t, right, s + at, i - at) >= 0;
         uint64_t bit = bigram_bit(left, right);
-        if (known && right_known && !(bits[bit >> 6] >> (bit & 63) & 1)) {
-            piece(t, w, v, begin, at, out);
-            begin = at;
-        }
+        if (known && right_known && !(bits[bit >> 6] >> (bit & 63) & 1)) return at;
         left = right, known = right_known;
     }
-    if (begin < to) piece(t, w, v, begin, to, out);
+    return to;
 }

@@ -45,6 +45,7 @@ void nb_tok_work_free(nb_tok_work *w) {
     free(w->sym);
     free(w->heap);
     free(w->cache);
+    free(w->best);
     pcre2_match_data_free(w->match);
     pcre2_match_context_free(w->limits);
     pcre2_jit_stack_free(w->jit_stack);
@@ -69,10 +70,12 @@ void nb_ids_free(nb_ids *x) {
     *x = (nb_ids){0};
 }
 
-static nb_status encode_words(const nb_tokenizer *t, nb_tok_work *w, nb_tok_view v, nb_ids *out) {
+static nb_status encode_words(const nb_tokenizer *t, nb_tok_work *w, nb_tok_view v, int flags,
+                              nb_ids *out) {
     nb_tok_spans *words;
     NB_TRY(nb_tok_presplit(&t->pres, w, &v, &words));
-    for (size_t i = 0; i < words->n; i++) nb_tok_bpe_word(t, w, &v, words->v[i].from, words->v[i].to, out);
+    for (size_t i = 0; i < words->n; i++)
+        NB_TRY(nb_tok_word(t, w, &v, words->v[i].from, words->v[i].to, flags, out));
     return NB_OK;
 }
 
@@ -86,11 +89,11 @@ static nb_status encode_part(const nb_tokenizer *t, nb_tok_work *w, nb_tok_view 
     size_t done = 0, at = 0, from, to;
     const nb_tok_added *hit;
     while (nb_tok_match(&t->normalized, v.s, v.n, &at, done, flags, &hit, &from, &to)) {
-        if (from > done) NB_TRY(encode_words(t, w, part(&v, done, from), out));
+        if (from > done) NB_TRY(encode_words(t, w, part(&v, done, from), flags, out));
         nb_ids_add(out, hit->id, nb_tok_origin(&v, from));
         done = to;
     }
-    return done < v.n ? encode_words(t, w, part(&v, done, v.n), out) : NB_OK;
+    return done < v.n ? encode_words(t, w, part(&v, done, v.n), flags, out) : NB_OK;
 }
 
 static nb_status encode_text(const nb_tokenizer *t, nb_tok_work *w, const char *text, size_t n, int flags,

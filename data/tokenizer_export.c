@@ -145,6 +145,9 @@ nb_status nb_tokenizer_list(const nb_tokenizer *t, int64_t vocab, nb_token_list 
     *out = (nb_token_list){.n = vocab};
     if (t->n > vocab)
         return nb_fail(NB_EINPUT, "%s: has %d tokens, the model has rows for %lld", t->file, t->n, (long long)vocab);
+    if (t->uni.node)
+        return nb_fail(NB_EUNSUPPORTED, "%s: a Unigram tokenizer: GGUF has it for T5 and encoders only, none of which "
+                       "nibble trains", t->file);
     if (!t->bpe.merge || (!t->bpe.bytes && !t->bpe.byte_fallback))
         return nb_fail(NB_EUNSUPPORTED, "%s: GGUF takes byte-level BPE, and BPE with byte fallback", t->file);
     if (t->bpe.bytes) NB_TRY(byte_level(t, out));

@@ -61,6 +61,11 @@ typedef struct nb_tok_cached { /* a word and its tokens in one cache line */
     int32_t id[8];
 } nb_tok_cached;
 enum { NB_TOK_CACHE = 1 << 14 };
+typedef struct nb_tok_best { /* Unigram: the best way to a position */
+    double score;
+    uint32_t start; /* of its last piece, counted from the window's beginning; UINT32_MAX: no way yet */
+    int32_t id;
+} nb_tok_best;
 typedef struct nb_tok_work {
     nb_tok_buf norm[2], pre[2];
     nb_tok_spans span[2];
@@ -69,6 +74,9 @@ typedef struct nb_tok_work {
     uint64_t *heap;
     size_t cap_heap;
     nb_tok_cached *cache;
+    nb_tok_best *best;
+    size_t n_best, cap_best;
+    bool flagged; /* the word's ids depend on the flags of encoding */
     pcre2_match_data *match;
     pcre2_match_context *limits;
     pcre2_jit_stack *jit_stack;
@@ -101,12 +109,22 @@ void nb_tok_pattern_free(nb_tok_pattern *p);
 
 /* ---- steps of the pipeline ------------------------------------------------------------------------------ */
 
+typedef struct nb_tok_charsmap { /* tokenizer_charsmap.c */
+    uint32_t *unit;
+    size_t n_units;
+    char *text;
+    size_t n_text;
+    bool plain[128]; /* ASCII characters that stand for themselves */
+    const char *where;
+} nb_tok_charsmap;
 typedef struct nb_tok_norm nb_tok_norm;
 struct nb_tok_norm {
     nb_status (*run)(const nb_tok_norm *s, nb_tok_work *w, const nb_tok_view *in, nb_tok_buf *out);
     nb_tok_pattern pattern; /* Replace */
     char *text;             /* Prepend, Replace: what is put in */
     int form;               /* utf8proc options of NFC and the like */
+    nb_tok_charsmap map;    /* Precompiled */
+    const nb_tokenizer *kept; /* SentencePiece's map leaves the user-defined symbols of this one alone */
     bool left, right;       /* Strip; for SentencePiece: dummy prefix, remove extra spaces */
 };
 typedef struct nb_tok_norms {
@@ -159,7 +177,7 @@ typedef struct nb_tok_decs {
 
 /* ---- the tokenizer -------------------------------------------------------------------------------------- */
 
-enum { NB_TOK_VOCAB = 1, NB_TOK_ADDED = 2, NB_TOK_IS_SPECIAL = 4 };
+enum { NB_TOK_VOCAB = 1, NB_TOK_ADDED = 2, NB_TOK_IS_SPECIAL = 4, NB_TOK_KEPT = 8 };
 typedef struct nb_tok_entry {
     const char *s; /* NULL: no such id */
     uint32_t n, flags;
@@ -197,6 +215,20 @@ typedef struct nb_tok_bpe {
     uint32_t max_len;     /* longest token, bytes */
 } nb_tok_bpe;
 
+typedef struct nb_tok_node { /* of a trie of pieces */
+    int32_t child; /* its children are node[child..child + n), by their bytes */
+    int32_t id;    /* of the piece that ends here, -1 none */
+    uint16_t n;
+    uint8_t byte;
+} nb_tok_node;
+typedef struct nb_tok_unigram {
+    nb_tok_node *node; /* NULL: the model is BPE. Unknown pieces and byte fallback are nb_tok_bpe's */
+    int n_nodes;
+    double *score;     /* by id of the model's vocabulary */
+    double unk_score;
+    bool floats;       /* scores and their sums are rounded to float */
+} nb_tok_unigram;
+
 typedef struct nb_tok_list {
     int32_t *v;
     int n, cap;
@@ -220,6 +252,7 @@ struct nb_tokenizer {
     nb_tok_pres pres;
     nb_tok_decs decs;
     nb_tok_bpe bpe;
+    nb_tok_unigram uni;
     nb_tok_list prefix, suffix, eos_ids;
     int32_t role[NB_ROLES];
     bool role_changed[NB_ROLES];
@@ -254,7 +287,7 @@ static inline int nb_tok_char_byte(uint32_t c) { /* and back; -1: no byte */
 
 /* tokenizer_regex.c, tokenizer_normalize.c, tokenizer_split.c, tokenizer_bpe.c, tokenizer_decode.c */
 nb_status nb_tok_norms_parse(nb_tok_norms *s, const json_t *v, const char *where, int depth);
-void nb_tok_norm_spm(nb_tok_norms *s, bool dummy_prefix, bool remove_extra);
+nb_status nb_tok_norm_spm(nb_tokenizer *t, const char *charsmap, size_t n, bool dummy_prefix, bool remove_extra);
 nb_status nb_tok_normalize(const nb_tok_norms *s, nb_tok_work *w, nb_tok_view *v); /* v -> a view of w->norm */
 void nb_tok_norms_free(nb_tok_norms *s);
 nb_status nb_tok_pres_parse(nb_tok_pres *s, const json_t *v, const char *where, int depth);
@@ -267,8 +300,30 @@ void nb_tok_decs_free(nb_tok_decs *s);
 void nb_tok_bpe_init(nb_tok_bpe *b, uint64_t merges);
 void nb_tok_bpe_merge(nb_tok_bpe *b, int32_t left, int32_t right, uint32_t rank, int32_t id);
 void nb_tok_bpe_finish(nb_tokenizer *t); /* the tables that follow from vocabulary and merges */
-void nb_tok_bpe_word(const nb_tokenizer *t, nb_tok_work *w, const nb_tok_view *v, size_t from, size_t to, nb_ids *out);
+/* Appends the symbols of s[from..to) to w->sym. */
+void nb_tok_bpe_symbols(const nb_tokenizer *t, nb_tok_work *w, const char *s, size_t from, size_t to, int flags);
+size_t nb_tok_bpe_seam(const nb_tokenizer *t, const char *s, size_t from, size_t to);
 void nb_tok_bpe_free(nb_tok_bpe *b);
+
+/* tokenizer_unigram.c */
+nb_status nb_tok_unigram_parse(nb_tokenizer *t, const json_t *model);
+void nb_tok_unigram_build(nb_tokenizer *t, const bool *in); /* of the pieces `in` (NULL: of all), with their scores */
+nb_status nb_tok_unigram_symbols(const nb_tokenizer *t, nb_tok_work *w, const char *s, size_t from, size_t to,
+                                 int flags);
+size_t nb_tok_unigram_kept(const nb_tokenizer *t, const char *s, size_t n); /* length of the NB_TOK_KEPT piece at s */
+void nb_tok_unigram_free(nb_tok_unigram *u);
+
+/* tokenizer_words.c */
+void nb_tok_sym_add(nb_tok_work *w, int32_t id, size_t start);
+nb_status nb_tok_word(const nb_tokenizer *t, nb_tok_work *w, const nb_tok_view *v, size_t from, size_t to, int flags,
+                      nb_ids *out);
+
+/* tokenizer_charsmap.c */
+nb_status nb_tok_charsmap_read(nb_tok_charsmap *m, const char *blob, size_t n, const char *where);
+nb_status nb_tok_charsmap_base64(nb_tok_charsmap *m, const char *text, const char *where);
+nb_status nb_tok_charsmap_graphemes(const nb_tok_norm *s, nb_tok_work *w, const nb_tok_view *in, nb_tok_buf *out);
+nb_status nb_tok_charsmap_longest(const nb_tok_norm *s, nb_tok_work *w, const nb_tok_view *in, nb_tok_buf *out);
+void nb_tok_charsmap_free(nb_tok_charsmap *m);
 
 /* tokenizer_added.c */
 nb_tok_added *nb_tok_added_get(nb_tokenizer *t, int32_t id); /* NULL: not an added token */

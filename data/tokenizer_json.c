@@ -1,4 +1,5 @@
-/* tokenizer.json: the model (BPE), the added tokens, the post-processor; the other sections have files of their own. */
+/* tokenizer.json: the model (BPE), the added tokens, the post-processor; Unigram and the other sections have files of
+ * their own. */
 #include <stdlib.h>
 #include <string.h>
 
@@ -98,8 +99,10 @@ static nb_status read_model(nb_tokenizer *t, const json_t *root) {
     const char *type = "BPE", *unk = NULL; /* files older than the field are BPE when they have merges */
     if (!json_is_object(m)) return nb_fail(NB_EINPUT, "%s: no \"model\" object: not a tokenizer.json", t->file);
     NB_TRY(nb_json_str(m, "type", &type, t->file));
+    if (!strcmp(type, "Unigram")) return nb_tok_unigram_parse(t, m);
     if (strcmp(type, "BPE"))
-        return nb_fail(NB_EUNSUPPORTED, "%s: tokenizer model \"%s\" is not supported, only BPE is", t->file, type);
+        return nb_fail(NB_EUNSUPPORTED, "%s: tokenizer model \"%s\" is not supported, only BPE and Unigram are",
+                       t->file, type);
     NB_TRY(nb_tok_only(m, t->file, known));
     NB_TRY(refuse_affixes(t, m));
     NB_TRY(nb_json_bool(m, "fuse_unk", &t->bpe.fuse_unk, t->file));
@@ -180,6 +183,27 @@ static nb_status read_template(nb_tokenizer *t, const json_t *v) {
     return st;
 }
 
+/* RobertaProcessing, BertProcessing: "cls" before, "sep" behind, each as [token, id]. */
+static nb_status read_pair(nb_tokenizer *t, const json_t *v) {
+    int32_t id[2];
+    for (int i = 0; i < 2; i++) {
+        static const char *const keys[] = {"cls", "sep"};
+        const json_t *pair = json_object_get(v, keys[i]), *n = json_array_get(pair, 1);
+        if (json_array_size(pair) != 2 || !json_is_integer(n) || json_integer_value(n) < 0 ||
+            json_integer_value(n) >= t->n)
+            return nb_fail(NB_EINPUT, "%s: post_processor: \"%s\" should be [token, id], the id below %d", t->file,
+                           keys[i], t->n);
+        id[i] = (int32_t)json_integer_value(n);
+    }
+    nb_tok_list before = {0};
+    nb_tok_list_add(&before, id[0]);
+    for (int i = 0; i < t->prefix.n; i++) nb_tok_list_add(&before, t->prefix.v[i]);
+    free(t->prefix.v);
+    t->prefix = before;
+    nb_tok_list_add(&t->suffix, id[1]);
+    return NB_OK;
+}
+
 static nb_status read_post(nb_tokenizer *t, const json_t *v, int depth) {
     const char *type;
     const json_t *list;
@@ -189,6 +213,7 @@ static nb_status read_post(nb_tokenizer *t, const json_t *v, int depth) {
     NB_TRY(nb_tok_need_str(v, "type", &type, t->file));
     if (!strcmp(type, "ByteLevel")) return NB_OK; /* moves offsets, adds no ids */
     if (!strcmp(type, "TemplateProcessing")) return read_template(t, v);
+    if (!strcmp(type, "RobertaProcessing") || !strcmp(type, "BertProcessing")) return read_pair(t, v);
     if (strcmp(type, "Sequence"))
         return nb_fail(NB_EUNSUPPORTED, "%s: post_processor \"%s\" is not supported", t->file, type);
     NB_TRY(nb_tok_need_array(v, "processors", &list, t->file));
@@ -210,7 +235,8 @@ static nb_status read_root(nb_tokenizer *t, const json_t *root) {
     NB_TRY(nb_tok_decs_parse(&t->decs, json_object_get(root, "decoder"), t->file, 0));
     NB_TRY(read_post(t, json_object_get(root, "post_processor"), 0));
     /* the usual last step needs no rewritten text: words stay bytes, and merging starts from bytes */
-    if (t->pres.n && t->pres.v[t->pres.n - 1].kind == NB_PRE_BYTES) t->pres.n--, t->bpe.bytes = true;
+    if (t->pres.n && t->pres.v[t->pres.n - 1].kind == NB_PRE_BYTES && !t->uni.node)
+        t->pres.n--, t->bpe.bytes = true;
     return NB_OK;
 }
 

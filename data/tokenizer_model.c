@@ -1,4 +1,4 @@
-/* tokenizer.model: SentencePiece's ModelProto (protocol buffer), type BPE.
+/* tokenizer.model: SentencePiece's ModelProto (protocol buffer), type BPE or Unigram.
  *
  *   1 pieces   { 1 piece string, 2 score float, 3 type: 1 normal 2 unknown 3 control 4 user defined 5 unused 6 byte }
  *   2 trainer  { 3 model_type: 1 unigram 2 BPE, 24 treat_whitespace_as_suffix, 35 byte_fallback, 40..43 unk bos eos pad
@@ -6,6 +6,7 @@
  *
  * SentencePiece joins the neighbours whose concatenation is the piece with the highest score. That is a merge loop
  * with a merge for every way to cut a piece in two pieces, ranked by the score of the result. */
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -37,8 +38,8 @@ typedef struct model {
     piece *v;
     int n, cap;
     int64_t type, unk, bos, eos, pad;
-    bool byte_fallback, suffix, dummy_prefix, remove_extra, escape;
-    size_t charsmap;
+    bool unused, byte_fallback, suffix, dummy_prefix, remove_extra, escape;
+    reader charsmap;
 } model;
 
 static uint64_t varint(reader *r) {
@@ -93,15 +94,10 @@ static nb_status read_piece(model *m, reader r) {
     if (r.bad || !n || nb_utf8_valid(s, n) < n || memchr(s, 0, n) || p.score != p.score || p.type < NORMAL ||
         p.type > BYTE)
         return nb_fail(NB_EINPUT, "%s: piece %d is damaged", m->t->file, m->n);
-    if (p.type == UNUSED)
-        return nb_fail(NB_EUNSUPPORTED, "%s: piece %d is of type UNUSED: not supported", m->t->file, m->n);
+    m->unused |= p.type == UNUSED;
     if (p.type == UNKNOWN) m->t->bpe.unk = m->n;
     char *text = nb_strndup(s, n); /* messages want a NUL behind it */
     nb_status st = nb_tok_put(m->t, text, n, m->n, NB_TOK_VOCAB);
-    /* SentencePiece itself never reads control pieces from text, but everything built on it does: special tokens */
-    nb_tok_added a = {.special = p.type != USER_DEFINED, .normalized = p.type == USER_DEFINED, .verbatim = true};
-    if (st == NB_OK && (p.type == CONTROL || p.type == UNKNOWN || p.type == USER_DEFINED))
-        st = nb_tok_added_put(m->t, text, n, m->n, a);
     free(text);
     NB_TRY(st);
     NB_GROW(m->v, m->n, m->cap);
@@ -126,7 +122,7 @@ static void read_trainer(model *m, reader *r) {
 static void read_normalizer(model *m, reader *r) {
     field f;
     while (next_field(r, &f)) switch (f.number) {
-        case 2: m->charsmap = f.sub.s ? (size_t)(f.sub.end - f.sub.s) : 0; break;
+        case 2: m->charsmap = f.sub; break;
         case 3: m->dummy_prefix = f.value; break;
         case 4: m->remove_extra = f.value; break;
         case 5: m->escape = f.value; break;
@@ -151,13 +147,12 @@ static nb_status read_proto(model *m, const char *data, size_t size) {
 }
 
 static nb_status refuse(const model *m) {
-    const char *what = m->type == 1   ? "model type Unigram"
-                       : m->type != 2 ? "a model type other than BPE"
-                       : m->charsmap  ? "a character map (nmt_nfkc and the like)"
+    const char *what = m->type != 1 && m->type != 2 ? "a model type other than BPE and Unigram"
+                       : m->type == 2 && m->unused ? "BPE with pieces of type UNUSED"
                        : m->suffix    ? "treat_whitespace_as_suffix"
                        : !m->escape   ? "escape_whitespaces false"
                                       : NULL;
-    return what ? nb_fail(NB_EUNSUPPORTED, "%s: %s is not supported; is there a tokenizer.json of the BPE type?",
+    return what ? nb_fail(NB_EUNSUPPORTED, "%s: %s is not supported; is there a tokenizer.json?",
                           m->t->file, what)
                 : NB_OK;
 }
@@ -201,7 +196,52 @@ static void make_merges(model *m) {
     free(list);
 }
 
+/* User-defined symbols are pieces with a score that always wins, and no normalizer changes them. */
+static void make_unigram(model *m) {
+    bool *in = nb_calloc((size_t)m->n, sizeof *in);
+    float best = -INFINITY;
+    m->t->uni.score = nb_calloc((size_t)m->n, sizeof(double));
+    for (int i = 0; i < m->n; i++)
+        if (m->v[i].type == NORMAL && m->v[i].score > best) best = m->v[i].score;
+    for (int i = 0; i < m->n; i++) {
+        bool own = m->v[i].type == USER_DEFINED;
+        m->t->uni.score[i] = own ? (double)((float)m->t->entry[i].n * best) - 0.1 : (double)m->v[i].score;
+        if (own) m->t->entry[i].flags |= NB_TOK_KEPT;
+        in[i] = own || m->v[i].type == NORMAL;
+    }
+    m->t->uni.floats = true;
+    nb_tok_unigram_build(m->t, in);
+    free(in);
+}
+
+/* SentencePiece itself never reads control pieces from text, but everything built on it does: special tokens. */
+static nb_status add_tokens(model *m) {
+    for (int i = 0; i < m->n; i++) {
+        bool own = m->v[i].type == USER_DEFINED, control = m->v[i].type == CONTROL || m->v[i].type == UNKNOWN;
+        nb_tok_added a = {.special = !own, .normalized = own, .verbatim = true};
+        if (control || (own && m->type != 1))
+            NB_TRY(nb_tok_added_put(m->t, m->t->entry[i].s, m->t->entry[i].n, i, a));
+    }
+    return NB_OK;
+}
+
 static int32_t valid_id(const model *m, int64_t id) { return id >= 0 && id < m->n ? (int32_t)id : -1; }
+
+static nb_status apply(model *m) {
+    nb_tokenizer *t = m->t;
+    if (m->type == 1) make_unigram(m);
+    else rank_pieces(m), make_merges(m);
+    NB_TRY(add_tokens(m));
+    t->bpe.byte_fallback = m->byte_fallback;
+    t->bpe.fuse_unk = true;
+    t->role[NB_BOS] = valid_id(m, m->bos);
+    t->role[NB_EOS] = valid_id(m, m->eos);
+    t->role[NB_PAD] = valid_id(m, m->pad);
+    t->role[NB_UNK] = t->bpe.unk;
+    nb_tok_decs_spm(&t->decs, m->dummy_prefix);
+    return nb_tok_norm_spm(t, (const char *)m->charsmap.s, (size_t)(m->charsmap.end - m->charsmap.s), m->dummy_prefix,
+                           m->remove_extra);
+}
 
 nb_status nb_tok_load_model(nb_tokenizer *t) {
     /* the defaults of sentencepiece_model.proto */
@@ -211,20 +251,9 @@ nb_status nb_tok_load_model(nb_tokenizer *t) {
     size_t size;
     NB_TRY(nb_file_read(t->file, &data, &size));
     nb_status st = read_proto(&m, data, size);
-    free(data);
     if (st == NB_OK) st = refuse(&m);
-    if (st == NB_OK) {
-        rank_pieces(&m);
-        make_merges(&m);
-        t->bpe.byte_fallback = m.byte_fallback;
-        t->bpe.fuse_unk = true;
-        t->role[NB_BOS] = valid_id(&m, m.bos);
-        t->role[NB_EOS] = valid_id(&m, m.eos);
-        t->role[NB_PAD] = valid_id(&m, m.pad);
-        t->role[NB_UNK] = t->bpe.unk;
-        nb_tok_norm_spm(&t->norms, m.dummy_prefix, m.remove_extra);
-        nb_tok_decs_spm(&t->decs, m.dummy_prefix);
-    }
+    if (st == NB_OK) st = apply(&m);
+    free(data);
     free(m.v);
     return st;
 }

@@ -86,6 +86,32 @@ static nb_status strip(const nb_tok_norm *s, nb_tok_work *w, const nb_tok_view *
     return NB_OK;
 }
 
+/* Control characters go, and what SentencePiece's nmt rules take for white space becomes a space. */
+static nb_status nmt(const nb_tok_norm *s, nb_tok_work *w, const nb_tok_view *in, nb_tok_buf *out) {
+    (void)s, (void)w;
+    for (size_t i = 0; i < in->n;) {
+        size_t at = i;
+        uint32_t c = nb_utf8_next(in->s, &i);
+        bool gone = (c >= 1 && c <= 8) || c == 11 || (c >= 14 && c <= 31) || c == 127 || c == 0x8f || c == 0x9f;
+        bool space = c == '\t' || c == '\n' || c == '\f' || c == '\r' || c == 0x1680 || (c >= 0x200b && c <= 0x200f) ||
+                     c == 0x2028 || c == 0x2029 || c == 0x2581 || c == 0xfeff || c == 0xfffd;
+        if (space) nb_tok_buf_add(out, " ", 1, nb_tok_origin(in, at));
+        else if (!gone) nb_tok_buf_copy(out, in, at, i);
+    }
+    return NB_OK;
+}
+
+static nb_status strip_accents(const nb_tok_norm *s, nb_tok_work *w, const nb_tok_view *in, nb_tok_buf *out) {
+    (void)s, (void)w;
+    for (size_t i = 0; i < in->n;) {
+        size_t at = i;
+        utf8proc_category_t c = utf8proc_category((utf8proc_int32_t)nb_utf8_next(in->s, &i));
+        bool mark = c == UTF8PROC_CATEGORY_MN || c == UTF8PROC_CATEGORY_MC || c == UTF8PROC_CATEGORY_ME;
+        if (!mark) nb_tok_buf_copy(out, in, at, i);
+    }
+    return NB_OK;
+}
+
 static nb_status unicode_text(const nb_tok_norm *s, const char *in, size_t n, char **out, size_t *out_n) {
     utf8proc_uint8_t *r = NULL;
     utf8proc_ssize_t got = utf8proc_map((const utf8proc_uint8_t *)in, (utf8proc_ssize_t)n, &r,
@@ -169,6 +195,7 @@ static nb_status sentencepiece(const nb_tok_norm *s, nb_tok_work *w, const nb_to
         i++;
         while (s->right && i < to && in->s[i] == ' ') i++;
     }
+    while (s->right && out->n >= 3 && !memcmp(out->s + out->n - 3, meta, 3)) out->n -= 3; /* "▁" of the text's own */
     return NB_OK;
 }
 
@@ -178,9 +205,15 @@ static nb_tok_norm *push(nb_tok_norms *s) {
     return &s->v[s->n++];
 }
 
-void nb_tok_norm_spm(nb_tok_norms *s, bool dummy_prefix, bool remove_extra) {
-    nb_tok_norm *x = push(s);
+nb_status nb_tok_norm_spm(nb_tokenizer *t, const char *charsmap, size_t n, bool dummy_prefix, bool remove_extra) {
+    if (n) {
+        nb_tok_norm *map = push(&t->norms);
+        map->run = nb_tok_charsmap_longest, map->kept = t;
+        NB_TRY(nb_tok_charsmap_read(&map->map, charsmap, n, t->file));
+    }
+    nb_tok_norm *x = push(&t->norms);
     x->run = sentencepiece, x->left = dummy_prefix, x->right = remove_extra;
+    return NB_OK;
 }
 
 static nb_status parse_prepend(nb_tok_norm *x, const json_t *v, const char *where) {
@@ -206,6 +239,13 @@ static nb_status parse_strip(nb_tok_norm *x, const json_t *v, const char *where)
     return nb_json_bool(v, "strip_right", &x->right, where);
 }
 
+static nb_status parse_precompiled(nb_tok_norm *x, const json_t *v, const char *where) {
+    const char *text;
+    NB_TRY(nb_tok_only(v, where, (const char *const[]){"type", "precompiled_charsmap", NULL}));
+    NB_TRY(nb_tok_need_str(v, "precompiled_charsmap", &text, where));
+    return nb_tok_charsmap_base64(&x->map, text, where);
+}
+
 static nb_status parse_plain(nb_tok_norm *x, const json_t *v, const char *where) {
     (void)x;
     return nb_tok_only(v, where, (const char *const[]){"type", NULL});
@@ -225,6 +265,9 @@ static const struct {
     {"Replace", parse_replace, replace, 0},
     {"Lowercase", parse_plain, lowercase, 0},
     {"Strip", parse_strip, strip, 0},
+    {"StripAccents", parse_plain, strip_accents, 0},
+    {"Nmt", parse_plain, nmt, 0},
+    {"Precompiled", parse_precompiled, nb_tok_charsmap_graphemes, 0},
 };
 
 nb_status nb_tok_norms_parse(nb_tok_norms *s, const json_t *v, const char *where, int depth) {
@@ -262,6 +305,10 @@ nb_status nb_tok_normalize(const nb_tok_norms *s, nb_tok_work *w, nb_tok_view *v
 }
 
 void nb_tok_norms_free(nb_tok_norms *s) {
-    for (int i = 0; i < s->n; i++) nb_tok_pattern_free(&s->v[i].pattern), free(s->v[i].text);
+    for (int i = 0; i < s->n; i++) {
+        nb_tok_pattern_free(&s->v[i].pattern);
+        nb_tok_charsmap_free(&s->v[i].map);
+        free(s->v[i].text);
+    }
     free(s->v);
 }

@@ -483,9 +483,101 @@ static void model_file(void **state) {
     for (size_t cut = 0; cut < m.n; cut++) /* no prefix crashes; those that end inside a field are refused */
         if (nb_tokenizer_load(&t, fixture("m.model", m.s, cut)) == NB_OK) nb_tokenizer_free(t);
     assert_fails(nb_tokenizer_load(&t, fixture("m.model", m.s, m.n - 1)), NB_EINPUT, "damaged");
-    m.s[m.n - 1] = 1;
-    assert_fails(nb_tokenizer_load(&t, fixture("m.model", m.s, m.n)), NB_EUNSUPPORTED, "Unigram");
+    m.s[m.n - 1] = 3;
+    assert_fails(nb_tokenizer_load(&t, fixture("m.model", m.s, m.n)), NB_EUNSUPPORTED, "other than BPE and Unigram");
+    m.s[m.n - 1] = 1; /* the same pieces as Unigram: scores add up, and user-defined symbols always win */
+    assert_ok(nb_tokenizer_load(&t, fixture("m.model", m.s, m.n)));
+    expect(t, "abc", META "a|bc");
+    expect(t, "cab", META "|c|ab");
+    expect(t, "a<u>xyb", META "a|<u>|<unk>|b");
+    expect_n(t, "a</s>", 5, NB_TOK_PLAIN, META "a|<unk>");
+    assert_int_equal(nb_tokenizer_unk(t), 0);
+    nb_tokenizer_free(t);
     nb_text_free(&m);
+}
+
+/* ---- Unigram ------------------------------------------------------------------------------------------- */
+
+static nb_tokenizer *make_unigram(const char *sections, const char *model) {
+    nb_tokenizer *t;
+    char *json = nb_asprintf("{%s \"model\": {\"type\": \"Unigram\", %s}}", sections, model);
+    assert_ok(nb_tokenizer_load(&t, fixture("t.json", json, strlen(json))));
+    free(json);
+    return t;
+}
+
+static void unigram(void **state) {
+    (void)state;
+    nb_tokenizer *t = make_unigram(
+        "\"added_tokens\": [" TOKEN(7, "</s>", "") "],",
+        "\"unk_id\": 0, \"byte_fallback\": true, \"vocab\": [[\"<unk>\", 0], [\"a\", -1], [\"b\", -2], [\"ab\", -2.5],"
+        " [\"aba\", -4.5], [\"<0xC3>\", -30], [\"<0xA9>\", -30], [\"</s>\", 0]]");
+    expect(t, "ab", "ab");
+    expect(t, "aba", "ab|a"); /* -3.5 beats -4.5 */
+    expect(t, "bab", "b|ab");
+    expect(t, "a\xc3\xa9" "b", "a|<0xC3>|<0xA9>|b");
+    expect(t, "axy\xc3\xa9" "b", "a|<unk>|b"); /* unknown together, and not all of them bytes */
+    expect(t, "<0xC3>", "<0xC3>"); /* spelled out it is a piece like any other, as in the tokenizers library */
+    expect(t, "a</s>b", "a|</s>|b");
+    expect_n(t, "a</s>b", 6, NB_TOK_PLAIN, "a|<unk>|b");
+    expect_n(t, "a</s>b", 6, 0, "a|</s>|b");
+    static const int64_t starts[] = {0, 1, 1, 3};
+    expect_starts(t, "a\xc3\xa9" "b", 0, starts, 4);
+    nb_tokenizer_free(t);
+    t = make_unigram("", "\"unk_id\": null, \"vocab\": [[\"a\", -1]]");
+    nb_ids ids = {0};
+    assert_fails(nb_tokenizer_encode(t, "aab", 3, 0, &ids), NB_EINPUT, "no piece for the character \"b\"");
+    assert_int_equal(ids.n, 0);
+    nb_ids_free(&ids);
+    nb_tokenizer_free(t);
+}
+
+/* The best way through random texts, by trying all of them; long words are settled window by window. */
+static double best_way(const char *s, char *way) {
+    static const struct { const char *s; double score; } pieces[] = {
+        {"a", -1}, {"b", -2.25}, {"ab", -2.75}, {"ba", -3.125}, {"aab", -4}, {"bb", -3.75}, {"abab", -5.0625}};
+    double best = *s ? -1e9 : 0;
+    char rest[256];
+    if (!*s) *way = 0;
+    for (int i = 0; i < NB_LEN(pieces); i++) {
+        size_t n = strlen(pieces[i].s);
+        if (strncmp(s, pieces[i].s, n)) continue;
+        double score = pieces[i].score + best_way(s + n, rest);
+        if (score <= best) continue;
+        best = score;
+        sprintf(way, "%s%s%s", pieces[i].s, *rest ? "|" : "", rest);
+    }
+    return best;
+}
+
+static void unigram_equals_definition(void **state) {
+    (void)state;
+    nb_tokenizer *t = make_unigram("", "\"unk_id\": null, \"vocab\": [[\"a\", -1], [\"b\", -2.25], [\"ab\", -2.75],"
+                                       " [\"ba\", -3.125], [\"aab\", -4], [\"bb\", -3.75], [\"abab\", -5.0625]]");
+    nb_rng rng = nb_rng_open(5, NB_RNG_TEST, 0);
+    for (int round = 0; round < 300; round++) {
+        char text[32], way[256];
+        size_t n = 1 + nb_rng_below(&rng, 14);
+        for (size_t i = 0; i < n; i++) text[i] = "aab"[nb_rng_below(&rng, 3)];
+        text[n] = 0;
+        double want = best_way(text, way), got = 0;
+        nb_ids ids = {0};
+        assert_ok(nb_tokenizer_encode(t, text, n, 0, &ids));
+        static const double scores[] = {-1, -2.25, -2.75, -3.125, -4, -3.75, -5.0625};
+        for (int64_t i = 0; i < ids.n; i++) got += scores[ids.id[i]];
+        assert_true(got == want); /* eighths and sixteenths: sums are exact */
+        nb_ids_free(&ids);
+    }
+    size_t n = 3 << 20;
+    char *text = nb_malloc(n);
+    nb_ids ids = {0};
+    for (size_t i = 0; i < n; i++) text[i] = "abab"[i & 3];
+    assert_ok(nb_tokenizer_encode(t, text, n, 0, &ids)); /* one word */
+    assert_int_equal(ids.n, n / 4);
+    assert_int_equal(ids.start[ids.n - 1], n - 4);
+    nb_ids_free(&ids);
+    free(text);
+    nb_tokenizer_free(t);
 }
 
 /* ---- refusals ------------------------------------------------------------------------------------------ */
@@ -510,7 +602,7 @@ static void refuses_files(void **state) {
         {"\"extra\": 1,", AB, NB_EUNSUPPORTED, "extra"},
         {"\"added_tokens\": [{\"id\": 0, \"content\": \"x\"}],", AB, NB_EINPUT, "same id 0"},
         {"\"added_tokens\": [{\"id\": 7, \"content\": \"a\"}],", AB, NB_EINPUT, "id 0 elsewhere"},
-        {"\"normalizer\": {\"type\": \"Nmt\"},", AB, NB_EUNSUPPORTED, "normalizer \"Nmt\""},
+        {"\"normalizer\": {\"type\": \"BertNormalizer\"},", AB, NB_EUNSUPPORTED, "normalizer \"BertNormalizer\""},
         {"\"normalizer\": {\"type\": \"Sequence\"},", AB, NB_EINPUT, "normalizers"},
         {"\"pre_tokenizer\": {\"type\": \"UnicodeScripts\"},", AB, NB_EUNSUPPORTED, "pre_tokenizer \"UnicodeScripts\""},
         {"\"pre_tokenizer\": {\"type\": \"Split\", \"pattern\": {\"Regex\": \"(a\"}, \"behavior\": \"Isolated\"},", AB,
@@ -521,7 +613,8 @@ static void refuses_files(void **state) {
          AB, NB_EUNSUPPORTED, "{n,m}+"},
         {"\"pre_tokenizer\": {\"type\": \"Split\", \"pattern\": {\"String\": \"a\"}, \"behavior\": \"Odd\"},", AB,
          NB_EUNSUPPORTED, "Odd"},
-        {"\"post_processor\": {\"type\": \"RobertaProcessing\"},", AB, NB_EUNSUPPORTED, "RobertaProcessing"},
+        {"\"post_processor\": {\"type\": \"RobertaProcessing\"},", AB, NB_EINPUT, "\"cls\" should be"},
+        {"\"post_processor\": {\"type\": \"Custom\"},", AB, NB_EUNSUPPORTED, "post_processor \"Custom\""},
         {"\"post_processor\": {\"type\": \"TemplateProcessing\", \"single\": [{\"SpecialToken\": {\"id\": \"q\"}}, "
          "{\"Sequence\": {}}],"
          " \"special_tokens\": {\"q\": {\"ids\": [50]}}},",
@@ -533,8 +626,23 @@ static void refuses_files(void **state) {
         assert_non_null(strstr(nb_message(), "t.json"));
         assert_null(t);
     }
-    static const char unigram[] = "{\"model\": {\"type\": \"Unigram\", \"vocab\": []}}", half[] = "{\"model\":\n {\"ty";
-    assert_fails(nb_tokenizer_load(&t, fixture("t.json", unigram, strlen(unigram))), NB_EUNSUPPORTED, "Unigram");
+    static const struct { const char *model; nb_status st; const char *text; } models[] = {
+        {"\"type\": \"WordPiece\", \"vocab\": {}", NB_EUNSUPPORTED, "model \"WordPiece\""},
+        {"\"type\": \"WordLevel\", \"vocab\": {}", NB_EUNSUPPORTED, "model \"WordLevel\""},
+        {"\"type\": \"Unigram\", \"vocab\": []", NB_EINPUT, "0 pieces"},
+        {"\"type\": \"Unigram\", \"vocab\": {\"a\": 1}", NB_EINPUT, "should be an array"},
+        {"\"type\": \"Unigram\", \"vocab\": [[\"a\"]]", NB_EINPUT, "vocab[0] should be [piece, score]"},
+        {"\"type\": \"Unigram\", \"vocab\": [[\"a\", \"b\"]]", NB_EINPUT, "vocab[0] should be [piece, score]"},
+        {"\"type\": \"Unigram\", \"vocab\": [[\"a\", 0], [\"a\", 0]]", NB_EINPUT, "has two ids, 0 and 1"},
+        {"\"type\": \"Unigram\", \"unk_id\": 1, \"vocab\": [[\"a\", 0]]", NB_EINPUT, "unk_id"},
+        {"\"type\": \"Unigram\", \"unk_id\": \"a\", \"vocab\": [[\"a\", 0]]", NB_EINPUT, "unk_id"},
+        {"\"type\": \"Unigram\", \"alpha\": 0.1, \"vocab\": [[\"a\", 0]]", NB_EUNSUPPORTED, "alpha"}};
+    for (int i = 0; i < NB_LEN(models); i++) {
+        char *json = nb_asprintf("{\"model\": {%s}}", models[i].model);
+        assert_fails(nb_tokenizer_load(&t, fixture("t.json", json, strlen(json))), models[i].st, models[i].text);
+        free(json);
+    }
+    static const char half[] = "{\"model\":\n {\"ty";
     assert_fails(nb_tokenizer_load(&t, fixture("t.json", half, strlen(half))), NB_EINPUT, "t.json:2:");
     assert_fails(nb_tokenizer_load(&t, "/nowhere/tokenizer.json"), NB_EIO, "nowhere");
     assert_fails(nb_tokenizer_load(&t, nb_test_tmp()), NB_EINPUT, "no tokenizer.json and no tokenizer.model");
@@ -583,6 +691,7 @@ int main(void) {
         cmocka_unit_test(added_tokens),     cmocka_unit_test(decoding),
         cmocka_unit_test(decoding_bytes),   cmocka_unit_test(folder),
         cmocka_unit_test(threads),          cmocka_unit_test(model_file),
+        cmocka_unit_test(unigram),          cmocka_unit_test(unigram_equals_definition),
         cmocka_unit_test(refuses_files),    cmocka_unit_test(refuses_texts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
