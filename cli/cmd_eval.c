@@ -121,7 +121,7 @@ static nb_status open_config(subject *s, const eval_args *a, char **adapter) {
     NB_TRY(nb_run_open(&s->run, &s->config));
     NB_TRY(nb_run_open_model(&s->run));
     s->model = s->run.model, s->arena = &s->run.arena, s->tokenizer = s->run.tokenizer;
-    if (nb_chat_template_find(&s->chat, nb_config_chat_name(&s->config), s->tokenizer) != NB_OK) s->chat = NULL;
+    if (nb_config_chat(&s->chat, &s->config, s->tokenizer) != NB_OK) s->chat = NULL;
     NB_TRY(open_held_out(s));
     if (!*adapter) return NB_OK;
     if (!holds(*adapter, "adapter_config.json") && holds(*adapter, "config.json")) return open_full(s, *adapter);

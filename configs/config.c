@@ -233,7 +233,7 @@ static void set_value(loading *ld, const level *l, const char *name, const char 
     nb_yaml_doc doc = {0};
     scalar.text = nb_strdup(text);
     if ((*text == '[' && (list || kind == NB_KIND_STRS || kind == NB_KIND_INTS)) ||
-        (*text == '{' && kind == NB_KIND_MAP)) {
+        (*text == '{' && (kind == NB_KIND_MAP || kind == NB_KIND_VALUES))) {
         if (nb_yaml_parse(&doc, name, text, strlen(text)) == NB_OK) value = doc.root;
         else nb_errors_add(&ld->errors, at, "%s", nb_message());
         for (int i = 0; i < doc.n; i++) doc.nodes[i]->at = at;

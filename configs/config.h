@@ -57,6 +57,7 @@ typedef uint64_t nb_key_SIZE; /* bytes; 22GiB, 800 MiB, 5GB */
 typedef nb_strs nb_key_STRS;
 typedef nb_ints nb_key_INTS;
 typedef nb_pairs nb_key_MAP;
+typedef char *nb_key_VALUES;  /* a map of anything, as JSON text */
 
 /* Where a key was set: line and column (from 1) of its value in the file; line -1 for --set; line 0:
  * it was not set. */

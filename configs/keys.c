@@ -1,6 +1,7 @@
 #include "configs/keys.h"
 
 #include <errno.h>
+#include <jansson.h>
 #include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
@@ -346,10 +347,44 @@ static bool set_map(const nb_key *k, nb_pairs *out, const nb_yaml *value, nb_tex
     return true;
 }
 
+/* A plain scalar is a number or true or false where it reads as one. */
+static json_t *scalar_value(const nb_yaml *v) {
+    char *end;
+    int flag;
+    if (!v->plain) return json_string(v->text);
+    if (nb_yaml_is_null(v)) return json_null();
+    if (parse_bool(v->text, &flag)) return json_boolean(flag);
+    if (!v->text[strspn(v->text, "+-.eE0123456789")]) {
+        errno = 0;
+        long long whole = strtoll(v->text, &end, 10);
+        if (!*end && !errno) return json_integer(whole);
+        double real = strtod(v->text, &end);
+        if (!*end && isfinite(real)) return json_real(real);
+    }
+    return json_string(v->text);
+}
+
+static json_t *any_value(const nb_yaml *v) {
+    if (v->kind == NB_YAML_SCALAR) return scalar_value(v);
+    json_t *out = v->kind == NB_YAML_LIST ? json_array() : json_object();
+    for (int i = 0; i < v->n; i++)
+        if (v->kind == NB_YAML_LIST) json_array_append_new(out, any_value(v->items[i]));
+        else if (!json_object_get(out, v->pairs[i].key)) json_object_set_new(out, v->pairs[i].key, any_value(v->pairs[i].value));
+    return out;
+}
+
+static void set_values(char **out, const nb_yaml *value) {
+    json_t *v = any_value(value);
+    free(*out);
+    *out = value->n ? json_dumps(v, 0) : NULL;
+    json_decref(v);
+}
+
 bool nb_key_set(const nb_key *k, void *base, const nb_yaml *value, nb_text *why) {
     void *p = (char *)base + k->offset;
     if (k->kind == NB_KIND_MAP && value->kind == NB_YAML_MAP) return set_map(k, p, value, why);
-    if (k->kind == NB_KIND_MAP) {
+    if (k->kind == NB_KIND_VALUES && value->kind == NB_YAML_MAP) return set_values(p, value), true;
+    if (k->kind == NB_KIND_MAP || k->kind == NB_KIND_VALUES) {
         nb_text_printf(why, "wants a map, not %s", nb_yaml_kind_name(value));
         return false;
     }
@@ -375,9 +410,9 @@ void nb_key_clear(const nb_key *k, void *base) {
         [NB_KIND_INT] = sizeof(nb_key_INT), [NB_KIND_REAL] = sizeof(nb_key_REAL), [NB_KIND_STR] = sizeof(char *),
         [NB_KIND_PATH] = sizeof(char *), [NB_KIND_CHOICE] = sizeof(int),       [NB_KIND_SIZE] = sizeof(nb_key_SIZE),
         [NB_KIND_STRS] = sizeof(nb_strs), [NB_KIND_INTS] = sizeof(nb_ints),
-        [NB_KIND_MAP] = sizeof(nb_pairs)};
+        [NB_KIND_MAP] = sizeof(nb_pairs), [NB_KIND_VALUES] = sizeof(char *)};
     void *p = (char *)base + k->offset;
-    if (k->kind == NB_KIND_STR || k->kind == NB_KIND_PATH) free(*(char **)p);
+    if (k->kind == NB_KIND_STR || k->kind == NB_KIND_PATH || k->kind == NB_KIND_VALUES) free(*(char **)p);
     if (k->kind == NB_KIND_INTS) free(((nb_ints *)p)->v);
     if (k->kind == NB_KIND_STRS) free_strs(p);
     if (k->kind == NB_KIND_MAP) nb_pairs_free(p);
@@ -486,6 +521,10 @@ void nb_key_print(const nb_key *k, const void *base, bool set, nb_text *out) {
     case NB_KIND_STRS:
     case NB_KIND_INTS: print_list(k, p, out); return;
     case NB_KIND_MAP: print_map(p, out); return;
+    case NB_KIND_VALUES: /* JSON is YAML in flow style */
+        if (!*(char *const *)p) break;
+        nb_text_puts(out, *(char *const *)p);
+        return;
     case NB_KIND_SECTION: return;
     }
     nb_text_puts(out, "null");

@@ -42,7 +42,7 @@ static const char *type_name(const nb_key *k) {
         [NB_KIND_BOOL] = "true or false", [NB_KIND_TRI] = "true, false or auto", [NB_KIND_INT] = "whole number",
         [NB_KIND_REAL] = "number", [NB_KIND_STR] = "text", [NB_KIND_PATH] = "path", [NB_KIND_CHOICE] = "one of",
         [NB_KIND_SIZE] = "amount of memory", [NB_KIND_STRS] = "list of texts", [NB_KIND_INTS] = "list of numbers",
-        [NB_KIND_MAP] = "map of names to numbers"};
+        [NB_KIND_MAP] = "map of names to numbers", [NB_KIND_VALUES] = "map of names to values"};
     return names[k->kind];
 }
 

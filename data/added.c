@@ -14,13 +14,18 @@ const char *nb_config_chat_name(const nb_config *c) {
     return names[c->chat_template];
 }
 
+nb_status nb_config_chat(const nb_chat_template **out, const nb_config *c, const nb_tokenizer *t) {
+    NB_TRY(nb_chat_template_find(out, nb_config_chat_name(c), t));
+    return c->chat_template_kwargs ? nb_chat_template_preset(out, *out, t, c->chat_template_kwargs) : NB_OK;
+}
+
 /* A conversation without any text: all that the template writes itself. */
 static nb_status markup(const nb_tokenizer *t, const nb_config *c, nb_text *out) {
     static const nb_message_t empty[] = {{"system", ""}, {"user", ""}, {"assistant", ""}};
     const nb_chat_template *chat;
     nb_chat_span *spans = NULL;
     int n_spans;
-    NB_TRY(nb_chat_template_find(&chat, nb_config_chat_name(c), t));
+    NB_TRY(nb_config_chat(&chat, c, t));
     nb_status st = nb_chat_render(chat, t, empty, NB_LEN(empty), true, out, &spans, &n_spans);
     free(spans);
     return st;

@@ -242,6 +242,81 @@ nb_status nb_chat_template_find(const nb_chat_template **out, const char *name, 
         name, near ? "; did you mean \"" : "", near ? near : "", near ? "\"?" : "");
 }
 
+/* A template that is built in becomes the Jinja text it stands for: the tokenizer's, which knows more than the built-in
+ * one, where that was recognized by it. */
+static nb_status as_jinja(const nb_chat_template **c, const nb_tokenizer *t) {
+    const nb_chat_template *own = NULL;
+    const char *jinja = (*c)->jinja;
+    if ((*c)->engine) return NB_OK;
+    if (nb_tokenizer_chat_template(t) && find_default(&own, t) == NB_OK && own == *c) jinja = nb_tokenizer_chat_template(t);
+    if (jinja) return from_text(c, jinja);
+    return nb_fail(NB_EINPUT, "chat template %s is built in and renders text alone; name the model's own "
+                   "(chat_template: tokenizer_default, or jinja:FILE)", (*c)->name);
+}
+
+/* Inside a block: true, not JSON's true, is what both call it; null alone differs. */
+static void add_literal(nb_text *out, const json_t *v) {
+    const char *key;
+    json_t *item;
+    size_t i;
+    if (json_is_null(v)) nb_text_puts(out, "none");
+    else if (json_is_array(v)) {
+        nb_text_puts(out, "[");
+        json_array_foreach(v, i, item) {
+            if (i) nb_text_puts(out, ", ");
+            add_literal(out, item);
+        }
+        nb_text_puts(out, "]");
+    } else if (json_is_object(v)) {
+        nb_text_puts(out, "{");
+        json_object_foreach((json_t *)(uintptr_t)v, key, item) {
+            json_t *name = json_string(key);
+            add_literal(out, name);
+            nb_text_puts(out, ": ");
+            add_literal(out, item);
+            nb_text_puts(out, ", ");
+            json_decref(name);
+        }
+        nb_text_puts(out, "}");
+    } else {
+        char *text = json_dumps(v, JSON_ENCODE_ANY | JSON_COMPACT);
+        nb_text_puts(out, text);
+        free(text);
+    }
+}
+
+static bool is_name(const char *s) {
+    bool ok = *s && !(*s >= '0' && *s <= '9');
+    for (; *s; s++)
+        ok &= *s == '_' || (*s >= '0' && *s <= '9') || (*s >= 'a' && *s <= 'z') || (*s >= 'A' && *s <= 'Z');
+    return ok;
+}
+
+nb_status nb_chat_template_preset(const nb_chat_template **out, const nb_chat_template *c, const nb_tokenizer *t,
+                                  const char *kwargs) {
+    static const char *const given[] = {"messages", "tools", "documents", "add_generation_prompt"};
+    json_t *all = json_loads(kwargs, 0, NULL), *v;
+    const char *name;
+    nb_text text = {0};
+    nb_status st = json_is_object(all) ? NB_OK : nb_fail(NB_EINPUT, "chat_template_kwargs should be a map");
+    if (st == NB_OK) st = as_jinja(&c, t);
+    json_object_foreach(all, name, v) {
+        bool own = is_name(name);
+        for (int i = 0; i < NB_LEN(given); i++) own &= strcmp(name, given[i]) != 0;
+        if (st == NB_OK && !own) st = nb_fail(NB_EINPUT, "chat_template_kwargs: \"%s\" cannot be set there", name);
+        nb_text_printf(&text, "{%% set %s = %s if %s is defined else ", name, name, name);
+        add_literal(&text, v);
+        nb_text_puts(&text, " +%}");
+    }
+    json_decref(all);
+    if (st == NB_OK) {
+        nb_text_puts(&text, c->jinja);
+        st = from_text(out, text.s);
+    }
+    nb_text_free(&text);
+    return st;
+}
+
 const char *nb_chat_template_name(const nb_chat_template *c) {
     return c->name;
 }
@@ -386,10 +461,20 @@ static nb_status check(const nb_chat_template *c, const nb_tokenizer *t, const n
 
 nb_status nb_chat_render(const nb_chat_template *c, const nb_tokenizer *t, const nb_message_t *m, int n,
                          bool add_generation_prompt, nb_text *text, nb_chat_span **spans, int *n_spans) {
+    return nb_chat_render_extra(c, t, m, n, NULL, add_generation_prompt, text, spans, n_spans);
+}
+
+nb_status nb_chat_render_extra(const nb_chat_template *c, const nb_tokenizer *t, const nb_message_t *m, int n,
+                               const nb_chat_extra *extra, bool add_generation_prompt, nb_text *text,
+                               nb_chat_span **spans, int *n_spans) {
+    bool rich = extra && (extra->tools || extra->documents);
     *spans = NULL;
     *n_spans = 0;
+    for (int i = 0; i < n; i++)
+        rich |= !m[i].content || json_object_get(m[i].fields, "tool_calls") || (c->other && is_role(&m[i], "tool"));
+    if (rich) NB_TRY(as_jinja(&c, t));
     if (c->engine && !n) return nb_fail(NB_EINPUT, "the conversation has no messages");
-    if (c->engine) return nb_chat_jinja_render(c->engine, t, m, n, add_generation_prompt, text, spans, n_spans);
+    if (c->engine) return nb_chat_jinja_render(c->engine, t, m, n, extra, add_generation_prompt, text, spans, n_spans);
     NB_TRY(check(c, t, m, n));
     render r = {.c = c, .t = t, .m = m, .text = text};
     bool has_system = is_role(m, "system"), moved = has_system && c->system_goes != SYSTEM_TURN;

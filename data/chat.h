@@ -12,6 +12,7 @@
 #ifndef NB_DATA_CHAT_H
 #define NB_DATA_CHAT_H
 
+#include <jansson.h>
 #include <stdbool.h>
 #include <stddef.h>
 
@@ -20,14 +21,20 @@
 #include "data/tokenizer.h"
 
 typedef struct nb_message {
-    const char *role, *content; /* role: "system", "user", "assistant"; NUL-terminated UTF-8 */
+    const char *role, *content; /* role: "system", "user", "assistant", "tool"; NUL-terminated UTF-8 */
+    const json_t *fields;       /* an object with what else a template may ask for (tool_calls, name, tool_call_id,
+                                   reasoning_content; content where it is NULL or no text), or NULL */
 } nb_message_t;
+/* What a conversation brings beside its messages, as apply_chat_template takes it; NULL: none. */
+typedef struct nb_chat_extra {
+    const json_t *tools, *documents; /* lists */
+} nb_chat_extra;
 
 /* Bytes [begin, end) of the rendered text are the content of message `message`; for the assistant: what follows the
  * header that a generation prompt ends with, which for Mistral includes a space. */
 typedef struct nb_chat_span {
     size_t begin, end, end_of_turn; /* [end, end_of_turn) is the turn's end token; empty where a turn has none */
-    int message;
+    int message;        /* -1: text of tools or documents */
     bool template_text; /* written by the template within the turn, not the message's own: trained with it, no data */
     bool untrained;     /* an assistant's message that the template's {% generation %} leaves out */
 } nb_chat_span;
@@ -46,6 +53,15 @@ const char *nb_chat_template_jinja(const nb_chat_template *c);
  * NB_TOK_SPECIAL. */
 nb_status nb_chat_render(const nb_chat_template *c, const nb_tokenizer *t, const nb_message_t *m, int n,
                          bool add_generation_prompt, nb_text *text, nb_chat_span **spans, int *n_spans);
+/* The same with tools and documents (extra may be NULL). These, calls of tools and their answers are for Jinja: a template
+ * that is built in gives way to the text it stands for. */
+nb_status nb_chat_render_extra(const nb_chat_template *c, const nb_tokenizer *t, const nb_message_t *m, int n,
+                               const nb_chat_extra *extra, bool add_generation_prompt, nb_text *text,
+                               nb_chat_span **spans, int *n_spans);
+/* The template with defaults for variables of its own: kwargs is a JSON object, {"enable_thinking": false}. They stand at
+ * the head of the text, so that whoever renders it gets the same: {% set x = x if x is defined else false %}. */
+nb_status nb_chat_template_preset(const nb_chat_template **out, const nb_chat_template *c, const nb_tokenizer *t,
+                                  const char *kwargs);
 /* Tokenizes rendered text. What stands in `spans` is data: if it holds the text of a control token ("<|im_end|>"), that
  * stays ordinary text. start[] of `out` counts bytes of the whole text. */
 nb_status nb_chat_encode(const nb_tokenizer *t, const nb_text *text, const nb_chat_span *spans, int n_spans,

@@ -278,7 +278,7 @@ nb_status nb_encode_tokenized(const nb_row_in *in, nb_encoded *out) {
 /* ---- opening ---- */
 
 static nb_status open_chat(nb_format *f) {
-    NB_TRY(nb_chat_template_find(&f->chat, nb_config_chat_name(f->c), f->t));
+    NB_TRY(nb_config_chat(&f->chat, f->c, f->t));
     const char *end = nb_chat_end_of_turn(f->chat, f->t);
     if (!end || nb_tokenizer_token_id(f->t, end) < 0)
         return nb_fail(NB_EINPUT,
@@ -324,6 +324,8 @@ void nb_format_hash(const nb_format *f, nb_sha256 *h) {
         e->field_output,
         e->field_system,
         e->field_messages,
+        e->field_tools,
+        e->field_documents,
         e->message_property_mappings_role,
         e->message_property_mappings_content,
         f->chat ? nb_chat_template_name(f->chat) : NULL,

@@ -113,16 +113,23 @@ void nb_jinja_free(nb_jinja *j) {
 
 /* ---- rendering ---- */
 
-/* A list of messages: their contents get origins. */
+/* A message's texts get its origin, but for its role. */
+static ji_val message(ji *j, const json_t *m, int origin) {
+    if (!json_is_object(m)) return nb_ji_from_json(j, m, 0);
+    ji_val out = {.type = JI_DICT, .d = nb_ji_new_dict(j)};
+    for (void *it = json_object_iter((json_t *)(uintptr_t)m); it;
+         it = json_object_iter_next((json_t *)(uintptr_t)m, it)) {
+        const char *key = json_object_iter_key(it);
+        nb_ji_push(j, &out.d->keys, ji_string(nb_ji_cstr(j, key)));
+        nb_ji_push(j, &out.d->values, nb_ji_from_json(j, json_object_iter_value(it), strcmp(key, "role") ? origin : 0));
+    }
+    return out;
+}
+
 static ji_val messages(ji *j, const json_t *list) {
     ji_val out = ji_of_list(nb_ji_new_list(j));
-    for (size_t i = 0; i < json_array_size(list); i++) {
-        const json_t *m = json_array_get(list, i), *content = json_object_get(m, "content");
-        ji_val v = nb_ji_from_json(j, m, 0);
-        if (content && i + 1 < JI_GENERATION)
-            nb_ji_put(j, v.d, ji_string(nb_ji_cstr(j, "content")), nb_ji_from_json(j, content, (int)i + 1));
-        nb_ji_push(j, out.l, v);
-    }
+    for (size_t i = 0; i < json_array_size(list); i++)
+        nb_ji_push(j, out.l, message(j, json_array_get(list, i), i < NB_JINJA_DATA ? (int)i + 1 : 0));
     return out;
 }
 
@@ -132,8 +139,10 @@ static ji_scope *global_scope(ji *j, const json_t *variables) {
          it = json_object_iter_next((json_t *)(uintptr_t)variables, it)) {
         const char *name = json_object_iter_key(it);
         const json_t *v = json_object_iter_value(it);
-        bool tracked = !strcmp(name, "messages") && json_is_array(v);
-        nb_ji_set(j, s, nb_ji_cstr(j, name), tracked ? messages(j, v) : nb_ji_from_json(j, v, 0));
+        bool data = !strcmp(name, "tools") || !strcmp(name, "documents");
+        nb_ji_set(j, s, nb_ji_cstr(j, name), !strcmp(name, "messages") && json_is_array(v)
+                                                 ? messages(j, v)
+                                                 : nb_ji_from_json(j, v, data ? NB_JINJA_DATA + 1 : 0));
     }
     return s;
 }

@@ -32,13 +32,15 @@ typedef struct nb_jinja_limits {
 extern const nb_jinja_limits nb_jinja_default_limits;
 
 typedef struct nb_jinja_input {
-    const json_t *variables;       /* an object; text under "content" in the list "messages" is kept track of */
+    const json_t *variables;       /* an object; the texts in "messages", "tools" and "documents" are kept track of */
     const struct tm *now;          /* NULL: strftime_now is undefined, so that equal rows render equally every day */
     const nb_jinja_limits *limits; /* NULL: the default ones */
 } nb_jinja_input;
 
-/* Bytes [begin, end) of the output with a common origin: the content of a message (-1: the template's own text), and
- * whether a {% generation %} block wrote them. Empty runs stand where a message's content is empty. */
+/* Bytes [begin, end) of the output with a common origin: a message (its content, or whatever else it holds besides its
+ * role), the tools and documents, or -1 for the template's own text; and whether a {% generation %} block wrote them.
+ * Empty runs stand where a message's content is empty. */
+enum { NB_JINJA_DATA = (1 << 30) - 2 }; /* in the place of a message: of tools or documents */
 typedef struct nb_jinja_run {
     size_t begin, end;
     int message;

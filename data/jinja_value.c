@@ -406,6 +406,14 @@ const ji_str *nb_ji_to_str(ji *j, ji_val v) {
     return nb_ji_built(&b);
 }
 
+static const ji_str *with_origin(ji *j, const char *text, size_t n, int origin) {
+    ji_str *s = nb_ji_alloc(j, 1, sizeof *s);
+    ji_run *r = nb_ji_alloc(j, 1, sizeof *r);
+    *s = (ji_str){text, n, r, origin != 0};
+    *r = (ji_run){0, n, origin};
+    return s;
+}
+
 ji_val nb_ji_from_json(ji *j, const json_t *v, int origin) {
     ji_val out = ji_none();
     nb_ji_deeper(j);
@@ -413,14 +421,7 @@ ji_val nb_ji_from_json(ji *j, const json_t *v, int origin) {
     case JSON_TRUE: case JSON_FALSE: out = ji_bool(json_is_true(v)); break;
     case JSON_INTEGER: out = ji_int(json_integer_value(v)); break;
     case JSON_REAL: out = ji_float(json_real_value(v)); break;
-    case JSON_STRING: {
-        ji_str *s = nb_ji_alloc(j, 1, sizeof *s);
-        ji_run *r = nb_ji_alloc(j, 1, sizeof *r);
-        *s = (ji_str){json_string_value(v), json_string_length(v), r, origin != 0};
-        *r = (ji_run){0, s->n, origin};
-        out = ji_string(s);
-        break;
-    }
+    case JSON_STRING: out = ji_string(with_origin(j, json_string_value(v), json_string_length(v), origin)); break;
     case JSON_ARRAY:
         out = ji_of_list(nb_ji_new_list(j));
         for (size_t i = 0; i < json_array_size(v); i++)
@@ -431,7 +432,8 @@ ji_val nb_ji_from_json(ji *j, const json_t *v, int origin) {
         /* jansson's objects keep their order; the keys are known to differ */
         for (void *it = json_object_iter((json_t *)(uintptr_t)v); it;
              it = json_object_iter_next((json_t *)(uintptr_t)v, it)) {
-            nb_ji_push(j, &out.d->keys, ji_string(nb_ji_cstr(j, json_object_iter_key(it))));
+            const char *key = json_object_iter_key(it);
+            nb_ji_push(j, &out.d->keys, ji_string(with_origin(j, key, strlen(key), origin)));
             nb_ji_push(j, &out.d->values, nb_ji_from_json(j, json_object_iter_value(it), origin));
         }
         break;

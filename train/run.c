@@ -43,9 +43,9 @@ static nb_status open_tokenizer(nb_run *r) {
     nb_hex as_loaded;
     snprintf(as_loaded, sizeof as_loaded, "%s", nb_tokenizer_sha256(r->tokenizer));
     NB_TRY(nb_tokens_add(r->tokenizer, c, &r->added_tokens, &r->n_added_tokens));
-    nb_status st = nb_chat_template_find(&r->chat, nb_config_chat_name(c), r->tokenizer);
+    nb_status st = nb_config_chat(&r->chat, c, r->tokenizer);
     if (st != NB_OK) r->chat = NULL; /* conversations alone need one, and say so */
-    if (c->chat_template == NB_CHAT_JINJA) NB_TRY(st);
+    if (c->chat_template == NB_CHAT_JINJA || c->chat_template_kwargs) NB_TRY(st);
     r->own_tokenizer = c->tokenizer || adapters || strcmp(as_loaded, nb_tokenizer_sha256(r->tokenizer)) != 0;
     return make_room(r, known, from);
 }
@@ -322,7 +322,7 @@ json_t *nb_run_manifest(const nb_run *r, int64_t step, const json_t *held_out) {
     json_object_set_new(m, "compute_dtype", json_string(nb_dtype_name(r->dev->compute)));
     json_object_set_new(m, "sequence_len", json_integer(r->sequence_len));
     json_object_set_new(m, "tokenizer_sha256", json_string(nb_tokenizer_sha256(r->tokenizer)));
-    bool jinja = c->chat_template == NB_CHAT_JINJA; /* its text: a file may be gone when the model is used */
+    bool jinja = c->chat_template == NB_CHAT_JINJA || c->chat_template_kwargs; /* its text: a file may be gone when the model is used */
     json_object_set_new(m, "chat_template",
                         json_string(jinja ? nb_chat_template_jinja(r->chat) : nb_config_chat_name(c)));
     json_object_set_new(m, "added_tokens", list_of_ids(r->added_tokens, r->n_added_tokens));
