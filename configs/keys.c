@@ -369,7 +369,8 @@ static json_t *any_value(const nb_yaml *v) {
     json_t *out = v->kind == NB_YAML_LIST ? json_array() : json_object();
     for (int i = 0; i < v->n; i++)
         if (v->kind == NB_YAML_LIST) json_array_append_new(out, any_value(v->items[i]));
-        else if (!json_object_get(out, v->pairs[i].key)) json_object_set_new(out, v->pairs[i].key, any_value(v->pairs[i].value));
+        else if (!json_object_get(out, v->pairs[i].key))
+            json_object_set_new(out, v->pairs[i].key, any_value(v->pairs[i].value));
     return out;
 }
 

@@ -248,7 +248,8 @@ static nb_status as_jinja(const nb_chat_template **c, const nb_tokenizer *t) {
     const nb_chat_template *own = NULL;
     const char *jinja = (*c)->jinja;
     if ((*c)->engine) return NB_OK;
-    if (nb_tokenizer_chat_template(t) && find_default(&own, t) == NB_OK && own == *c) jinja = nb_tokenizer_chat_template(t);
+    if (nb_tokenizer_chat_template(t) && find_default(&own, t) == NB_OK && own == *c)
+        jinja = nb_tokenizer_chat_template(t);
     if (jinja) return from_text(c, jinja);
     return nb_fail(NB_EINPUT, "chat template %s is built in and renders text alone; name the model's own "
                    "(chat_template: tokenizer_default, or jinja:FILE)", (*c)->name);

@@ -18,6 +18,7 @@ typedef struct rendering {
     const nb_jinja *j;
     const nb_tokenizer *t;
     const nb_message_t *m;
+    int n;
     const nb_chat_extra *extra;
     json_t *messages;
     nb_jinja_output out;
@@ -120,8 +121,9 @@ static void find_turns(rendering *r) {
         }
         if (last) last->after = run->begin;
         NB_GROW(r->turns, r->n_turns, r->cap_turns);
-        r->turns[r->n_turns++] = (turn){.first = i, .last = i, .message = run->message, .begin = run->begin, .end = run->end,
-                                        .after = r->out.text.n, .end_id = -1};
+        r->turns[r->n_turns++] = (turn){
+            .first = i, .last = i, .message = run->message, .begin = run->begin, .end = run->end,
+            .after = r->out.text.n, .end_id = -1};
     }
 }
 
@@ -222,18 +224,54 @@ static void add_spans(const rendering *r, const turn *u, span_list *l) {
     l->v[l->n - 1].end_of_turn = l->base + u->end_of_turn;
 }
 
+/* Is run i - 1 the template's, in the same {% generation %} block as run i? */
+static bool goes_on(const nb_jinja_run *runs, int i) {
+    return runs[i - 1].generation && runs[i - 1].message < 0 && runs[i].generation && runs[i - 1].end == runs[i].begin;
+}
+
 /* A turn whose template says by {% generation %} what of it is trained: that and no more. What the template writes last
- * in such a block is the turn's end. */
-static void add_generation(const rendering *r, const turn *u, span_list *l) {
+ * in such a block is the turn's end. Returns the first run behind the turn. */
+static int add_generation(const rendering *r, const turn *u, span_list *l) {
     const nb_jinja_run *runs = r->out.runs;
-    int first = u->first, last = u->last;
-    while (first > 0 && runs[first - 1].generation && runs[first - 1].message < 0 &&
-           runs[first - 1].end == runs[first].begin)
-        first--;
-    for (int i = first; i <= last; i++) add_span(l, u, runs[i].begin, runs[i].end, runs[i].message < 0, !runs[i].generation);
-    for (; last + 1 < r->out.n_runs && runs[last + 1].generation && runs[last + 1].message < 0 &&
-           runs[last + 1].begin == runs[last].end && runs[last].generation; last++)
-        l->v[l->n - 1].end_of_turn = l->base + runs[last + 1].end;
+    int first = u->first, next = u->last + 1;
+    while (first > 0 && goes_on(runs, first)) first--;
+    for (int i = first; i <= u->last; i++)
+        add_span(l, u, runs[i].begin, runs[i].end, runs[i].message < 0, !runs[i].generation);
+    for (; next < r->out.n_runs && runs[next].generation && runs[next].message < 0 && runs[next - 1].generation &&
+           runs[next].begin == runs[next - 1].end; next++)
+        l->v[l->n - 1].end_of_turn = l->base + runs[next].end;
+    return next;
+}
+
+/* Blocks among runs [from, to) that hold nothing of a message: of assistants whose content is empty, the first ones
+ * behind message `last`. */
+static void add_empty_turns(const rendering *r, int from, int to, int last, span_list *l) {
+    const nb_jinja_run *runs = r->out.runs;
+    for (int i = from; i < to; i++) {
+        if (!runs[i].generation || runs[i].message >= 0) continue;
+        do last++;
+        while (last < r->n && strcmp(r->m[last].role, "assistant"));
+        if (last >= r->n) return;
+        add_span(l, &(turn){.message = last}, runs[i].begin, runs[i].begin, true, false);
+        l->v[l->n - 1].end_of_turn = l->base + runs[i].end;
+    }
+}
+
+/* All turns of a template with {% generation %}. */
+static void add_marked(const rendering *r, span_list *l) {
+    int at = 0, last = -1;
+    for (int i = 0; i < r->n_turns; i++) {
+        const turn *u = &r->turns[i];
+        bool assistant = is_assistant(r, u);
+        int first = u->first;
+        while (assistant && first > at && goes_on(r->out.runs, first)) first--;
+        add_empty_turns(r, at, first, last, l);
+        at = u->last + 1;
+        if (assistant) at = add_generation(r, u, l);
+        else add_spans(r, u, l);
+        if (u->message != NB_JINJA_DATA) last = u->message;
+    }
+    add_empty_turns(r, at, r->out.n_runs, last, l);
 }
 
 static void close_rendering(rendering *r) {
@@ -245,7 +283,7 @@ static void close_rendering(rendering *r) {
 nb_status nb_chat_jinja_render(const nb_jinja *j, const nb_tokenizer *t, const nb_message_t *m, int n,
                                const nb_chat_extra *extra, bool add_generation_prompt, nb_text *text,
                                nb_chat_span **spans, int *n_spans) {
-    rendering r = {.j = j, .t = t, .m = m, .extra = extra};
+    rendering r = {.j = j, .t = t, .m = m, .n = n, .extra = extra};
     span_list l = {.base = text->n};
     *spans = NULL;
     *n_spans = 0;
@@ -254,12 +292,10 @@ nb_status nb_chat_jinja_render(const nb_jinja *j, const nb_tokenizer *t, const n
     if (st == NB_OK) {
         find_turns(&r);
         find_ends(&r);
-        for (int i = 0; i < r.n_turns; i++) {
-            turn *u = &r.turns[i];
-            bool assistant = is_assistant(&r, u);
-            if (assistant && !r.generation) find_begin(&r, u);
-            if (assistant && r.generation) add_generation(&r, u, &l);
-            else add_spans(&r, u, &l);
+        if (r.generation) add_marked(&r, &l);
+        for (int i = 0; !r.generation && i < r.n_turns; i++) {
+            if (is_assistant(&r, &r.turns[i])) find_begin(&r, &r.turns[i]);
+            add_spans(&r, &r.turns[i], &l);
         }
         *spans = l.v;
         *n_spans = l.n;
@@ -274,9 +310,8 @@ void nb_chat_jinja_end(const nb_jinja *j, const nb_tokenizer *t, int32_t *id, nb
     *id = -1;
     /* with a system message, and for templates that refuse one without */
     for (int skip = 0; skip < 2 && *id < 0 && !text->n; skip++) {
-        rendering r = {.j = j, .t = t, .m = probe + skip};
-        if (to_json(r.m, NB_LEN(probe) - skip, &r.messages) == NB_OK &&
-            run(&r, r.messages, false, &r.out) == NB_OK) {
+        rendering r = {.j = j, .t = t, .m = probe + skip, .n = NB_LEN(probe) - skip};
+        if (to_json(r.m, r.n, &r.messages) == NB_OK && run(&r, r.messages, false, &r.out) == NB_OK) {
             find_turns(&r);
             find_ends(&r);
             const turn *u = r.n_turns ? &r.turns[r.n_turns - 1] : NULL;

@@ -49,10 +49,13 @@ static nb_status join_parts(const nb_row_in *in, size_t i, const char *key, cons
     nb_status st = NB_OK;
     nb_text_puts(&all, "");
     json_array_foreach(parts, k, part) {
-        const json_t *type = json_object_get(part, "type"), *text = json_is_string(part) ? part : json_object_get(part, "text");
-        if (st == NB_OK && (!json_is_string(text) || (type && strcmp(json_string_value(type) ? json_string_value(type) : "", "text"))))
-            st = nb_fail(NB_EINPUT, "%s: message %zu: part %zu of \"%s\" is no text; only {\"type\": \"text\", \"text\": "
-                         "...} is read", in->where, i + 1, k + 1, key);
+        const char *type = json_string_value(json_object_get(part, "type"));
+        const json_t *text = json_is_string(part) ? part : json_object_get(part, "text");
+        if (st == NB_OK && (!json_is_string(text) || (type && strcmp(type, "text"))))
+            st = nb_fail(NB_EINPUT,
+                         "%s: message %zu: part %zu of \"%s\" is no text; only {\"type\": \"text\", \"text\": "
+                         "...} is read",
+                         in->where, i + 1, k + 1, key);
         if (st == NB_OK) nb_text_puts(&all, json_string_value(text));
     }
     if (st == NB_OK) *out = json_string(all.s);
@@ -83,9 +86,11 @@ static nb_status other_fields(const nb_row_in *in, const json_t *m, size_t i, js
     const char *key;
     json_t *v, *calls;
     *out = json_object();
-    json_object_foreach((json_t *)(uintptr_t)m, key, v)
-        if (!json_is_null(v) && strcmp(key, e->message_property_mappings_role) && strcmp(key, e->message_property_mappings_content))
-            json_object_set_new(*out, key, json_deep_copy(v));
+    json_object_foreach((json_t *)(uintptr_t)m, key, v) {
+        bool mapped = !strcmp(key, e->message_property_mappings_role) ||
+                      !strcmp(key, e->message_property_mappings_content);
+        if (!mapped && !json_is_null(v)) json_object_set_new(*out, key, json_deep_copy(v));
+    }
     calls = json_object_get(*out, "tool_calls");
     if (json_is_array(calls) && !json_array_size(calls)) json_object_del(*out, "tool_calls");
     else if (json_is_array(calls)) parse_each(calls, "arguments");
@@ -175,8 +180,8 @@ static nb_status read_conversation(const nb_row_in *in, conversation *c) {
         NB_TRY(read_message(in, json_array_get(list, i), i, &c->m[k], &c->fields[k]));
     }
     if (n && c->n > (int)n && !strcmp(c->m[1].role, "system"))
-        return nb_fail(NB_EINPUT, "%s: the row has a system message and a field \"%s\" too; keep one of them", in->where,
-                       e->field_system);
+        return nb_fail(NB_EINPUT, "%s: the row has a system message and a field \"%s\" too; keep one of them",
+                       in->where, e->field_system);
     NB_TRY(read_list(in, e->field_tools, &c->tools));
     NB_TRY(read_list(in, e->field_documents, &c->documents));
     parse_each(c->tools, "parameters");
@@ -193,11 +198,14 @@ static nb_status check_written(const nb_row_in *in, const conversation *c, const
         else written[s->message] |= s->end > s->begin;
     }
     if ((c->tools || c->documents) && !data)
-        st = nb_fail(NB_EINPUT, "%s: the row has \"%s\", but the chat template writes nothing of them; take one that does, "
-                     "or name a field that is not there", in->where, c->tools ? in->f->e->field_tools : in->f->e->field_documents);
+        st = nb_fail(NB_EINPUT,
+                     "%s: the row has \"%s\", but the chat template writes nothing of them; take one that does, "
+                     "or name a field that is not there",
+                     in->where, c->tools ? in->f->e->field_tools : in->f->e->field_documents);
     for (int i = 0; i < c->n && st == NB_OK; i++)
         if (!written[i] && json_object_get(c->m[i].fields, "tool_calls"))
-            st = nb_fail(NB_EINPUT, "%s: message %d calls tools, but the chat template writes nothing of it", in->where, i + 1);
+            st = nb_fail(NB_EINPUT, "%s: message %d calls tools, but the chat template writes nothing of it", in->where,
+                         i + 1);
     free(written);
     return st;
 }

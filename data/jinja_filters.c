@@ -236,8 +236,13 @@ static ji_args rest(const ji_args *a, size_t skip) {
     return r;
 }
 
+/* map, select and their like take whatever is not true for an empty list. */
+static const ji_list *iterate_if_true(ji *j, ji_val v) {
+    return nb_ji_true(v) ? nb_ji_iterate(j, v) : nb_ji_new_list(j);
+}
+
 static ji_val f_map(ji *j, ji_val v, const ji_args *a) {
-    const ji_list *l = nb_ji_iterate(j, v);
+    const ji_list *l = iterate_if_true(j, v);
     ji_val out = ji_of_list(nb_ji_new_list(j)), attribute = nb_ji_arg(j, a, SIZE_MAX, "attribute", ji_none());
     ji_val fallback = nb_ji_arg(j, a, SIZE_MAX, "default", ji_undefined(NULL));
     const ji_str *name = attribute.type == JI_NONE ? nb_ji_arg_str(j, a, 0, NULL, "map") : NULL;
@@ -251,7 +256,7 @@ static ji_val f_map(ji *j, ji_val v, const ji_args *a) {
 
 /* select, reject, selectattr, rejectattr: keeps the elements for which the test's result is `want`. */
 static ji_val filtered(ji *j, ji_val v, const ji_args *a, bool by_attribute, bool want) {
-    const ji_list *l = nb_ji_iterate(j, v);
+    const ji_list *l = iterate_if_true(j, v);
     ji_val out = ji_of_list(nb_ji_new_list(j));
     size_t name_at = by_attribute;
     if (by_attribute && !a->positional.n) nb_ji_fail(j, "selectattr and rejectattr want an attribute's name");

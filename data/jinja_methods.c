@@ -364,9 +364,11 @@ static ji_val dict_method(ji *j, ji_val self, int which, const ji_args *a) {
     const ji_dict *d = self.d;
     ji_val out = ji_of_list(nb_ji_new_list(j));
     if (which == M_COPY) return self; /* nothing can change it */
-    if (which == M_GET)
-        return nb_ji_get(j, d, nb_ji_arg(j, a, 0, NULL, ji_none()), &out) ? out
-                                                                           : nb_ji_arg(j, a, 1, "default", ji_none());
+    if (which == M_GET) {
+        ji_val key = nb_ji_arg(j, a, 0, NULL, ji_none());
+        if (key.type == JI_LIST || key.type == JI_DICT) nb_ji_fail(j, "unhashable type: '%s'", nb_ji_type_name(key));
+        return nb_ji_get(j, d, key, &out) ? out : nb_ji_arg(j, a, 1, "default", ji_none());
+    }
     for (size_t i = 0; i < d->keys.n; i++) {
         ji_val pair = ji_of_tuple(nb_ji_new_list(j));
         if (which == M_ITEMS) {

@@ -33,7 +33,8 @@ static void add_layer(file *f, const char *module, int rows, fuzz_part state) {
     char name[64], bytes[24], good[128], length[24];
     snprintf(name, sizeof name, "layers.0.%s", module);
     snprintf(bytes, sizeof bytes, "%d,1", rows * 4);
-    snprintf(good, sizeof good, "{\"quant_type\":\"nf4\",\"blocksize\":64,\"dtype\":\"float32\",\"shape\":[%d,8]}", rows);
+    snprintf(good, sizeof good, "{\"quant_type\":\"nf4\",\"blocksize\":64,\"dtype\":\"float32\",\"shape\":[%d,8]}",
+             rows);
     if (!state.data) state = (fuzz_part){(const uint8_t *)good, strlen(good)};
     snprintf(length, sizeof length, "%zu", state.n);
     add(f, name, "", "U8", bytes, (size_t)rows * 4, NULL);

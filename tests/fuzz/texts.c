@@ -10,8 +10,9 @@
 #include "data/tokenizer.h"
 #include "tests/fuzz/fuzz.h"
 
-static const char sample_text[] = "Hello  world, it's <s> 3.14\r\n\t\xC3\xA9 e\xCC\x81 \xE2\x96\x81 \xF0\x9F\x99\x82 \xE6\x97\xA5"
-                                  "\xE6\x9C\xAC\xE8\xAA\x9E <|im_end|> \xFF\xFE tail ";
+static const char sample_text[] =
+    "Hello  world, it's <s> 3.14\r\n\t\xC3\xA9 e\xCC\x81 \xE2\x96\x81 \xF0\x9F\x99\x82 \xE6\x97\xA5"
+    "\xE6\x9C\xAC\xE8\xAA\x9E <|im_end|> \xFF\xFE tail ";
 
 /* What was loaded is used: there and back, as plain text too. */
 static void use(const nb_tokenizer *t, fuzz_part text) {
@@ -51,9 +52,11 @@ void fuzz_read_sentencepiece(const uint8_t *data, size_t n) {
 /* A template, and the messages as JSON (empty, or no messages: fixed ones). */
 static json_t *conversation(fuzz_part text) {
     static const char fixed[] =
-        "{\"messages\": [{\"role\": \"system\", \"content\": \" Be \\u00e9 \"}, {\"role\": \"user\", \"content\": \"Hi <|im_end|>\"}, "
+        "{\"messages\": [{\"role\": \"system\", \"content\": \" Be \\u00e9 \"}, {\"role\": \"user\", \"content\": \"Hi "
+        "<|im_end|>\"}, "
         "{\"role\": \"assistant\", \"content\": \"<think>a</think>b\\n\"}, {\"role\": \"user\", \"content\": \"\"}], "
-        "\"tools\": [{\"type\": \"function\", \"function\": {\"name\": \"f\", \"parameters\": {\"x\": 1.5}}}], \"documents\": null, "
+        "\"tools\": [{\"type\": \"function\", \"function\": {\"name\": \"f\", \"parameters\": {\"x\": 1.5}}}], "
+        "\"documents\": null, "
         "\"add_generation_prompt\": true, \"bos_token\": \"<s>\", \"eos_token\": \"</s>\", \"n\": -7}";
     json_t *v = text.n ? json_loadb((const char *)text.data, text.n, 0, NULL) : NULL;
     if (json_is_object(v)) return v;
