@@ -13,7 +13,7 @@ CXX     := $(subst clang,clang++,$(subst gcc,g++,$(CC)))
 endif
 PREFIX  ?= /usr/local
 VERSION := 0.1.0
-FLOORS  := core configs kernels kernels/cpu autograd model data adapters generate eval train
+FLOORS  := core configs kernels kernels/cpu autograd model data adapters generate eval train measure
 SRC     := $(filter-out kernels/comm_mpi.c,$(foreach f,$(FLOORS),$(sort $(wildcard $(f)/*.c)))) kernels/cuda/library.c \
 	kernels/cuda/comm_nccl.c
 CLI     := $(sort $(wildcard cli/*.c))

@@ -52,6 +52,9 @@ struct nb_node {
 
 #define NB_ATTR(n, type) ((const type *)(const void *)(n)->attr)
 
+/* Of one backward pass of a node, by which gradients it makes. */
+nb_cost nb_backward_cost(const nb_node *n);
+
 extern const nb_op *const nb_ops[];
 extern const int nb_op_count;
 

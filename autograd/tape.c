@@ -168,6 +168,11 @@ static nb_status grad_buffer(nb_tape *t, nb_tensor *x) {
     return new_buffer(t, nb_tensor_size(x), x->dtype, &x->grad_buf, &x->grad);
 }
 
+static void add_cost(nb_cost *sum, nb_cost c) {
+    sum->flops += c.flops;
+    sum->bytes += c.bytes;
+}
+
 /* Gives outputs and saved tensors fresh buffers and computes them. */
 static nb_status run_forward(nb_tape *t, nb_node *n) {
     t->event++;
@@ -183,7 +188,7 @@ static nb_status run_forward(nb_tape *t, nb_node *n) {
     if (t->prof) {
         nb_prof_row *r = &t->prof[n->op_index];
         r->forward_s += t->clock() - start;
-        r->flops += n->op->cost(n).flops;
+        add_cost(&r->forward, n->op->cost(n));
         r->calls++;
     }
     return st == NB_OK ? st : nb_prefix(st, "%s", n->op->name);
@@ -271,7 +276,10 @@ static nb_status backward_node(nb_tape *t, nb_node *n) {
     NB_TRY(prepare_grads(t, n));
     double start = t->prof ? t->clock() : 0;
     nb_status st = n->op->backward(t, n);
-    if (t->prof) t->prof[n->op_index].backward_s += t->clock() - start;
+    if (t->prof) {
+        t->prof[n->op_index].backward_s += t->clock() - start;
+        add_cost(&t->prof[n->op_index].backward, nb_backward_cost(n));
+    }
     return st == NB_OK ? st : nb_prefix(st, "%s backward", n->op->name);
 }
 

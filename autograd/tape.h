@@ -26,8 +26,9 @@ typedef struct nb_recompute {
 extern const nb_recompute nb_recompute_none, nb_recompute_smart, nb_recompute_full; /* every layer at one level */
 
 typedef struct nb_prof_row {
-    double forward_s, backward_s, flops; /* flops of forward passes */
-    int64_t calls;
+    double forward_s, backward_s;
+    nb_cost forward, backward;
+    int64_t calls; /* forward */
 } nb_prof_row;
 
 struct nb_tape {

@@ -109,7 +109,7 @@ static nb_status make_plan(nb_runner *r, nb_kv_cache *cache) {
     else st = nb_model_loss(m, t, &b, &rows, &g);
     if (st == NB_OK && r->backward) st = nb_backward(t, g.loss, NULL, 1);
     r->plan.ws = null_dev->ws_need;
-    for (int i = 0; i < nb_op_count; i++) r->flops += t->prof[i].flops;
+    for (int i = 0; i < nb_op_count; i++) r->flops += t->prof[i].forward.flops;
     free(t->prof);
     t->prof = NULL;
     nb_tape_reset(t);

@@ -17,7 +17,7 @@ compilers() { for cc in ${LINT_CC:-gcc clang}; do command -v $cc >/dev/null && e
 # A file includes only its own floor or lower ones; model/ and data/ stand side by side.
 floors() {
     complain "includes that climb to a higher floor:" "$(files '*.c' '*.h' | xargs -r grep -Hn '^#include "' | awk -F/ '
-        BEGIN { n = split("core configs kernels autograd model,data adapters generate eval train cli", f, " ")
+        BEGIN { n = split("core configs kernels autograd model,data adapters generate eval train measure cli", f, " ")
                 for (i = 1; i <= n; i++) { k = split(f[i], g, ","); for (j = 1; j <= k; j++) floor[g[j]] = i } }
         { split($0, part, "\""); split(part[2], path, "/"); from = $1; to = path[1]
           if (!(from in floor) || !(to in floor) || from == to) next
