@@ -15,6 +15,8 @@ typedef struct nb_lora_options {
     double alpha, dropout;
     const nb_pairs *ranks, *alphas; /* of single modules (PEFT's rank_pattern, alpha_pattern); NULL: none */
     bool rslora, dora;
+    char *const *save;          /* modules trained whole beside it (modules_to_save) */
+    int n_save;
     const char *const *targets; /* suffixes of module paths, as PEFT matches lists */
     int n_targets;
     const char *pattern;        /* or one regular expression, matched against the whole path; or neither: all-linear */
@@ -40,30 +42,42 @@ typedef struct nb_adapter {
     bool rslora, dora, enabled;
     char **targets;      /* module names adapted, "q_proj", sorted: adapter_config.json's target_modules */
     int n_targets;
+    char **saved;        /* its modules_to_save, as they were given */
+    int n_saved;
     json_t *manifest;    /* nibble_manifest.json as loaded, or NULL */
     struct nb_attached { /* the places its parameters sit in, for switching it off and on */
-        nb_linear *lin;
-        nb_tensor *A, *B, *magnitude; /* magnitude: DoRA's [out], or NULL */
+        const char *module;           /* path */
+        nb_linear *lin;               /* NULL: the embedding */
+        nb_tensor *A, *B, *magnitude; /* the embedding's A is [V, R], its file's transposed; magnitude: DoRA's [out] or NULL */
         float *squares;               /* [out] squared norms of the base weight's rows, with a magnitude; owned */
-        double alpha;   /* its own: a pattern's, or the adapter's; the rank is A's */
+        int64_t r;
+        double alpha;   /* its own: a pattern's, or the adapter's */
         float scale;
     } *attached;
     int n_attached;
-    nb_token_rows rows;            /* added tokens; n = 0: none */
-    /* full: embeddings of tokens and of positions (or NULL); [layers * NB_NORMS] norms of blocks and the final norm,
-     * their biases likewise (NULL: none) */
-    nb_tensor *embed, *positions, **norms, **norm_biases;
+    nb_token_rows rows;  /* added tokens; n = 0: none */
+    struct nb_whole {    /* weights trained whole, and where in the model they take the base's place */
+        nb_tensor *param, **place;
+        const nb_weight *matrix; /* what they start from; with vector NULL: another one's place */
+        bool turned;             /* its files have it as [in, out] */
+        const float *vector;
+    } *whole;
+    int n_whole, cap_whole;
 } nb_adapter;
 
 /* New adapter on a model: A uniform(-1/sqrt(in), 1/sqrt(in)) by Philox from (seed, name), B zero. */
 nb_status nb_adapter_new(nb_adapter **out, nb_model *m, const nb_lora_options *o);
 /* All of the model's weights become f32 parameters (adapter: full). */
 nb_status nb_adapter_new_full(nb_adapter **out, nb_model *m);
-/* A PEFT folder. Refuses by name what nibble does not do (modules_to_save, ...), an adapter for another base
+/* A PEFT folder. Refuses by name what nibble does not do (trained biases, ...), an adapter for another base
  * (shapes; sha256 of the manifest when strict), and tensors that have no place. */
 nb_status nb_adapter_load(nb_adapter **out, nb_model *m, const char *dir, bool trainable);
 void nb_adapter_free(nb_adapter *a);
 int64_t nb_adapter_size(const nb_adapter *a); /* trained parameters */
+/* Does the parameter have a row a token: the embedding, its adapter, rows of added tokens? */
+bool nb_adapter_embeds(const nb_adapter *a, const nb_tensor *p);
+/* A parameter's values (or its gradient's, from == p->grad) in host memory, shaped [d0, d1] as in the adapter's file. */
+nb_status nb_adapter_fetch(const nb_adapter *a, const nb_tensor *p, const void *from, float *host);
 int64_t nb_adapter_largest_rank(const nb_adapter *a);
 /* Off: the model runs as the base alone. */
 void nb_adapter_enable(nb_adapter *a, bool on);
@@ -74,9 +88,9 @@ void nb_adapter_enable(nb_adapter *a, bool on);
 nb_status nb_adapter_save(const nb_adapter *a, const char *dir, const json_t *manifest, const nb_tokenizer *own);
 /* adapter: full: a Hugging Face folder in the base's dtype (config.json and tokenizer files copied; `own` as above). */
 nb_status nb_adapter_save_full(const nb_adapter *a, const char *dir, nb_dtype dtype, const nb_tokenizer *own);
-/* How many rows the adapter's added tokens need beyond a vocabulary of `vocab`: what nb_base_extend is to add before
+/* How many rows the adapter's added tokens need beyond the vocabulary of a base: what nb_base_extend is to add before
  * the model is opened. 0 for most. */
-nb_status nb_adapter_rows_beyond(const char *dir, int64_t vocab, int64_t *n);
+nb_status nb_adapter_rows_beyond(const char *dir, const nb_spec *spec, int64_t *n);
 /* Does the adapter's folder hold a tokenizer (tokens were added, or it was trained with another than the base's)? */
 bool nb_adapter_has_tokenizer(const char *dir);
 /* nibble_manifest.json of an adapter folder; NULL (and NB_OK) when there is none. */

@@ -63,7 +63,7 @@ typedef struct chooser {
     pcre2_code *re;
     pcre2_match_data *match;
     nb_linear **chosen;
-    int n, cap, n_seen;
+    int n, cap;
     bool *used; /* per target */
 } chooser;
 
@@ -72,29 +72,31 @@ static bool ends_with_module(const char *path, const char *target) {
     return n >= m && !strcmp(path + n - m, target) && (n == m || path[n - m - 1] == '.');
 }
 
-static void choose(nb_linear *lin, int64_t layer, void *arg) {
-    chooser *c = arg;
+static bool is_in_layers(const nb_lora_options *o, int64_t layer) {
+    bool in = !o->layers;
+    for (int i = 0; i < o->n_layers && !in; i++) in = o->layers[i] == layer;
+    return in;
+}
+
+/* lin NULL: the embedding. layer -1: in none. */
+static void choose_module(chooser *c, const char *path, nb_linear *lin, int64_t layer) {
     const nb_lora_options *o = c->o;
-    const char *path = lin->base->name;
-    bool yes = false, head = layer < 0;
-    c->n_seen++;
-    if (o->layers && !head) {
-        bool in = false;
-        for (int i = 0; i < o->n_layers; i++) in |= o->layers[i] == layer;
-        if (!in) return;
-    }
+    bool yes = false;
+    if (!is_in_layers(o, layer)) return;
     if (o->pattern) {
         yes = pcre2_match(c->re, (PCRE2_SPTR)path, strlen(path), 0, 0, c->match, NULL) >= 0;
     } else if (o->n_targets) {
         for (int i = 0; i < o->n_targets; i++)
             if (ends_with_module(path, o->targets[i])) yes = c->used[i] = true;
     } else {
-        yes = !head; /* all-linear: every linear layer but the output head, as PEFT */
+        yes = layer >= 0; /* all-linear: every linear layer but the output head, as PEFT */
     }
-    if (!yes) return;
+    if (!yes || nb_saves_module(o->save, o->n_save, path, NULL)) return;
     NB_GROW(c->chosen, c->n, c->cap);
     c->chosen[c->n++] = lin;
 }
+
+static void choose(nb_linear *lin, int64_t layer, void *arg) { choose_module(arg, lin->base->name, lin, layer); }
 
 static nb_status compile_pattern(chooser *c) {
     int err;
@@ -111,35 +113,19 @@ static nb_status compile_pattern(chooser *c) {
     return NB_OK;
 }
 
-static nb_status no_such_layer(const nb_model *m, const char *name) {
-    nb_text list = {0};
-    for (int s = 0; s < NB_SLOTS; s++) {
-        const nb_base_linear *b = m->block[0].lin[s].base;
-        const char *last = b->w.rows ? strrchr(b->name, '.') + 1 : NULL;
-        if (last && !(list.s && strstr(list.s, last))) nb_text_printf(&list, "%s%s", list.n ? ", " : "", last);
-    }
-    nb_status st = nb_fail(NB_EINPUT, "lora_target_modules: no linear layer is called \"%s\" (this model has %s)", name,
-                           list.s ? list.s : "none");
-    nb_text_free(&list);
-    return st;
-}
-
 static nb_status choose_layers(nb_model *m, chooser *c) {
     const nb_lora_options *o = c->o;
     if (o->pattern) NB_TRY(compile_pattern(c));
     c->used = nb_calloc((size_t)o->n_targets + 1, sizeof *c->used);
+    choose_module(c, nb_spec_embed_name(m->spec), NULL, -1);
     nb_model_each_linear(m, true, choose, c);
     for (int i = 0; i < o->n_targets; i++)
         if (!c->used[i])
-            return no_such_layer(m, o->targets[i]);
+            return nb_fail(NB_EINPUT, "lora_target_modules: nothing is called \"%s\"; names look like \"%s\", \"%s\"",
+                           o->targets[i], m->block[0].lin[NB_O].base->name, nb_spec_embed_name(m->spec));
     if (!c->n)
         return nb_fail(NB_EINPUT, "lora_target_modules \"%s\" matches no linear layer; names look like \"%s\"",
                        o->pattern ? o->pattern : "", m->block[0].lin[NB_O].base->name);
-    for (int i = 0; i < c->n; i++)
-        if (c->chosen[i] == &m->head)
-            return nb_fail(NB_EUNSUPPORTED,
-                           "lora_target_modules names %s: an adapter on the output head is not in this version, whose "
-                           "loss is made without one; leave it out", m->head.base->name);
     return NB_OK;
 }
 
@@ -158,23 +144,30 @@ static double lora_scale(double alpha, int64_t r, bool rslora) {
 
 static int by_text(const void *x, const void *y) { return strcmp(*(char *const *)x, *(char *const *)y); }
 
+typedef struct namesakes {
+    const char *last;
+    int64_t n;
+} namesakes;
+
+static void count_namesake(nb_linear *lin, int64_t layer, void *arg) {
+    (void)layer;
+    namesakes *c = arg;
+    c->n += ends_with_module(lin->base->name, c->last);
+}
+
 /* target_modules as PEFT wants them: the last component where every module of that name is adapted, else whole
  * paths. */
 static void name_targets(nb_adapter *a) {
-    char **names = nb_calloc((size_t)a->n_attached, sizeof *names);
+    char **names = nb_calloc((size_t)a->n_attached + 1, sizeof *names);
     int n = 0;
     for (int i = 0; i < a->n_attached; i++) {
-        const char *path = a->attached[i].lin->base->name, *last = strrchr(path, '.');
+        const char *path = a->attached[i].module, *last = strrchr(path, '.');
         last = last ? last + 1 : path;
-        int64_t adapted = 0, there = 0;
-        for (int j = 0; j < a->n_attached; j++) adapted += ends_with_module(a->attached[j].lin->base->name, last);
-        for (int64_t l = 0; l < a->model->spec->layers; l++)
-            for (int s = 0; s < NB_SLOTS; s++) {
-                const nb_base_linear *b = a->model->block[l].lin[s].base;
-                there += b->w.rows && ends_with_module(b->name, last);
-            }
-        there += ends_with_module(a->model->head.base->name, last);
-        const char *name = adapted == there ? last : path;
+        int64_t adapted = 0;
+        for (int j = 0; j < a->n_attached; j++) adapted += ends_with_module(a->attached[j].module, last);
+        namesakes all = {last, ends_with_module(nb_spec_embed_name(a->model->spec), last)};
+        nb_model_each_linear(a->model, true, count_namesake, &all);
+        const char *name = adapted == all.n ? last : path;
         bool known = false;
         for (int j = 0; j < n; j++) known |= !strcmp(names[j], name);
         if (!known) names[n++] = nb_strdup(name);
@@ -185,16 +178,21 @@ static void name_targets(nb_adapter *a) {
 }
 
 void nb_adapter_attach_lora(nb_adapter *a, nb_linear *lin, int64_t r, double alpha) {
-    const nb_weight *w = &lin->base->w;
-    char *name_A = nb_asprintf("base_model.model.%s.lora_A.weight", lin->base->name);
-    char *name_B = nb_asprintf("base_model.model.%s.lora_B.weight", lin->base->name);
-    nb_tensor *A = nb_adapter_param(a, name_A, 2, r, w->cols), *B = nb_adapter_param(a, name_B, 2, w->rows, r);
+    const nb_weight *w = lin ? &lin->base->w : &a->model->base->embed;
+    const char *module = lin ? lin->base->name : nb_spec_embed_name(a->model->spec);
     struct nb_attached *at = &a->attached[a->n_attached++];
-    *at = (struct nb_attached){.lin = lin, .A = A, .B = B, .alpha = alpha,
+    *at = (struct nb_attached){.module = module, .lin = lin, .r = r, .alpha = alpha,
                                .scale = (float)lora_scale(alpha, r, a->rslora)};
+    if (!lin) {
+        at->A = nb_adapter_param(a, nb_asprintf("base_model.model.%s.lora_embedding_A", module), 2, w->rows, r);
+        at->B = nb_adapter_param(a, nb_asprintf("base_model.model.%s.lora_embedding_B", module), 2, w->cols, r);
+        return;
+    }
+    at->A = nb_adapter_param(a, nb_asprintf("base_model.model.%s.lora_A.weight", module), 2, r, w->cols);
+    at->B = nb_adapter_param(a, nb_asprintf("base_model.model.%s.lora_B.weight", module), 2, w->rows, r);
     if (a->dora)
-        at->magnitude = nb_adapter_param(
-            a, nb_asprintf("base_model.model.%s.lora_magnitude_vector", lin->base->name), 1, w->rows, 0);
+        at->magnitude =
+            nb_adapter_param(a, nb_asprintf("base_model.model.%s.lora_magnitude_vector", module), 1, w->rows, 0);
 }
 
 void nb_adapter_attach_rows(nb_adapter *a, const int32_t *ids, int64_t n) {
@@ -237,17 +235,20 @@ static nb_status init_rows(nb_adapter *a) {
     return NB_OK;
 }
 
-/* A ~ uniform(-1/sqrt(in), 1/sqrt(in)) = kaiming_uniform(a = sqrt 5), as PEFT; B = 0. */
-static nb_status init_A(nb_adapter *a, nb_tensor *A, uint64_t seed) {
+/* As PEFT: A ~ uniform(-1/sqrt(in), 1/sqrt(in)) = kaiming_uniform(a = sqrt 5), B = 0; of the embedding A = 0 and
+ * B ~ normal(0, 1). Memory is zeroed: what is left out is 0. */
+static nb_status init_lora(nb_adapter *a, const struct nb_attached *at, uint64_t seed) {
+    nb_tensor *p = at->lin ? at->A : at->B;
     nb_hex digest;
-    nb_sha256_of(A->name, strlen(A->name), digest);
+    nb_sha256_of(p->name, strlen(p->name), digest);
     digest[16] = 0; /* the first 64 bits name the tensor */
     nb_rng rng = nb_rng_open(seed, NB_RNG_INIT, strtoull(digest, NULL, 16));
-    double bound = 1.0 / sqrt((double)A->d[1]);
-    int64_t n = nb_tensor_size(A);
+    double bound = 1.0 / sqrt((double)p->d[1]);
+    int64_t n = nb_tensor_size(p);
     float *host = nb_malloc((size_t)n * sizeof *host);
-    for (int64_t i = 0; i < n; i++) host[i] = (float)((2 * nb_rng_uniform(&rng) - 1) * bound);
-    nb_status st = a->dev->be->put(a->dev, A->data, host, (size_t)n * sizeof *host);
+    for (int64_t i = 0; i < n; i++)
+        host[i] = (float)(at->lin ? (2 * nb_rng_uniform(&rng) - 1) * bound : nb_rng_normal(&rng));
+    nb_status st = a->dev->be->put(a->dev, p->data, host, (size_t)n * sizeof *host);
     free(host);
     return st;
 }
@@ -266,7 +267,7 @@ static nb_status attach_chosen(nb_adapter *a, const chooser *c) {
     nb_status st = NB_OK;
     for (int i = 0; i < c->n; i++) {
         double r = (double)o->r, alpha = o->alpha;
-        const char *path = c->chosen[i]->base->name;
+        const char *path = c->chosen[i] ? c->chosen[i]->base->name : nb_spec_embed_name(a->model->spec);
         NB_GO(st, nb_pattern_find(o->ranks, "rank_pattern", path, &r, ranks), done);
         NB_GO(st, nb_pattern_find(o->alphas, "alpha_pattern", path, &alpha, alphas), done);
         nb_adapter_attach_lora(a, c->chosen[i], (int64_t)r, alpha);
@@ -278,24 +279,63 @@ done:
     return st;
 }
 
+typedef struct saver {
+    nb_adapter *a;
+    bool *used;
+} saver;
+
+static void save_module(const nb_module *m, void *arg) {
+    saver *s = arg;
+    if (nb_saves_module(s->a->saved, s->a->n_saved, m->path, s->used)) nb_adapter_attach_whole(s->a, m);
+}
+
+static void count_params(const nb_module *m, void *arg) { *(int *)arg += m->bias ? 2 : 1; }
+
+/* Modules trained whole beside the adapter. */
+static nb_status attach_saved(nb_adapter *a, const nb_lora_options *o) {
+    a->n_saved = o->n_save;
+    a->saved = nb_calloc((size_t)o->n_save + 1, sizeof *a->saved);
+    for (int i = 0; i < o->n_save; i++) a->saved[i] = nb_strdup(o->save[i]);
+    saver s = {a, nb_calloc((size_t)o->n_save + 1, sizeof *s.used)};
+    nb_modules_each(a->model, save_module, &s);
+    nb_status st = NB_OK;
+    for (int i = 0; i < o->n_save && st == NB_OK; i++)
+        if (!s.used[i])
+            st = nb_fail(NB_EINPUT, "lora_modules_to_save: no module's name ends with \"%s\"; names look like \"%s\", "
+                         "\"%s\"", o->save[i], nb_spec_embed_name(a->model->spec), nb_spec_head_name(a->model->spec));
+    free(s.used);
+    return st;
+}
+
+static nb_status attach_all(nb_adapter *a, const chooser *c) {
+    const nb_lora_options *o = c->o;
+    NB_TRY(attach_chosen(a, c));
+    NB_TRY(attach_saved(a, o));
+    bool both = nb_adapter_whole_at(a, &a->model->embed_trained) && nb_adapter_whole_at(a, &a->model->head.weight);
+    if (o->n_token_ids && !both) nb_adapter_attach_rows(a, o->token_ids, o->n_token_ids);
+    NB_TRY(nb_adapter_check_parts(a));
+    NB_TRY(nb_adapter_place(a, true));
+    for (int i = 0; i < a->n_attached; i++) NB_TRY(init_lora(a, &a->attached[i], o->seed));
+    if (a->dora) NB_TRY(nb_dora_open(a, true));
+    NB_TRY(init_rows(a));
+    return nb_adapter_fill_whole(a);
+}
+
 nb_status nb_adapter_new(nb_adapter **out, nb_model *m, const nb_lora_options *o) {
     chooser c = {.o = o};
     nb_adapter *a = NULL;
     nb_status st = choose_layers(m, &c);
     if (st == NB_OK) {
-        a = nb_adapter_alloc(m, 3 * c.n + 2);
+        int saved = 0;
+        if (o->n_save) nb_modules_each(m, count_params, &saved);
+        a = nb_adapter_alloc(m, 3 * c.n + 2 + saved);
         a->r = o->r;
         a->alpha = o->alpha;
         a->dropout = o->dropout;
         a->rslora = o->rslora;
         a->dora = o->dora;
-        st = attach_chosen(a, &c);
-        if (o->n_token_ids) nb_adapter_attach_rows(a, o->token_ids, o->n_token_ids);
-        if (st == NB_OK) st = nb_adapter_place(a, true);
+        st = attach_all(a, &c);
     }
-    for (int i = 0; a && i < a->n_attached && st == NB_OK; i++) st = init_A(a, a->attached[i].A, o->seed);
-    if (st == NB_OK && a->dora) st = nb_dora_open(a, true);
-    if (st == NB_OK) st = init_rows(a);
     free_chooser(&c);
     if (st != NB_OK) {
         nb_adapter_free(a);
@@ -309,8 +349,62 @@ nb_status nb_adapter_new(nb_adapter **out, nb_model *m, const nb_lora_options *o
 
 int64_t nb_adapter_largest_rank(const nb_adapter *a) {
     int64_t r = a->r;
-    for (int i = 0; i < a->n_attached; i++) r = a->attached[i].A->d[0] > r ? a->attached[i].A->d[0] : r;
+    for (int i = 0; i < a->n_attached; i++) r = a->attached[i].r > r ? a->attached[i].r : r;
     return r;
+}
+
+bool nb_adapter_embeds(const nb_adapter *a, const nb_tensor *p) {
+    bool yes = p == nb_adapter_whole_at(a, &a->model->embed_trained) ||
+               (a->rows.n && (p == a->rows.embed || p == a->rows.head));
+    for (int i = 0; i < a->n_attached; i++) yes |= !a->attached[i].lin && a->attached[i].A == p;
+    return yes;
+}
+
+static const struct nb_attached *attached_to(const nb_adapter *a, const nb_linear *lin) {
+    for (int i = 0; i < a->n_attached; i++)
+        if (a->attached[i].lin == lin) return &a->attached[i];
+    return NULL;
+}
+
+nb_status nb_adapter_check_parts(const nb_adapter *a) {
+    nb_model *m = a->model;
+    const char *embed = nb_spec_embed_name(m->spec), *head = nb_spec_head_name(m->spec);
+    bool ends = attached_to(a, NULL) || attached_to(a, &m->head);
+    bool whole = nb_adapter_whole_at(a, &m->embed_trained) || nb_adapter_whole_at(a, &m->head.weight);
+    if (a->dora && ends)
+        return nb_fail(NB_EUNSUPPORTED, "DoRA on %s or %s is not in this version: leave them out of the target modules",
+                       embed, head);
+    if (a->rows.n && (ends || whole))
+        return nb_fail(NB_EUNSUPPORTED, "added tokens are trained as rows of their own of %s and %s, or with both saved "
+                       "whole (lora_modules_to_save), not with a part of that or with an adapter on them", embed, head);
+    return NB_OK;
+}
+
+bool nb_adapter_unties(const nb_adapter *a) {
+    nb_model *m = a->model;
+    const nb_tensor *embed = nb_adapter_whole_at(a, &m->embed_trained), *head = nb_adapter_whole_at(a, &m->head.weight);
+    return m->spec->tied && (attached_to(a, NULL) || attached_to(a, &m->head) || embed != head);
+}
+
+static void enable_attached(const struct nb_attached *at, nb_model *m, double dropout, bool on) {
+    if (!at->lin) {
+        m->embed_lora = (nb_embedding_lora){on ? at->A : NULL, on ? at->B : NULL, at->scale};
+        return;
+    }
+    at->lin->lora_A = on ? at->A : NULL;
+    at->lin->lora_B = on ? at->B : NULL;
+    at->lin->magnitude = on ? at->magnitude : NULL;
+    at->lin->squares = at->squares;
+    at->lin->scale = at->scale;
+    at->lin->dropout = (float)dropout;
+}
+
+void nb_adapter_enable(nb_adapter *a, bool on) {
+    for (int i = 0; i < a->n_attached; i++) enable_attached(&a->attached[i], a->model, a->dropout, on);
+    nb_adapter_enable_whole(a, on);
+    a->model->rows = on ? a->rows : (nb_token_rows){0};
+    a->enabled = on;
+    a->model->changes++;
 }
 
 void nb_adapter_finish_load(nb_adapter *a) {
@@ -327,13 +421,14 @@ void nb_adapter_free(nb_adapter *a) {
     for (int i = 0; i < a->n_attached; i++)
         if (a->attached[i].squares)
             a->dev->be->free(a->dev, a->attached[i].squares, (size_t)a->attached[i].magnitude->d[0] * sizeof(float));
+    for (int i = 0; i < a->n_saved; i++) free(a->saved[i]);
+    free(a->saved);
     for (int i = 0; i < a->n_params; i++) free((char *)(uintptr_t)a->params[i].name);
     for (int i = 0; i < a->n_targets; i++) free(a->targets[i]);
     free(a->targets);
     free(a->params);
     free(a->attached);
-    free(a->norms);
-    free(a->norm_biases);
+    free(a->whole);
     if (a->rows.ids_on_device && a->rows.ids_on_device != a->rows.ids)
         a->dev->be->free(a->dev, a->rows.ids_on_device, (size_t)a->rows.n * sizeof *a->rows.ids);
     free(a->rows.ids);

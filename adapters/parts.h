@@ -9,8 +9,39 @@ nb_adapter *nb_adapter_alloc(nb_model *m, int max_params);
 /* name is taken over. The returned tensor has data only after nb_adapter_place. */
 nb_tensor *nb_adapter_param(nb_adapter *a, char *name, int n_dims, int64_t d0, int64_t d1);
 nb_status nb_adapter_place(nb_adapter *a, bool trainable);
+/* lin NULL: the embedding. */
 void nb_adapter_attach_lora(nb_adapter *a, nb_linear *lin, int64_t r, double alpha);
 void nb_adapter_attach_rows(nb_adapter *a, const int32_t *ids, int64_t n);
+/* A module of the model that has weights of its own: a matrix, or a vector of n with a norm's; and where the graph looks
+ * for trained ones. */
+typedef struct nb_module {
+    const char *path;
+    const nb_weight *matrix;
+    bool turned;                /* files have it as [in, out] (GPT-2) */
+    const float *vector, *bias; /* bias NULL: none */
+    int64_t n;                  /* of vector and bias */
+    nb_tensor **weight_at, **bias_at;
+} nb_module;
+/* The embedding, the norms, the linear layers, the head (also when it is tied). */
+void nb_modules_each(nb_model *m, void (*fn)(const nb_module *, void *), void *arg);
+/* Is the module, or one it is part of, meant by keys (modules_to_save)? PEFT compares ends of paths as text: "norm" is
+ * every norm whose name ends so. used[i] becomes true for keys that meant it, if given. */
+bool nb_saves_module(char *const *keys, int n, const char *path, bool *used);
+/* Parameters for a module's weights; they get the base's values by nb_adapter_fill_whole after nb_adapter_place. */
+void nb_adapter_attach_whole(nb_adapter *a, const nb_module *m);
+nb_status nb_adapter_fill_whole(nb_adapter *a);
+/* The embedding trained whole is the head too. */
+void nb_adapter_tie_head(nb_adapter *a);
+/* Does the parameter lie in memory transposed, compared with its file? */
+bool nb_adapter_is_turned(const nb_adapter *a, const nb_tensor *p);
+/* What takes the base's place there, or NULL. */
+const nb_tensor *nb_adapter_whole_at(const nb_adapter *a, nb_tensor *const *place);
+void nb_adapter_enable_whole(nb_adapter *a, bool on);
+/* Fails where parts of an adapter exclude one another, or want what the embedding or the head has not. */
+nb_status nb_adapter_check_parts(const nb_adapter *a);
+/* Does a tied head come apart from the embedding: is one of the two trained or adapted without the other? */
+bool nb_adapter_unties(const nb_adapter *a);
+
 /* Names the target modules and switches it on. */
 void nb_adapter_finish_load(nb_adapter *a);
 /* DoRA: gives every attached module the norms of its base weight's rows, and, with_magnitudes, the magnitudes of a new

@@ -58,18 +58,18 @@ static const char *last_name(const char *path) {
 }
 
 static double value_of(const struct nb_attached *at, bool alphas) {
-    return alphas ? at->alpha : (double)at->A->d[0];
+    return alphas ? at->alpha : (double)at->r;
 }
 
 json_t *nb_pattern_of(const nb_adapter *a, bool alphas) {
     json_t *map = json_object();
     for (int i = 0; i < a->n_attached; i++) {
-        const char *path = a->attached[i].lin->base->name, *last = last_name(path);
+        const char *path = a->attached[i].module, *last = last_name(path);
         double v = value_of(&a->attached[i], alphas);
         bool agree = true;
         if (v == (alphas ? a->alpha : (double)a->r)) continue;
         for (int j = 0; j < a->n_attached; j++)
-            agree &= strcmp(last_name(a->attached[j].lin->base->name), last) || value_of(&a->attached[j], alphas) == v;
+            agree &= strcmp(last_name(a->attached[j].module), last) || value_of(&a->attached[j], alphas) == v;
         bool whole = v == (double)(json_int_t)v;
         json_object_set_new(map, agree ? last : path, whole ? json_integer((json_int_t)v) : json_real(v));
     }

@@ -67,6 +67,13 @@ static json_t *token_indices(const nb_adapter *a) {
     return json_pack("{s:O, s:o}", "embed_tokens", list, "lm_head", list);
 }
 
+static json_t *saved_modules(const nb_adapter *a) {
+    if (!a->n_saved) return json_null();
+    json_t *list = json_array();
+    for (int i = 0; i < a->n_saved; i++) json_array_append_new(list, json_string(a->saved[i]));
+    return list;
+}
+
 static json_t *adapter_config(const nb_adapter *a) {
     json_t *targets = json_array();
     for (int i = 0; i < a->n_targets; i++) json_array_append_new(targets, json_string(a->targets[i]));
@@ -77,11 +84,34 @@ static json_t *adapter_config(const nb_adapter *a) {
                           "fan_in_fan_out", (int)a->model->spec->stored_transposed, "inference_mode", 1,
                           "init_lora_weights", 1, "alpha_pattern", nb_pattern_of(a, true), "rank_pattern", nb_pattern_of(a, false));
     if (a->alpha == floor(a->alpha)) json_object_set_new(c, "lora_alpha", json_integer((json_int_t)a->alpha));
-    static const char *const nulls[] = {"auto_mapping", "layers_pattern", "layers_to_transform", "modules_to_save",
-                                        "revision"};
+    json_object_set_new(c, "modules_to_save", saved_modules(a));
+    static const char *const nulls[] = {"auto_mapping", "layers_pattern", "layers_to_transform", "revision"};
     for (int i = 0; i < NB_LEN(nulls); i++) json_object_set_new(c, nulls[i], json_null());
     if (a->rows.n) json_object_set_new(c, "trainable_token_indices", token_indices(a));
     return c;
+}
+
+/* The embedding's A is looked up by token, and GPT-2's files have weights as [in, out]. */
+bool nb_adapter_is_turned(const nb_adapter *a, const nb_tensor *p) {
+    bool yes = false;
+    for (int i = 0; i < a->n_attached; i++) yes |= !a->attached[i].lin && a->attached[i].A == p;
+    for (int i = 0; i < a->n_whole; i++) yes |= a->whole[i].turned && a->whole[i].param == p;
+    return yes;
+}
+
+/* out[n, m] = in[m, n] turned. */
+static void turn(float *out, const float *in, int64_t m, int64_t n) {
+    nb_weight_turn(out, &(nb_weight){.format = NB_FMT_F32, .rows = n, .cols = m, .data = in});
+}
+
+nb_status nb_adapter_fetch(const nb_adapter *a, const nb_tensor *p, const void *from, float *host) {
+    size_t n = (size_t)nb_tensor_size(p);
+    if (!nb_adapter_is_turned(a, p)) return a->dev->be->get(a->dev, host, from, n * sizeof *host);
+    float *held = nb_malloc(n * sizeof *held);
+    nb_status st = a->dev->be->get(a->dev, held, from, n * sizeof *held);
+    if (st == NB_OK) turn(host, held, p->d[0], p->d[1]);
+    free(held);
+    return st;
 }
 
 static nb_status put_params(const nb_adapter *a, const char *path) {
@@ -90,13 +120,17 @@ static nb_status put_params(const nb_adapter *a, const char *path) {
     nb_status st = nb_st_write_begin(&w, path, meta);
     json_decref(meta);
     if (st != NB_OK) return st;
-    for (int i = 0; i < a->n_params && st == NB_OK; i++)
-        st = nb_st_write_declare(w, a->params[i].name, NB_F32, a->params[i].n_dims, a->params[i].d);
     for (int i = 0; i < a->n_params && st == NB_OK; i++) {
-        size_t bytes = (size_t)nb_tensor_size(&a->params[i]) * sizeof(float);
+        const nb_tensor *p = &a->params[i];
+        int64_t turned[2] = {p->d[1], p->d[0]};
+        st = nb_st_write_declare(w, p->name, NB_F32, p->n_dims, nb_adapter_is_turned(a, p) ? turned : p->d);
+    }
+    for (int i = 0; i < a->n_params && st == NB_OK; i++) {
+        const nb_tensor *p = &a->params[i];
+        size_t bytes = (size_t)nb_tensor_size(p) * sizeof(float);
         float *host = nb_malloc(bytes);
-        st = a->dev->be->get(a->dev, host, a->params[i].data, bytes);
-        if (st == NB_OK) st = nb_st_write_data(w, a->params[i].name, host, bytes);
+        st = nb_adapter_fetch(a, p, p->data, host);
+        if (st == NB_OK) st = nb_st_write_data(w, p->name, host, bytes);
         free(host);
     }
     if (st == NB_OK) return nb_st_write_end(w);
@@ -116,6 +150,7 @@ static nb_status put_card(const nb_adapter *a, const char *path, const json_t *m
         a->n_attached, (long long)nb_adapter_size(a));
     nb_text_printf(&t, "| base in 4 bits | %s |\n", a->model->base->quantized ? "NF4" : "no");
     if (a->dora) nb_text_puts(&t, "| magnitudes | DoRA |\n");
+    for (int i = 0; i < a->n_saved; i++) nb_text_printf(&t, "| trained whole | %s |\n", a->saved[i]);
     if (a->rows.n)
         nb_text_printf(&t, "| added tokens | %lld |\n| vocabulary | %lld |\n", (long long)a->rows.n,
                        (long long)a->model->spec->vocab);
@@ -177,9 +212,22 @@ done:
 /* Keys that change what an adapter computes and that nibble does not implement: refused unless off. */
 static const char *const unsupported[] = {
     "use_qalora", "alora_invocation_tokens", "layer_replication", "target_parameters", "arrow_config",
-    "use_bdlora", "kasa_config", "velora_config", "monteclora_config", "lora_bias", "modules_to_save",
-    "megatron_config", "exclude_modules",
+    "use_bdlora", "kasa_config", "velora_config", "monteclora_config", "lora_bias", "megatron_config",
+    "ensure_weight_tying",
 };
+
+/* What an adapter begins with does not matter once it is trained, unless PEFT takes it out of the base's weights (or
+ * brings other ones), in training and again whenever the adapter is loaded. */
+static nb_status check_init(const json_t *init, const char *path) {
+    static const char *const plain[] = {"gaussian", "eva", "orthogonal"};
+    const char *name = json_string_value(init);
+    if (!init || json_is_boolean(init) || json_is_null(init)) return NB_OK;
+    for (int i = 0; name && i < NB_LEN(plain); i++)
+        if (!strcmp(name, plain[i])) return NB_OK;
+    return nb_fail(NB_EUNSUPPORTED, "%s: init_lora_weights \"%s\": such an adapter goes with base weights that PEFT changes "
+                   "when it loads it. Convert it to a plain one: save_pretrained(DIR, "
+                   "path_initial_model_for_weight_conversion=...)", path, name ? name : "?");
+}
 
 static bool is_off(const json_t *v) {
     return !v || json_is_null(v) || json_is_false(v) || (json_is_object(v) && !json_object_size(v)) ||
@@ -198,6 +246,7 @@ static nb_status read_config(nb_adapter *a, const json_t *c, const char *path) {
         if (!is_off(json_object_get(c, unsupported[i])))
             return nb_fail(NB_EUNSUPPORTED, "%s: \"%s\" is set, which changes the adapter and is not supported", path,
                            unsupported[i]);
+    NB_TRY(check_init(json_object_get(c, "init_lora_weights"), path));
     a->r = 8;
     a->alpha = 8;
     NB_TRY(nb_json_int(c, "r", &a->r, path));
@@ -209,30 +258,15 @@ static nb_status read_config(nb_adapter *a, const json_t *c, const char *path) {
     return NB_OK;
 }
 
-/* "base_model.model.X.lora_A[.default].weight" for module X -> true. */
-static const nb_st_tensor *lora_tensor(const nb_st *s, const char *module, const char *which) {
-    char *name = nb_asprintf("%s%s.%s.weight", prefix, module, which);
-    const nb_st_tensor *t = nb_st_find(s, name);
-    free(name);
-    if (t) return t;
-    name = nb_asprintf("%s%s.%s.default.weight", prefix, module, which);
-    t = nb_st_find(s, name);
-    free(name);
-    return t;
-}
-
-/* Written without .weight, as it was in memory. */
-static const nb_st_tensor *magnitude_tensor(const nb_st *s, const char *module) {
-    char *name = nb_asprintf("%s%s.lora_magnitude_vector", prefix, module);
-    const nb_st_tensor *t = nb_st_find(s, name);
-    free(name);
-    return t ? t : lora_tensor(s, module, "lora_magnitude_vector");
-}
-
-static const nb_st_tensor *rows_tensor(const nb_st *s, const char *module) {
-    char *name = nb_asprintf("%s%s.token_adapter.trainable_tokens_delta", prefix, module);
-    const nb_st_tensor *t = nb_st_find(s, name);
-    free(name);
+/* "base_model.model.X.WHICH[.default][.weight]" for module X, as the file has it. */
+static const nb_st_tensor *tensor_of(const nb_st *s, const char *module, const char *which) {
+    static const char *const ends[] = {".weight", "", ".default.weight", ".default"};
+    const nb_st_tensor *t = NULL;
+    for (int i = 0; i < NB_LEN(ends) && !t; i++) {
+        char *name = nb_asprintf("%s%s.%s%s", prefix, module, which, ends[i]);
+        t = nb_st_find(s, name);
+        free(name);
+    }
     return t;
 }
 
@@ -242,6 +276,8 @@ typedef struct loader {
     const char *path;
     const nb_st_tensor **from; /* per parameter */
     int n_used;
+    const nb_st_tensor *beside[4]; /* of the file, but of the base: nothing to load */
+    int n_beside;
     nb_pairs ranks, alphas;
     nb_status st;
 } loader;
@@ -250,67 +286,164 @@ static void take(loader *l, const nb_st_tensor *t) {
     l->from[l->n_used++] = t;
 }
 
-static void load_linear(nb_linear *lin, int64_t layer, void *arg) {
-    loader *l = arg;
-    if (l->st != NB_OK) return;
-    const char *module = lin->base->name;
-    const nb_st_tensor *A = lora_tensor(l->s, module, "lora_A"), *B = lora_tensor(l->s, module, "lora_B");
-    if (!A && !B) return;
-    if (layer < 0) {
-        l->st = nb_fail(NB_EUNSUPPORTED, "%s: has an adapter on the output head, %s, which is not supported", l->path,
-                        module);
-        return;
-    }
-    const nb_weight *w = &lin->base->w;
-    if (!A || !B) {
-        l->st = nb_fail(NB_EINPUT, "%s: %s has lora_%c but not its other half", l->path, module, A ? 'A' : 'B');
-        return;
-    }
+/* The two halves of module's adapter, for a base of `in` and `out` columns; lin NULL: the embedding. */
+static nb_status load_pair(loader *l, nb_linear *lin, const char *module, const nb_st_tensor *A, const nb_st_tensor *B,
+                           int64_t in, int64_t out) {
+    if (!A || !B)
+        return nb_fail(NB_EINPUT, "%s: %s has lora_%c but not its other half", l->path, module, A ? 'A' : 'B');
     double rank = (double)l->a->r, alpha = l->a->alpha;
-    l->st = nb_pattern_find(&l->ranks, "rank_pattern", module, &rank, NULL);
-    if (l->st == NB_OK) l->st = nb_pattern_find(&l->alphas, "alpha_pattern", module, &alpha, NULL);
-    if (l->st != NB_OK) return;
+    NB_TRY(nb_pattern_find(&l->ranks, "rank_pattern", module, &rank, NULL));
+    NB_TRY(nb_pattern_find(&l->alphas, "alpha_pattern", module, &alpha, NULL));
     int64_t r = A->n_dims == 2 ? A->d[0] : 0;
-    if (A->n_dims != 2 || B->n_dims != 2 || (double)r != rank || A->d[1] != w->cols || B->d[0] != w->rows ||
-        B->d[1] != r) {
-        l->st =
-            nb_fail(NB_EINPUT,
-                    "%s: %s: A [%lld,%lld] and B [%lld,%lld] do not fit the base's [%lld,%lld] with r = %g: this is "
-                    "an adapter for another base model",
-                    l->path, module, (long long)A->d[0], (long long)A->d[1], (long long)B->d[0], (long long)B->d[1],
-                    (long long)w->rows, (long long)w->cols, rank);
-        return;
-    }
-    const nb_st_tensor *magnitude = l->a->dora ? magnitude_tensor(l->s, module) : NULL;
-    if (l->a->dora && (!magnitude || magnitude->n_dims != 1 || magnitude->d[0] != w->rows)) {
-        l->st = nb_fail(NB_EINPUT, "%s: %s has no lora_magnitude_vector of %lld", l->path, module, (long long)w->rows);
-        return;
-    }
+    if (A->n_dims != 2 || B->n_dims != 2 || (double)r != rank || A->d[1] != in || B->d[0] != out || B->d[1] != r)
+        return nb_fail(NB_EINPUT,
+                       "%s: %s: A [%lld,%lld] and B [%lld,%lld] do not fit the base's [%lld,%lld] with r = %g: this is "
+                       "an adapter for another base model",
+                       l->path, module, (long long)A->d[0], (long long)A->d[1], (long long)B->d[0], (long long)B->d[1],
+                       (long long)out, (long long)in, rank);
+    const nb_st_tensor *magnitude = l->a->dora && lin ? tensor_of(l->s, module, "lora_magnitude_vector") : NULL;
+    if (l->a->dora && lin && (!magnitude || magnitude->n_dims != 1 || magnitude->d[0] != out))
+        return nb_fail(NB_EINPUT, "%s: %s has no lora_magnitude_vector of %lld", l->path, module, (long long)out);
     nb_adapter_attach_lora(l->a, lin, r, alpha);
     take(l, A);
     take(l, B);
     if (magnitude) take(l, magnitude);
+    return NB_OK;
 }
+
+static void load_linear(nb_linear *lin, int64_t layer, void *arg) {
+    (void)layer;
+    loader *l = arg;
+    const char *module = lin->base->name;
+    const nb_st_tensor *A = tensor_of(l->s, module, "lora_A"), *B = tensor_of(l->s, module, "lora_B");
+    if (l->st == NB_OK && (A || B)) l->st = load_pair(l, lin, module, A, B, lin->base->w.cols, lin->base->w.rows);
+}
+
+static nb_status load_embedding(loader *l) {
+    const char *module = nb_spec_embed_name(l->a->model->spec);
+    const nb_st_tensor *A = tensor_of(l->s, module, "lora_embedding_A"), *B = tensor_of(l->s, module, "lora_embedding_B");
+    const nb_weight *w = &l->a->model->base->embed;
+    return A || B ? load_pair(l, NULL, module, A, B, w->rows, w->cols) : NB_OK;
+}
+
+/* ---- modules saved whole ---- */
+
+static const nb_st_tensor *tensor_named(const nb_st *s, const char *module, const char *rest) {
+    char *name = nb_asprintf("%s%s.%s", prefix, module, rest);
+    const nb_st_tensor *t = nb_st_find(s, name);
+    free(name);
+    return t;
+}
+
+static nb_status check_whole(const loader *l, const nb_module *m, const nb_st_tensor *weight, const nb_st_tensor *bias) {
+    bool fits = m->matrix ? weight->n_dims == 2 && weight->d[m->turned] == m->matrix->rows &&
+                                weight->d[!m->turned] == m->matrix->cols
+                          : weight->n_dims == 1 && weight->d[0] == m->n;
+    if (m->bias) fits &= bias && bias->n_dims == 1 && bias->d[0] == m->n;
+    return fits ? NB_OK : nb_fail(NB_EINPUT, "%s: %s does not fit the base's module of this name: this is an adapter for "
+                                  "another base model", l->path, weight->name);
+}
+
+static void keep_name(nb_adapter *a, const char *name) {
+    a->saved = nb_realloc(a->saved, (size_t)a->n_saved + 1, sizeof *a->saved);
+    a->saved[a->n_saved++] = nb_strdup(name);
+}
+
+/* Whatever the file has whole takes the base's place: PEFT also saves an embedding that was resized. */
+static void load_whole(const nb_module *m, void *arg) {
+    loader *l = arg;
+    if (l->st != NB_OK) return;
+    bool named = nb_saves_module(l->a->saved, l->a->n_saved, m->path, NULL);
+    const nb_st_tensor *weight = tensor_named(l->s, m->path, "weight"), *bias = tensor_named(l->s, m->path, "bias");
+    if (!weight && named)
+        l->st = nb_fail(NB_EINPUT, "%s: has no %s%s.weight, which modules_to_save means", l->path, prefix, m->path);
+    if (!weight) return;
+    l->st = check_whole(l, m, weight, bias);
+    if (l->st != NB_OK) return;
+    if (!named) keep_name(l->a, m->path);
+    nb_adapter_attach_whole(l->a, m);
+    take(l, weight);
+    if (m->bias) take(l, bias);
+}
+
+/* PEFT saves an adapted embedding's or head's own weights too. They must be the base's, but for rounding. */
+static nb_status check_beside(loader *l, const char *module, const char *which, const nb_weight *w, const float *bias) {
+    const nb_st_tensor *t = tensor_named(l->s, module, which);
+    if (!t) return NB_OK;
+    int64_t rows = bias ? 1 : w->rows, cols = bias ? w->rows : w->cols;
+    bool same = nb_st_elements(t) == rows * cols;
+    float *here = nb_malloc((size_t)cols * sizeof *here), *there = nb_malloc((size_t)cols * sizeof *there);
+    for (int64_t i = 0; i < rows && same; i++) {
+        if (!bias) nb_weight_decode(here, cols, w, i, 1, 0, cols);
+        nb_st_read_f32(t, there, i * cols, cols);
+        for (int64_t c = 0; c < cols && same; c++) {
+            float x = bias ? bias[c] : here[c];
+            same = fabsf(x - there[c]) <= fabsf(x) / 128;
+        }
+    }
+    free(here), free(there);
+    l->beside[l->n_beside++] = t;
+    return same ? NB_OK : nb_fail(NB_EUNSUPPORTED, "%s: %s is not what this base has: the adapter goes with other weights of "
+                                  "%s", l->path, t->name, module);
+}
+
+static nb_status load_beside(loader *l) {
+    const nb_base *b = l->a->model->base;
+    const char *embed = nb_spec_embed_name(&b->spec), *head = nb_spec_head_name(&b->spec);
+    NB_TRY(check_beside(l, embed, "base_layer.weight", &b->embed, NULL));
+    NB_TRY(check_beside(l, head, "base_layer.weight", &b->head.w, NULL));
+    return b->head.bias ? check_beside(l, head, "base_layer.bias", &b->head.w, b->head.bias) : NB_OK;
+}
+
+static nb_status read_saved(nb_adapter *a, const json_t *config, const char *path) {
+    const json_t *list = json_object_get(config, "modules_to_save");
+    if (!is_off(list) && !json_is_array(list)) return nb_fail(NB_EINPUT, "%s: modules_to_save is not a list", path);
+    for (size_t i = 0; i < json_array_size(list); i++) {
+        const char *name = json_string_value(json_array_get(list, i));
+        if (!name || !*name) return nb_fail(NB_EINPUT, "%s: modules_to_save holds something other than names", path);
+        keep_name(a, name);
+    }
+    return NB_OK;
+}
+
+/* ---- added tokens ---- */
 
 static const json_t *row_ids(const json_t *config) {
     const json_t *ids = json_object_get(config, "trainable_token_indices");
     return json_is_object(ids) ? json_object_get(ids, "embed_tokens") : ids;
 }
 
-nb_status nb_adapter_rows_beyond(const char *dir, int64_t vocab, int64_t *n) {
+/* Rows of an embedding or head that is saved whole, or of an adapter for one. */
+static nb_status whole_rows(const char *dir, const nb_spec *spec, int64_t *rows) {
+    char *path = nb_path_join(dir, "adapter_model.safetensors");
+    nb_st s = {0};
+    nb_status st = nb_file_exists(path) ? nb_st_open_file(&s, path) : NB_OK;
+    const char *modules[] = {nb_spec_embed_name(spec), nb_spec_head_name(spec)};
+    for (int i = 0; i < 2 && s.n_tensors; i++) {
+        const nb_st_tensor *t = tensor_named(&s, modules[i], "weight");
+        if (t && t->n_dims == 2 && t->d[0] > *rows) *rows = t->d[0];
+    }
+    if (st == NB_OK && s.n_tensors) nb_st_close(&s);
+    free(path);
+    return st;
+}
+
+nb_status nb_adapter_rows_beyond(const char *dir, const nb_spec *spec, int64_t *n) {
     enum { MOST = 65536 };
     char *path = nb_path_join(dir, "adapter_config.json");
     json_t *config = NULL;
-    *n = 0;
+    int64_t rows = spec->vocab;
     nb_status st = nb_file_exists(path) ? nb_json_load(path, &config) : NB_OK;
     const json_t *ids = row_ids(config);
     for (size_t i = 0; i < json_array_size(ids); i++) {
         int64_t id = json_integer_value(json_array_get(ids, i));
-        if (id >= vocab + *n) *n = id + 1 - vocab;
+        if (id >= rows) rows = id + 1;
     }
+    if (st == NB_OK && !is_off(json_object_get(config, "modules_to_save"))) st = whole_rows(dir, spec, &rows);
+    *n = rows - spec->vocab;
     if (st == NB_OK && *n > MOST)
-        st = nb_fail(NB_EINPUT, "%s: trainable_token_indices go %lld beyond the base's %lld tokens: this is an adapter "
-                     "for another base model", path, (long long)*n, (long long)vocab);
+        st = nb_fail(NB_EINPUT, "%s: has rows for tokens %lld beyond the base's %lld: this is an adapter for another base "
+                     "model", path, (long long)*n, (long long)spec->vocab);
     json_decref(config);
     free(path);
     return st;
@@ -325,8 +458,9 @@ bool nb_adapter_has_tokenizer(const char *dir) {
 
 static nb_status load_rows(loader *l, const json_t *config) {
     const nb_spec *spec = l->a->model->spec;
-    const nb_st_tensor *embed = rows_tensor(l->s, nb_spec_embed_name(spec)),
-                       *head = rows_tensor(l->s, nb_spec_head_name(spec));
+    static const char rows[] = "token_adapter.trainable_tokens_delta";
+    const nb_st_tensor *embed = tensor_named(l->s, nb_spec_embed_name(spec), rows),
+                       *head = tensor_named(l->s, nb_spec_head_name(spec), rows);
     const json_t *ids = row_ids(config);
     if (is_off(ids)) return NB_OK;
     size_t n = json_array_size(ids);
@@ -353,22 +487,27 @@ static nb_status load_rows(loader *l, const json_t *config) {
     return st;
 }
 
+static nb_status fill_one(const loader *l, const nb_tensor *p, const nb_st_tensor *t) {
+    nb_adapter *a = l->a;
+    int64_t n = nb_tensor_size(p);
+    bool turned = nb_adapter_is_turned(a, p);
+    float *read = nb_malloc((size_t)n * sizeof *read), *host = turned ? nb_malloc((size_t)n * sizeof *host) : read;
+    nb_st_read_f32(t, read, 0, n);
+    if (turned) turn(host, read, p->d[1], p->d[0]);
+    nb_status st = NB_OK;
+    for (int64_t j = 0; j < n && st == NB_OK; j++)
+        if (!isfinite(host[j])) st = nb_fail(NB_ENUMERIC, "%s: %s holds NaN or infinity", l->path, t->name);
+    if (st == NB_OK) st = a->dev->be->put(a->dev, p->data, host, (size_t)n * sizeof *host);
+    if (turned) free(host);
+    free(read);
+    return st;
+}
+
 static nb_status fill(loader *l, bool trainable) {
     nb_adapter *a = l->a;
     if (!a->n_params) return nb_fail(NB_EINPUT, "%s: no tensor belongs to this base model", l->path);
     NB_TRY(nb_adapter_place(a, trainable));
-    for (int i = 0; i < a->n_params; i++) {
-        int64_t n = nb_tensor_size(&a->params[i]);
-        float *host = nb_malloc((size_t)n * sizeof *host);
-        nb_st_read_f32(l->from[i], host, 0, n);
-        nb_status st = NB_OK;
-        for (int64_t j = 0; j < n && st == NB_OK; j++)
-            if (!isfinite(host[j]))
-                st = nb_fail(NB_ENUMERIC, "%s: %s holds NaN or infinity", l->path, l->from[i]->name);
-        if (st == NB_OK) st = a->dev->be->put(a->dev, a->params[i].data, host, (size_t)n * sizeof *host);
-        free(host);
-        NB_TRY(st);
-    }
+    for (int i = 0; i < a->n_params; i++) NB_TRY(fill_one(l, &a->params[i], l->from[i]));
     return NB_OK;
 }
 
@@ -376,6 +515,7 @@ static nb_status nothing_left(const loader *l) {
     for (int i = 0; i < l->s->n_tensors; i++) {
         bool used = false;
         for (int j = 0; j < l->n_used; j++) used |= l->from[j] == &l->s->tensors[i];
+        for (int j = 0; j < l->n_beside; j++) used |= l->beside[j] == &l->s->tensors[i];
         if (!used)
             return nb_fail(
                 NB_EINPUT,
@@ -423,11 +563,18 @@ static nb_status refuse_pickle(const char *dir) {
                     : NB_OK;
 }
 
+/* The most a module can have: its own weights, or an adapter. */
+static void count_params(const nb_module *m, void *arg) {
+    (void)m;
+    *(int *)arg += 3;
+}
+
 nb_status nb_adapter_load(nb_adapter **out, nb_model *m, const char *dir, bool trainable) {
     char *config_path = nb_path_join(dir, "adapter_config.json");
     json_t *config = NULL;
     nb_st s = {0};
-    int max_params = 3 * NB_SLOTS * (int)m->spec->layers + 4;
+    int max_params = 0;
+    nb_modules_each(m, count_params, &max_params);
     nb_adapter *a = nb_adapter_alloc(m, max_params);
     loader l = {.a = a, .s = &s, .path = dir, .from = nb_calloc((size_t)max_params, sizeof *l.from)};
     nb_status st;
@@ -443,9 +590,14 @@ nb_status nb_adapter_load(nb_adapter **out, nb_model *m, const char *dir, bool t
     NB_GO(st, nb_st_open_dir(&s, dir, "adapter_model"), done);
     NB_GO(st, nb_pattern_read(&l.ranks, config, "rank_pattern", config_path), done);
     NB_GO(st, nb_pattern_read(&l.alphas, config, "alpha_pattern", config_path), done);
+    NB_GO(st, read_saved(a, config, config_path), done);
+    NB_GO(st, load_embedding(&l), done);
     nb_model_each_linear(m, true, load_linear, &l);
+    nb_modules_each(m, load_whole, &l);
     NB_GO(st, l.st, done);
+    NB_GO(st, load_beside(&l), done);
     NB_GO(st, load_rows(&l, config), done);
+    NB_GO(st, nb_adapter_check_parts(a), done);
     NB_GO(st, nothing_left(&l), done);
     NB_GO(st, fill(&l, trainable), done);
     if (a->dora) NB_GO(st, nb_dora_open(a, false), done);

@@ -80,7 +80,7 @@ static nb_status open_parts(nb_session *s, const nb_session_options *o, const ma
                 o->adapter);
     NB_TRY(open_tokenizer(s, o, f));
     int64_t more = 0;
-    if (o->adapter) NB_TRY(nb_adapter_rows_beyond(o->adapter, s->base->spec.vocab, &more));
+    if (o->adapter) NB_TRY(nb_adapter_rows_beyond(o->adapter, &s->base->spec, &more));
     NB_TRY(nb_base_extend(s->base, more));
     NB_TRY(nb_model_open(&s->model, s->base, s->dev, o->positions ? o->positions : s->base->spec.context,
                          f->sequence_len));

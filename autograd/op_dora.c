@@ -3,13 +3,14 @@
  * one product of R rows with W, which costs what R more tokens would. */
 #include "autograd/ops.h"
 
-enum { U, MAGNITUDE, BIAS };
+enum { U, REST, MAGNITUDE, BIAS };
 
 static nb_status shape(nb_tape *t, nb_node *n) {
     const nb_dora_attr *a = NB_ATTR(n, nb_dora_attr);
-    const nb_tensor *u = n->in[U], *magnitude = n->in[MAGNITUDE], *bias = n->in[BIAS];
+    const nb_tensor *u = n->in[U], *magnitude = n->in[MAGNITUDE], *bias = n->in[BIAS], *rest = n->in[REST];
     int64_t N = a->w->rows;
-    if (u->d[1] != N || magnitude->d[0] != N || (bias && bias->d[0] != N))
+    if (u->d[1] != N || magnitude->d[0] != N || (bias && bias->d[0] != N) ||
+        (rest && (rest->d[0] != u->d[0] || rest->d[1] != N)))
         return nb_fail(NB_ESHAPE, "u [%lld,%lld], %lld magnitudes, a weight of %lld rows", (long long)u->d[0],
                        (long long)u->d[1], (long long)magnitude->d[0], (long long)N);
     nb_node_out(t, n, "dora", t->dev->elem, 2, u->d[0], N);
@@ -45,7 +46,7 @@ static nb_status find_scale(nb_tape *t, const nb_node *n, float *scale, float *i
 
 static nb_status forward(nb_tape *t, nb_node *n) {
     const nb_kernels *k = t->dev->k;
-    const nb_tensor *u = n->in[U], *bias = n->in[BIAS];
+    const nb_tensor *u = n->in[U], *bias = n->in[BIAS], *rest = n->in[REST];
     int64_t T = u->d[0], N = u->d[1];
     float *scale, *inverse;
     if (n->n_saved) {
@@ -56,6 +57,7 @@ static nb_status forward(nb_tape *t, nb_node *n) {
     }
     NB_TRY(find_scale(t, n, scale, inverse));
     NB_TRY(k->scale_columns(t->dev, n->out[0]->data, u->data, scale, T, N, 0));
+    if (rest) NB_TRY(k->add(t->dev, n->out[0]->data, rest->data, NULL, T * N, 1));
     return bias ? k->bias_fwd(t->dev, n->out[0]->data, t->dev->elem, bias->data, T, N) : NB_OK;
 }
 
@@ -76,11 +78,12 @@ static nb_status magnitude_gradient(nb_tape *t, nb_node *n) {
 
 static nb_status backward(nb_tape *t, nb_node *n) {
     const nb_kernels *k = t->dev->k;
-    const nb_tensor *u = n->in[U], *magnitude = n->in[MAGNITUDE], *bias = n->in[BIAS];
+    const nb_tensor *u = n->in[U], *magnitude = n->in[MAGNITUDE], *bias = n->in[BIAS], *rest = n->in[REST];
     const nb_elem *dy = n->out[0]->grad;
     int64_t T = u->d[0], N = u->d[1];
     if (u->needs_grad && u->grad)
         NB_TRY(k->scale_columns(t->dev, u->grad, dy, n->saved[0]->data, T, N, n->beta[U]));
+    if (rest && rest->needs_grad && rest->grad) NB_TRY(k->add(t->dev, rest->grad, dy, NULL, T * N, n->beta[REST]));
     if (magnitude->needs_grad && magnitude->grad) NB_TRY(magnitude_gradient(t, n));
     if (bias && bias->needs_grad && bias->grad)
         NB_TRY(k->bias_bwd(t->dev, bias->grad, dy, T, N, n->beta[BIAS]));
@@ -100,9 +103,11 @@ static const float lora_A[2 * 4] = {0.5f, -0.25f, 1, 0.125f, -1, 0.75f, 0.5f, 0.
 static const nb_weight weight = {.format = NB_FMT_F32, .rows = 3, .cols = 4, .data = w};
 static const nb_dora_attr attr = {&weight, squares, lora_A, lora_B, 2, 0.5f};
 static const nb_case cases[] = {
-    {"plain", {{5, 3}, {3, 0}, {0}}, &attr, NB_OK},
-    {"with a bias", {{7, 3}, {3, 0}, {3, 0}}, &attr, NB_OK},
-    {"other rows", {{5, 3}, {4, 0}, {0}}, &attr, NB_ESHAPE},
+    {"plain", {{5, 3}, {0}, {3, 0}, {0}}, &attr, NB_OK},
+    {"with a bias", {{7, 3}, {0}, {3, 0}, {3, 0}}, &attr, NB_OK},
+    {"with a rest", {{5, 3}, {5, 3}, {3, 0}, {3, 0}}, &attr, NB_OK},
+    {"another rest", {{5, 3}, {4, 3}, {3, 0}, {0}}, &attr, NB_ESHAPE},
+    {"other rows", {{5, 3}, {0}, {4, 0}, {0}}, &attr, NB_ESHAPE},
 };
 
 const nb_op nb_op_dora = {"dora", sizeof(nb_dora_attr), shape, forward, backward, cost, cases, NB_LEN(cases)};

@@ -8,13 +8,14 @@
 #include "autograd/ops.def"
 #undef OP
 
-/* x[T,C] = W[ids] * scale. in: weight[V,C] (trained) or NULL, rows[n_rows,C] or NULL.
- * rows replaces the rows row_ids[] of W (added tokens trained on top of a frozen embedding). */
+/* x[T,C] = (W[ids] + lora_scale * A[ids] B^T) * scale. in: weight[V,C] (trained) or NULL, rows[n_rows,C] or NULL,
+ * A[V,R] or NULL, B[C,R] or NULL. rows replaces the rows row_ids[] of W (added tokens trained on top of a frozen
+ * embedding). A is the transpose of a linear layer's: a row a token. */
 typedef struct nb_embedding_attr {
     const nb_weight *w;     /* used when in[0] is NULL */
     const int32_t *ids;     /* [n] */
     int64_t n;
-    float scale;
+    float scale, lora_scale;
     const int32_t *row_ids; /* [n_rows] ascending */
     int64_t n_rows;
 } nb_embedding_attr;
@@ -33,9 +34,9 @@ typedef struct nb_linear_attr {
     bool f32_out; /* y in F32 whatever the device's elem (logits); no gradient then, but where elem is F32 */
 } nb_linear_attr;
 
-/* DoRA (Liu et al., 2024) on top of a linear layer u = x W^T + scale * x A^T B^T: y[T,N] = u * m / norm + bias, where
- * norm[j] = |row j of W + scale * B A| counts as a constant in the gradient, as in PEFT. in: u[T,N], m[N],
- * bias[N] or NULL. */
+/* DoRA (Liu et al., 2024) on top of a linear layer u = x W^T + scale * x A^T B^T: y[T,N] = u * m / norm + bias + rest,
+ * where norm[j] = |row j of W + scale * B A| counts as a constant in the gradient, as in PEFT. in: u[T,N],
+ * rest[T,N] or NULL (with dropout: what the base makes of what it took from u's input), m[N], bias[N] or NULL. */
 typedef struct nb_dora_attr {
     const nb_weight *w;
     const float *squares; /* [N] squared norms of W's rows */
@@ -43,6 +44,13 @@ typedef struct nb_dora_attr {
     int64_t R;
     float scale;
 } nb_dora_attr;
+
+/* dropped[T,C] = x with some elements 0 and the others 1 / (1 - p) times as large, in training; rest[T,C] = x - dropped.
+ * in: x; out: dropped, rest. */
+typedef struct nb_dropout_attr {
+    float p;
+    uint32_t site;
+} nb_dropout_attr;
 
 /* y[T,C] = x * rstd(x) * (w + offset). in: x[T,C], w[C]; or w[D] with D dividing C: each group of D columns on its own. */
 typedef struct nb_rmsnorm_attr {
@@ -91,8 +99,8 @@ typedef struct nb_glu_attr {
 } nb_glu_attr;
 
 /* loss[n]: negative log-likelihood of targets[i] at row rows[i] of x[T,C] under softmax(x W^T + bias). in: x, W[V,C]
- * (trained) or NULL, rows[n_rows,C] or NULL (as in nb_embedding_attr), bias[V] or NULL. The logits are made a few rows at
- * a time and never exist whole. With a frozen head the gradient rows d loss[i]/d x are made in the same pass, unscaled,
+ * (trained) or NULL, rows[n_rows,C] or NULL (as in nb_embedding_attr), bias[V] or NULL, A[R,C] or NULL, B[V,R] or NULL
+ * (an adapter, as in nb_linear_attr). The logits are made a few rows at a time and never exist whole. With a frozen head the gradient rows d loss[i]/d x are made in the same pass, unscaled,
  * and scaled by d(loss[i]) in backward; with a trained head backward makes the logits again. */
 typedef struct nb_linear_xent_attr {
     const nb_weight *w;
@@ -102,6 +110,8 @@ typedef struct nb_linear_xent_attr {
     int32_t *argmax;               /* [n] out, or NULL */
     const int32_t *row_ids;
     int64_t n_rows;
+    float scale, dropout;          /* of the adapter, as in nb_linear_slot */
+    uint32_t site;
 } nb_linear_xent_attr;
 
 #endif

@@ -162,21 +162,42 @@ static void put_linear(nb_linear *lin, int i, nb_tensor **in, nb_linear_attr *a)
     a->slot[i] = (nb_linear_slot){lin->w, lin->scale, lin->dropout, lin->site};
 }
 
-/* *y, made without the bias, becomes what DoRA makes of it. */
-static nb_status put_magnitude(nb_tape *t, nb_linear *lin, nb_tensor **y) {
-    nb_tensor *in[3] = {*y, lin->magnitude, bias_of(lin)};
+/* *y, made without the bias, becomes what DoRA makes of it (and rest, where the layer has dropout). */
+static nb_status put_magnitude(nb_tape *t, nb_linear *lin, nb_tensor *rest, nb_tensor **y) {
+    nb_tensor *in[4] = {*y, rest, lin->magnitude, bias_of(lin)};
     nb_dora_attr a = {lin->w, lin->squares, lin->lora_A->data, lin->lora_B->data, lin->lora_A->d[0], lin->scale};
-    return nb_apply(t, &nb_op_dora, in, 3, &a, y);
+    return nb_apply(t, &nb_op_dora, in, 4, &a, y);
+}
+
+/* With dropout the magnitudes concern the dropped input only, as in PEFT: y = W(x - xd) + bias + m / norm * (W + s B A) xd,
+ * xd = drop(x). */
+static nb_status dropped_dora(nb_tape *t, nb_tensor *x, nb_linear *lin, nb_tensor **out) {
+    nb_dropout_attr d = {lin->dropout, lin->site};
+    nb_linear_attr a = {.n = 1, .slot = {{lin->w, lin->scale, 0, 0}}};
+    nb_tensor *parts[2], *with[5] = {NULL, lin->weight, NULL, lin->lora_A, lin->lora_B}, *base[5] = {NULL, lin->weight}, *rest;
+    NB_TRY(nb_apply(t, &nb_op_dropout, &x, 1, &d, parts));
+    with[0] = parts[0], base[0] = parts[1];
+    NB_TRY(nb_apply(t, &nb_op_linear, with, 5, &a, out));
+    NB_TRY(nb_apply(t, &nb_op_linear, base, 5, &a, &rest));
+    return put_magnitude(t, lin, rest, out);
 }
 
 /* out[i] = lin[i](x) for n layers over one input. */
 static nb_status linear(nb_tape *t, nb_tensor *x, nb_linear *const *lin, int n, nb_tensor **out) {
-    nb_tensor *in[13] = {x};
-    nb_linear_attr a = {.n = n};
-    for (int i = 0; i < n; i++) put_linear(lin[i], i, in, &a);
-    NB_TRY(nb_apply(t, &nb_op_linear, in, 1 + 4 * n, &a, out));
-    for (int i = 0; i < n; i++)
-        if (lin[i]->magnitude) NB_TRY(put_magnitude(t, lin[i], &out[i]));
+    nb_tensor *in[13] = {x}, *together[3];
+    nb_linear_attr a = {0};
+    bool apart[3];
+    for (int i = 0; i < n; i++) {
+        apart[i] = lin[i]->magnitude && lin[i]->dropout > 0 && t->training;
+        if (apart[i]) NB_TRY(dropped_dora(t, x, lin[i], &out[i]));
+        else put_linear(lin[i], a.n++, in, &a);
+    }
+    if (a.n) NB_TRY(nb_apply(t, &nb_op_linear, in, 1 + 4 * a.n, &a, together));
+    for (int i = 0, k = 0; i < n; i++) {
+        if (apart[i]) continue;
+        out[i] = together[k++];
+        if (lin[i]->magnitude) NB_TRY(put_magnitude(t, lin[i], NULL, &out[i]));
+    }
     return NB_OK;
 }
 
@@ -312,12 +333,13 @@ static nb_status block(nb_model *m, nb_tape *t, const nb_batch *b, nb_kv_cache *
 /* Vectors of the tokens, and those of their positions where these are learned. */
 static nb_status embed(nb_model *m, nb_tape *t, const nb_batch *b, nb_tensor **x) {
     nb_embedding_attr emb = {.w = &m->weights.embed, .ids = b->ids, .n = b->n, .scale = m->spec->embed_scale,
-                             .row_ids = m->rows.ids_on_device, .n_rows = m->rows.n};
+                             .lora_scale = m->embed_lora.scale, .row_ids = m->rows.ids_on_device, .n_rows = m->rows.n};
     nb_embedding_attr pos = {.w = &m->weights.positions, .ids = b->pos, .n = b->n, .scale = 1};
-    nb_tensor *in[2] = {m->embed_trained, m->rows.n ? m->rows.embed : NULL}, *of_pos[2] = {m->positions_trained}, *p;
-    NB_TRY(nb_apply(t, &nb_op_embedding, in, 2, &emb, x));
+    nb_tensor *in[4] = {m->embed_trained, m->rows.n ? m->rows.embed : NULL, m->embed_lora.A, m->embed_lora.B};
+    nb_tensor *of_pos[4] = {m->positions_trained}, *p;
+    NB_TRY(nb_apply(t, &nb_op_embedding, in, 4, &emb, x));
     if (!m->spec->learned_positions) return NB_OK;
-    NB_TRY(nb_apply(t, &nb_op_embedding, of_pos, 2, &pos, &p));
+    NB_TRY(nb_apply(t, &nb_op_embedding, of_pos, 4, &pos, &p));
     return add(t, *x, p, x);
 }
 
@@ -339,10 +361,11 @@ nb_status nb_model_loss(nb_model *m, nb_tape *t, const nb_batch *b, const nb_los
     NB_TRY(hidden_states(m, t, b, NULL, &g->hidden));
     nb_linear_xent_attr a = {.w = &m->weights.head, .rows = r->rows, .targets = r->targets, .n = r->n,
                              .softcap = m->spec->logit_softcap, .argmax = r->argmax, .row_ids = m->rows.ids_on_device,
-                             .n_rows = m->rows.n};
-    nb_tensor *bias = m->head.bias_trained ? m->head.bias_trained : m->head.bias.data ? &m->head.bias : NULL;
-    nb_tensor *in[4] = {g->hidden, m->head.weight, m->rows.n ? m->rows.head : NULL, bias};
-    return nb_apply(t, &nb_op_linear_xent, in, 4, &a, &g->loss);
+                             .n_rows = m->rows.n, .scale = m->head.scale, .dropout = m->head.dropout,
+                             .site = m->head.site};
+    nb_tensor *in[6] = {g->hidden, m->head.weight, m->rows.n ? m->rows.head : NULL, bias_of(&m->head), m->head.lora_A,
+                        m->head.lora_B};
+    return nb_apply(t, &nb_op_linear_xent, in, 6, &a, &g->loss);
 }
 
 /* Logits of tokens whose rows are trained, over those of the frozen head. */
@@ -379,4 +402,4 @@ nb_status nb_model_logits(nb_model *m, nb_tape *t, const nb_batch *b, nb_kv_cach
                                       : NB_OK;
 }
 
-int nb_model_max_nodes(const nb_model *m) { return (int)(28 * m->spec->layers + 6); }
+int nb_model_max_nodes(const nb_model *m) { return (int)(48 * m->spec->layers + 6); }

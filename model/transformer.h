@@ -13,7 +13,7 @@ typedef struct nb_linear {
     const nb_base_linear *base;  /* name, and the weight as the host has it */
     const nb_weight *w;          /* on the device */
     nb_tensor bias;              /* frozen; data NULL: none */
-    nb_tensor *weight, *bias_trained; /* adapter: full; stand for w and bias */
+    nb_tensor *weight, *bias_trained; /* trained whole; stand for w and bias */
     nb_tensor *lora_A, *lora_B;  /* [R, in], [out, R] */
     nb_tensor *magnitude;        /* [out], DoRA's, or NULL */
     const float *squares;        /* [out] squared norms of w's rows, with a magnitude */
@@ -25,7 +25,7 @@ typedef struct nb_block {
     nb_linear lin[NB_SLOTS];
     nb_tensor norm_bias[NB_NORMS];   /* of layer norms; data NULL: none */
     nb_tensor norm[NB_NORMS];        /* frozen leaves; data NULL: the family has no such norm */
-    nb_tensor *norm_trained[NB_NORMS], *norm_bias_trained[NB_NORMS]; /* adapter: full, else NULL */
+    nb_tensor *norm_trained[NB_NORMS], *norm_bias_trained[NB_NORMS]; /* trained whole, else NULL */
 } nb_block;
 
 /* Rows of the embedding (and of an untied head) trained on top of a frozen one: added tokens. */
@@ -36,14 +36,21 @@ typedef struct nb_token_rows {
     nb_tensor *embed, *head; /* [n, C]; head = embed when tied */
 } nb_token_rows;
 
+/* A low-rank adapter of the embedding: token t's row is W[t] + scale * A[t] B^T. A head tied to it does without. */
+typedef struct nb_embedding_lora {
+    nb_tensor *A, *B; /* [V, R], [C, R]; NULL: none */
+    float scale;
+} nb_embedding_lora;
+
 typedef struct nb_model {
     const nb_base *base; /* borrowed */
     nb_resident weights; /* as the device has them */
     const nb_spec *spec; /* = &base->spec */
     nb_block *block;     /* [layers] */
-    nb_linear head;      /* head.weight = embed_trained when tied and trained */
+    nb_linear head;      /* adapter: full of a tied model: head.weight = embed_trained */
     nb_tensor final_norm, final_norm_bias, *final_norm_trained, *final_norm_bias_trained;
     nb_tensor *embed_trained, *positions_trained;
+    nb_embedding_lora embed_lora;
     nb_token_rows rows;  /* n = 0: none */
     struct nb_rope_table {
         float *cos, *sin; /* [positions, rot/2] on the device; NULL: no layer uses it */

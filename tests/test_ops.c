@@ -45,7 +45,12 @@ static void ref_embedding(call *k) {
         const double *row = k->in[0] + a->ids[t] * C;
         for (int64_t j = 0; j < a->n_rows && k->in[1]; j++)
             if (a->row_ids[j] == a->ids[t]) row = k->in[1] + j * C;
-        for (int64_t c = 0; c < C; c++) k->out[0][t * C + c] = row[c] * (double)a->scale;
+        for (int64_t c = 0; c < C; c++) {
+            double v = row[c];
+            for (int64_t r = 0; r < cols_of(k, 2) && k->in[2]; r++)
+                v += (double)a->lora_scale * k->in[2][a->ids[t] * cols_of(k, 2) + r] * k->in[3][c * cols_of(k, 2) + r];
+            k->out[0][t * C + c] = v * (double)a->scale;
+        }
     }
 }
 
@@ -84,7 +89,18 @@ static void ref_dora(call *k) {
             norm += v * v;
         }
         for (int64_t t = 0; t < rows_of(k, 0); t++)
-            k->out[0][t * N + j] = k->in[0][t * N + j] * k->in[1][j] / sqrt(norm) + (k->in[2] ? k->in[2][j] : 0);
+            k->out[0][t * N + j] = k->in[0][t * N + j] * k->in[2][j] / sqrt(norm) + (k->in[3] ? k->in[3][j] : 0) +
+                                   (k->in[1] ? k->in[1][t * N + j] : 0);
+    }
+}
+
+static void ref_op_dropout(call *k) {
+    const nb_dropout_attr *a = k->c->attr;
+    int64_t C = cols_of(k, 0);
+    for (int64_t i = 0; i < k->out_size[0]; i++) {
+        double x = k->in[0][i], keep = ref_dropout_factor(samples[i / C], positions[i / C], i % C, a->p, seed, step, a->site);
+        k->out[0][i] = x * keep;
+        k->out[1][i] = x - x * keep;
     }
 }
 
@@ -151,10 +167,17 @@ static void ref_op_add(call *k) {
 static void ref_op_linear_xent(call *k) {
     const nb_linear_xent_attr *a = k->c->attr;
     int64_t C = cols_of(k, 0), V = rows_of(k, 1);
-    double *logits = nb_malloc((size_t)V * sizeof *logits);
+    int64_t R = k->in[4] ? rows_of(k, 4) : 0;
+    double *logits = nb_malloc((size_t)V * sizeof *logits), xd[64], xa[8];
+    assert_true(R <= 8 && C <= 64);
     for (int64_t i = 0; i < a->n; i++) {
         const double *x = k->in[0] + a->rows[i] * C;
         ref_product_nt(logits, x, k->in[1], 1, V, C, 1, false);
+        for (int64_t c = 0; c < C && R; c++)
+            xd[c] = x[c] * (a->dropout > 0 ? ref_dropout_factor(samples[a->rows[i]], positions[a->rows[i]], c, a->dropout,
+                                                                seed, step, a->site) : 1);
+        if (R) ref_product_nt(xa, xd, k->in[4], 1, R, C, 1, false);
+        if (R) ref_product_nt(logits, xa, k->in[5], 1, V, R, (double)a->scale, true);
         for (int64_t j = 0; j < a->n_rows && k->in[2]; j++)
             ref_product_nt(logits + a->row_ids[j], x, k->in[2] + j * C, 1, 1, C, 1, false);
         for (int64_t v = 0; v < V && k->in[3]; v++) logits[v] += k->in[3][v];
@@ -169,7 +192,7 @@ static void ref_op_linear_xent(call *k) {
 }
 
 static const struct { const char *name; void (*forward)(call *k); } references[] = {
-    {"embedding", ref_embedding}, {"linear", ref_linear}, {"dora", ref_dora}, {"rmsnorm", ref_op_rmsnorm},
+    {"embedding", ref_embedding}, {"linear", ref_linear}, {"dora", ref_dora}, {"dropout", ref_op_dropout}, {"rmsnorm", ref_op_rmsnorm},
     {"layernorm", ref_op_layernorm}, {"rope", ref_op_rope}, {"attention", ref_op_attention}, {"glu", ref_op_glu},
     {"split", ref_op_split}, {"clamp", ref_op_clamp},
     {"add", ref_op_add}, {"linear_xent", ref_op_linear_xent},
@@ -228,7 +251,7 @@ static void give_back(nb_dev *d, const nb_tensor *x, void *p) {
 /* How many of the first inputs are activations; the others are parameters, which are always F32. */
 static int activations(const nb_op *op) {
     static const struct { const char *name; int n; } known[] = {
-        {"embedding", 0}, {"linear", 1}, {"dora", 1}, {"rmsnorm", 1}, {"layernorm", 1}, {"rope", 2},
+        {"embedding", 0}, {"linear", 1}, {"dora", 2}, {"dropout", 1}, {"rmsnorm", 1}, {"layernorm", 1}, {"rope", 2},
         {"attention", 3}, {"glu", 2}, {"split", 1}, {"clamp", 1},
         {"add", 2}, {"linear_xent", 1},
     };
@@ -252,9 +275,9 @@ static void open_case(bench_case *b, nb_dev *dev, const nb_op *op, const nb_case
     while (n && !c->in[n - 1][0]) n--;
     /* operations with optional inputs take them all */
     if (!strcmp(op->name, "linear")) n = 1 + 4 * ((const nb_linear_attr *)c->attr)->n;
-    if (!strcmp(op->name, "embedding")) n = 2;
-    if (!strcmp(op->name, "layernorm") || !strcmp(op->name, "dora")) n = 3;
-    if (!strcmp(op->name, "linear_xent")) n = 4;
+    if (!strcmp(op->name, "embedding") || !strcmp(op->name, "dora")) n = 4;
+    if (!strcmp(op->name, "layernorm")) n = 3;
+    if (!strcmp(op->name, "linear_xent")) n = 6;
     if (!strcmp(op->name, "glu")) n = 2;
     b->k.n_in = n;
     for (int i = 0; i < n; i++) {
@@ -454,7 +477,7 @@ static void check_frozen_subsets(nb_dev *dev, const nb_op *op, const nb_case *c)
     assert_ok(forward(&all));
     size_outputs(&all);
     backward(&all, false);
-    int n = all.k.n_in > 5 ? 5 : all.k.n_in;
+    int n = all.k.n_in > 6 ? 5 : all.k.n_in;
     for (uint32_t frozen = 1; frozen + 1 < 1u << n; frozen++) {
         bench_case some;
         open_case(&some, dev, op, c, frozen);

@@ -28,6 +28,8 @@ enum { EMBED = 7, COUNT = NB_LEN(shapes) };
 typedef struct fixture {
     nb_dev *dev;
     nb_adapter adapter;
+    nb_model model;
+    struct nb_whole embed;
     nb_tensor params[MAX_PARAMS];
     nb_optimizer o;
 } fixture;
@@ -41,7 +43,9 @@ static void open_shared(fixture *f, bool eight_bits, nb_comm *comm) {
         at[i] = a->n;
         a->n += (shapes[i].rows * (shapes[i].cols ? shapes[i].cols : 1) + 63) / 64 * 64;
     }
-    a->dev = f->dev, a->params = f->params, a->n_params = COUNT, a->embed = &f->params[EMBED];
+    a->dev = f->dev, a->params = f->params, a->n_params = COUNT;
+    a->model = &f->model, a->whole = &f->embed, a->n_whole = 1;
+    f->embed = (struct nb_whole){.param = &f->params[EMBED], .place = &f->model.embed_trained};
     assert_ok(f->dev->be->alloc(f->dev, (void **)&a->data, (size_t)a->n * sizeof(float), "weights"));
     assert_ok(f->dev->be->alloc(f->dev, (void **)&a->grad, (size_t)a->n * sizeof(float), "gradients"));
     for (int i = 0; i < COUNT; i++)

@@ -15,8 +15,7 @@ static int64_t blocks_of(int64_t n) { return (n + NB_STATE8_BLOCK - 1) / NB_STAT
 
 /* Rows of tokens that a batch lacks have no gradient, and a block's one scale would not hold what they remember. */
 static bool has_eight_bits(const nb_adapter *a, const nb_tensor *p) {
-    bool embeds = p == a->embed || (a->rows.n && (p == a->rows.embed || p == a->rows.head));
-    return nb_tensor_size(p) >= LEAST_EIGHT_BIT && !embeds;
+    return nb_tensor_size(p) >= LEAST_EIGHT_BIT && !nb_adapter_embeds(a, p);
 }
 
 static bool is_magnitude(const nb_adapter *a, const nb_tensor *p) {
@@ -25,11 +24,11 @@ static bool is_magnitude(const nb_adapter *a, const nb_tensor *p) {
     return false;
 }
 
-/* What LoRA+ trains faster: B, and vectors, as PEFT. */
+/* What LoRA+ trains faster: B of linear layers, and vectors, as PEFT. */
 static bool is_boosted(const nb_adapter *a, const nb_tensor *p) {
-    for (int i = 0; i < a->n_attached && !a->full; i++)
-        if (a->attached[i].B == p) return true;
-    return is_magnitude(a, p);
+    for (int i = 0; i < a->n_attached; i++)
+        if (a->attached[i].B == p) return a->attached[i].lin != NULL;
+    return p->n_dims == 1;
 }
 
 /* Parameters join the run before them when they decay and learn alike and have the same kind of state, and when no block
