@@ -224,29 +224,31 @@ nb_status nb_export_gguf(const char *dir, const char *name, const char *out, con
 
 /* ---- an adapter ---- */
 
-/* A as PEFT has it; B times what the file's one alpha / r lacks, its rows in the order of the weight's. */
+/* A as PEFT has it; B times what the file's one alpha / r lacks, its rows in the order of the weight's. Of the embedding
+ * llama.cpp looks A up by token and multiplies with B: a row a token, as it lies in memory. */
 static nb_status plan_module(nb_gguf_plan *p, const nb_adapter *a, const struct nb_attached *at, const float *data,
                              double alpha) {
-    char name[NB_GGUF_MAX_NAME + 1];
-    int64_t heads, r = at->A->d[0], in = at->A->d[1], out = at->B->d[0];
-    const float *A = data + ((const float *)at->A->data - a->data), *B = data + ((const float *)at->B->data - a->data);
-    if (!nb_gguf_linear(a->model->spec, at->lin->base->name, name, &heads))
-        return nb_fail(NB_EUNSUPPORTED, "%s: has no name in GGUF", at->lin->base->name);
-    if (!strcmp(name, "output") && a->model->spec->tied)
-        return nb_fail(NB_EUNSUPPORTED, "%s is the embedding here: llama.cpp has no adapter for it; merge instead",
-                       at->lin->base->name);
-    double factor = at->scale * (double)r / alpha;
+    char name[NB_GGUF_MAX_NAME + 1] = "token_embd";
+    int64_t heads = 0;
+    if (at->lin && !nb_gguf_linear(a->model->spec, at->module, name, &heads))
+        return nb_fail(NB_EUNSUPPORTED, "%s: has no name in GGUF", at->module);
+    if ((!at->lin || !strcmp(name, "output")) && a->model->spec->tied)
+        return nb_fail(NB_EUNSUPPORTED, "%s is embedding and output head in one here: llama.cpp has no adapter for that; "
+                       "merge instead", at->module);
+    double factor = at->scale * (double)at->r / alpha;
     if (fabs(factor - 1) < 1e-6) factor = 1;
     for (int b = 0; b < 2; b++) {
+        const nb_tensor *from = b ? at->B : at->A;
+        const float *x = data + ((const float *)from->data - a->data);
         NB_GROW(p->items, p->n, p->cap);
         nb_gguf_item *it = &p->items[p->n++];
-        *it = (nb_gguf_item){.n_dims = 2, .rows = b ? out : r, .cols = b ? r : in};
+        *it = (nb_gguf_item){.n_dims = 2, .rows = from->d[0], .cols = from->d[1]};
         snprintf(it->name, sizeof it->name, "%.48s.weight.lora_%c", name, "ab"[b]);
         it->values = nb_malloc((size_t)(it->rows * it->cols) * sizeof *it->values);
         for (int64_t i = 0; i < it->rows; i++)
             for (int64_t j = 0; j < it->cols; j++)
                 it->values[i * it->cols + j] =
-                    b ? (float)(B[nb_gguf_row(i, out, heads) * r + j] * factor) : A[i * in + j];
+                    b ? (float)(x[nb_gguf_row(i, it->rows, heads) * it->cols + j] * factor) : x[i * it->cols + j];
     }
     return NB_OK;
 }
@@ -258,15 +260,15 @@ nb_status nb_export_gguf_lora(const nb_session *s, const char *name, const char 
     nb_gguf_writer *w;
     char *part = NULL;
     if (!a) return nb_fail(NB_EINPUT, "--adapter DIR is needed");
-    if (a->full || a->rows.n)
-        return nb_fail(NB_EUNSUPPORTED, "an adapter with added tokens cannot be a GGUF adapter: export the merged "
-                       "model (--format gguf)");
+    if (a->n_whole || a->rows.n)
+        return nb_fail(NB_EUNSUPPORTED, "an adapter with %s cannot be a GGUF adapter: export the merged model "
+                       "(--format gguf)", a->rows.n ? "added tokens" : "modules trained whole");
     if (a->dora)
         return nb_fail(NB_EUNSUPPORTED, "a DoRA adapter cannot be a GGUF adapter: export the merged model "
                        "(--format gguf)");
     NB_TRY(nb_gguf_check(spec, s->base->dir));
     float *data = nb_malloc((size_t)a->n * sizeof *data);
-    double alpha = a->n_attached ? a->attached[0].scale * (double)a->attached[0].A->d[0] : a->alpha;
+    double alpha = a->n_attached ? a->attached[0].scale * (double)a->attached[0].r : a->alpha;
     nb_status st = s->dev->be->get(s->dev, data, a->data, (size_t)a->n * sizeof *data);
     for (int i = 0; i < a->n_attached && st == NB_OK; i++) st = plan_module(&p, a, &a->attached[i], data, alpha);
     if (st == NB_OK) st = begin(&w, out, &part);

@@ -1,4 +1,4 @@
-/* What a model folder says about its vocabulary once tokens were added or roles changed. */
+/* What a model folder says about its vocabulary once tokens were added, roles changed, or the head left the embedding. */
 #include <stdlib.h>
 
 #include "adapters/parts.h"
@@ -19,13 +19,14 @@ static void put_eos(json_t *root, const nb_tokenizer *t) {
     json_object_set_new(root, "eos_token_id", list);
 }
 
-static nb_status rewrite(const char *dir, const char *name, const nb_spec *s, const nb_tokenizer *t) {
+static nb_status rewrite(const char *dir, const char *name, const nb_spec *s, const nb_tokenizer *t, bool untied) {
     char *path = nb_path_join(dir, name);
     json_t *root = NULL;
     nb_status st = NB_OK;
     if (!nb_file_exists(path)) goto done;
     NB_GO(st, nb_json_load(path, &root), done);
     if (s) json_object_set_new(root, "vocab_size", json_integer(s->vocab));
+    if (untied) json_object_set_new(root, "tie_word_embeddings", json_false());
     if (t) {
         put_id(root, "bos_token_id", nb_tokenizer_bos(t));
         put_id(root, "pad_token_id", nb_tokenizer_pad(t));
@@ -38,8 +39,8 @@ done:
     return st;
 }
 
-nb_status nb_put_vocabulary(const nb_spec *s, const nb_tokenizer *t, const char *dir) {
+nb_status nb_put_vocabulary(const nb_spec *s, const nb_tokenizer *t, bool untied, const char *dir) {
     if (t) NB_TRY(nb_tokenizer_save(t, dir));
-    NB_TRY(rewrite(dir, "config.json", s, t));
-    return t ? rewrite(dir, "generation_config.json", NULL, t) : NB_OK;
+    NB_TRY(rewrite(dir, "config.json", s, t, untied));
+    return t ? rewrite(dir, "generation_config.json", NULL, t, false) : NB_OK;
 }

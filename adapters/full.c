@@ -58,7 +58,7 @@ nb_status nb_adapter_save_full(const nb_adapter *a, const char *dir, nb_dtype dt
     NB_GO(st, nb_remove_tree(tmp), done);
     NB_GO(st, nb_mkdirs(tmp), done);
     NB_GO(st, nb_copy_model_files(a->model->base->dir, tmp), done);
-    if (own) NB_GO(st, nb_put_vocabulary(a->model->spec, own, tmp), done);
+    if (own) NB_GO(st, nb_put_vocabulary(a->model->spec, own, false, tmp), done);
     NB_GO(st, nb_st_write_begin(&w, path, meta), done);
     for (int i = 0; i < a->n_params && st == NB_OK; i++) {
         const nb_tensor *p = &a->params[i];

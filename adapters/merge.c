@@ -16,6 +16,7 @@ typedef struct merger {
     nb_dev *dev;   /* the processor, f32 */
     float *trained; /* the adapter's values in host memory */
     bool roundtrip;
+    char *head;     /* "lm_head.weight" where that comes apart from the embedding; else NULL */
     nb_progress bar;
     double done;
 } merger;
@@ -29,7 +30,7 @@ static bool is_weight_of(const char *tensor, const char *module) {
 
 static const struct nb_attached *adapted(const nb_adapter *a, const char *tensor) {
     for (int i = 0; i < a->n_attached; i++)
-        if (is_weight_of(tensor, a->attached[i].lin->base->name)) return &a->attached[i];
+        if (is_weight_of(tensor, a->attached[i].module)) return &a->attached[i];
     return NULL;
 }
 
@@ -54,13 +55,22 @@ static const float *trained(const merger *m, const nb_tensor *p) {
     return m->trained + ((const float *)p->data - m->s->adapter->data);
 }
 
+/* w[n, cols] += scale * (B A) of rows i..i+n; the embedding's is A B^T. */
+static nb_status add_product(const merger *m, const struct nb_attached *at, float *w, int64_t i, int64_t n, int64_t cols) {
+    const float *A = trained(m, at->A), *B = trained(m, at->B);
+    nb_mat left = nb_mat_of((at->lin ? B : A) + i * at->r, at->r, NB_F32),
+           right = at->lin ? nb_mat_of(A, cols, NB_F32) : nb_mat_t(B, at->r, NB_F32);
+    return m->dev->k->gemm(m->dev, nb_mat_of(w, cols, NB_F32), left, right, n, cols, at->r, at->scale, 1);
+}
+
 /* out = round(W + scale * B A), with DoRA each row of its magnitude, some rows at a time; W the NF4-rounded weights
  * where given, else as stored, and only W where nothing is attached. */
 static nb_status merge_linear(merger *m, const nb_st_tensor *t, const struct nb_attached *at, const nb_weight *nf4,
                               void *out) {
     enum { ROWS = 256 };
-    int64_t rows = at ? at->B->d[0] : nf4->rows, cols = at ? at->A->d[1] : nf4->cols, r = at ? at->A->d[0] : 0;
-    bool turned = m->s->base->spec.stored_transposed;
+    const nb_weight *shape = !at ? nf4 : at->lin ? &at->lin->base->w : &m->s->base->embed;
+    int64_t rows = shape->rows, cols = shape->cols;
+    bool turned = m->s->base->spec.stored_transposed && (!at || (at->lin && at->lin != &m->s->model->head));
     if (t->n_dims != 2 || t->d[turned] != rows || t->d[!turned] != cols)
         return nb_fail(NB_EINPUT, "%s is not a [%lld,%lld] matrix", t->name, (long long)rows, (long long)cols);
     float *w = nb_malloc((size_t)(ROWS * cols) * sizeof *w);
@@ -70,10 +80,7 @@ static nb_status merge_linear(merger *m, const nb_st_tensor *t, const struct nb_
         if (nf4) nb_weight_decode(w, cols, nf4, i, n, 0, cols);
         else if (turned) nb_st_read_columns_f32(t, w, i, n);
         else nb_st_read_f32(t, w, i * cols, n * cols);
-        if (at)
-            st = m->dev->k->gemm(m->dev, nb_mat_of(w, cols, NB_F32),
-                                 nb_mat_of(trained(m, at->B) + i * r, r, NB_F32),
-                                 nb_mat_of(trained(m, at->A), cols, NB_F32), n, cols, r, at->scale, 1);
+        if (at) st = add_product(m, at, w, i, n, cols);
         if (at && at->magnitude && st == NB_OK) nb_dora_rescale(w, trained(m, at->magnitude) + i, n, cols);
         for (int64_t j = 0; j < n * cols && st == NB_OK; j++)
             if (!isfinite(w[j])) st = nb_fail(NB_ENUMERIC, "%s: the merged weight is not finite", t->name);
@@ -99,33 +106,84 @@ static const nb_tensor *replaced_rows(const merger *m, const char *tensor, const
     return t;
 }
 
-/* Rows a matrix of the base has in the merged folder: an embedding may have more. */
-static int64_t merged_rows(const merger *m, const nb_st_tensor *t) {
-    const nb_weight *source;
-    return t->n_dims == 2 && replaced_rows(m, t->name, &source) ? source->rows : t->d[0];
+/* As the file has it. */
+static void store_whole(const merger *m, const nb_tensor *p, nb_dtype dtype, void *out) {
+    const float *x = trained(m, p);
+    bool turned = nb_adapter_is_turned(m->s->adapter, p);
+    if (!turned) store(out, dtype, 0, x, nb_tensor_size(p));
+    for (int64_t i = 0; turned && i < p->d[0]; i++)
+        for (int64_t j = 0; j < p->d[1]; j++) store_one(out, dtype, j * p->d[0] + i, x[i * p->d[1] + j]);
 }
 
-static nb_status put_tensor(merger *m, nb_st_writer *w, const nb_st_tensor *t) {
-    const struct nb_attached *at = adapted(m->s->adapter, t->name);
-    const nb_base_linear *four = m->roundtrip ? quantized(m->s->base, t->name) : NULL;
+/* What stands for the tensor, trained whole, or NULL. */
+static const nb_tensor *whole(const nb_adapter *a, const char *tensor) {
+    for (int i = 0; i < a->n_whole; i++) {
+        const char *name = a->whole[i].param->name, *end = name + strlen(name) - strlen(tensor);
+        if (end > name && end[-1] == '.' && !strcmp(end, tensor)) return a->whole[i].param;
+    }
+    return NULL;
+}
+
+/* A tensor of the merged folder: its name there, and the base's that it comes from. */
+typedef struct piece {
+    const char *name;
+    const nb_st_tensor *from;
+} piece;
+
+/* A head that was the embedding and is no more gets a tensor of its own, in the embedding's file. */
+static const nb_st_tensor *tied_embedding(const merger *m, const nb_st *base) {
+    char *embed = nb_asprintf("%s.weight", nb_spec_embed_name(m->s->model->spec));
+    const nb_st_tensor *t = nb_st_find(base, embed);
+    free(embed);
+    return t;
+}
+
+/* The merged tensors of one file. Caller frees the list. */
+static piece *pieces_of(const merger *m, const nb_st *base, int shard, int *n) {
+    piece *list = nb_calloc((size_t)base->n_tensors + 1, sizeof *list);
+    const nb_st_tensor *embed = m->head ? tied_embedding(m, base) : NULL;
+    *n = 0;
+    for (int i = 0; i < base->n_tensors; i++) {
+        const nb_st_tensor *t = &base->tensors[i];
+        if (t->shard == shard && !(m->head && !strcmp(t->name, m->head))) list[(*n)++] = (piece){t->name, t};
+    }
+    if (embed && embed->shard == shard) list[(*n)++] = (piece){m->head, embed};
+    return list;
+}
+
+/* Rows a matrix of the base has in the merged folder: an embedding may have more. */
+static int64_t merged_rows(const merger *m, const piece *p) {
     const nb_weight *source;
-    const nb_tensor *rows = replaced_rows(m, t->name, &source);
-    if (!at && !four && !rows) return nb_st_write_data(w, t->name, t->data, t->bytes);
+    const nb_tensor *w = whole(m->s->adapter, p->name);
+    if (w) return nb_adapter_is_turned(m->s->adapter, w) ? w->d[1] : w->d[0];
+    return p->from->n_dims == 2 && replaced_rows(m, p->name, &source) ? source->rows : p->from->d[0];
+}
+
+static nb_status put_tensor(merger *m, nb_st_writer *w, const piece *p) {
+    const nb_st_tensor *t = p->from;
+    const nb_adapter *a = m->s->adapter;
+    const struct nb_attached *at = adapted(a, p->name);
+    const nb_base_linear *four = m->roundtrip ? quantized(m->s->base, p->name) : NULL;
+    const nb_weight *source;
+    const nb_tensor *rows = replaced_rows(m, p->name, &source), *all = whole(a, p->name);
+    if (!at && !four && !rows && !all) return nb_st_write_data(w, p->name, t->data, t->bytes);
     if (t->dtype != NB_F32 && t->dtype != NB_BF16 && t->dtype != NB_F16)
-        return nb_fail(NB_EUNSUPPORTED, "%s is stored as %s: only float weights can be merged into", t->name,
+        return nb_fail(NB_EUNSUPPORTED, "%s is stored as %s: only float weights can be merged into", p->name,
                        nb_dtype_name(t->dtype));
     void *out;
-    size_t bytes = rows ? (size_t)nb_weight_bytes(source) : t->bytes;
-    NB_TRY(nb_big_alloc(&out, bytes, t->name));
+    size_t bytes = t->d[0] ? t->bytes / (size_t)t->d[0] * (size_t)merged_rows(m, p) : 0;
+    NB_TRY(nb_big_alloc(&out, bytes, p->name));
     nb_status st = NB_OK;
-    if (at || four) {
+    if (all) {
+        store_whole(m, all, t->dtype, out);
+    } else if (at || four) {
         st = merge_linear(m, t, at, four ? &four->w : NULL, out);
     } else {
         memcpy(out, source->data, bytes);
-        for (int64_t i = 0; i < m->s->adapter->rows.n; i++)
-            store(out, t->dtype, m->s->adapter->rows.ids[i] * rows->d[1], trained(m, rows) + i * rows->d[1], rows->d[1]);
+        for (int64_t i = 0; i < a->rows.n; i++)
+            store(out, t->dtype, a->rows.ids[i] * rows->d[1], trained(m, rows) + i * rows->d[1], rows->d[1]);
     }
-    if (st == NB_OK) st = nb_st_write_data(w, t->name, out, bytes);
+    if (st == NB_OK) st = nb_st_write_data(w, p->name, out, bytes);
     nb_big_free(out, bytes);
     return st;
 }
@@ -140,19 +198,19 @@ static nb_status write_shard(merger *m, const nb_st *base, int shard, const char
     json_decref(meta);
     free(path);
     if (st != NB_OK) return st;
-    for (int i = 0; i < base->n_tensors && st == NB_OK; i++) {
-        const nb_st_tensor *t = &base->tensors[i];
-        if (t->shard != shard) continue;
+    int n;
+    piece *list = pieces_of(m, base, shard, &n);
+    for (int i = 0; i < n && st == NB_OK; i++) {
         int64_t d[8];
-        memcpy(d, t->d, sizeof d);
-        d[0] = merged_rows(m, t);
-        st = nb_st_write_declare(w, t->name, t->dtype, t->n_dims, d);
+        memcpy(d, list[i].from->d, sizeof d);
+        d[0] = merged_rows(m, &list[i]);
+        st = nb_st_write_declare(w, list[i].name, list[i].from->dtype, list[i].from->n_dims, d);
     }
-    for (int i = 0; i < base->n_tensors && st == NB_OK; i++) {
-        if (base->tensors[i].shard != shard) continue;
-        st = put_tensor(m, w, &base->tensors[i]);
-        nb_progress_set(&m->bar, m->done += (double)base->tensors[i].bytes / 1e6, NULL);
+    for (int i = 0; i < n && st == NB_OK; i++) {
+        st = put_tensor(m, w, &list[i]);
+        nb_progress_set(&m->bar, m->done += (double)list[i].from->bytes / 1e6, NULL);
     }
+    free(list);
     if (st == NB_OK) return nb_st_write_end(w);
     nb_st_write_abort(w);
     return st;
@@ -189,10 +247,16 @@ static nb_status write_index(const merger *m, const nb_st *base, const char *fro
     NB_TRY(nb_json_load(from, &root));
     json_t *map = json_object();
     json_object_set_new(root, "weight_map", map);
-    for (int i = 0; i < base->n_tensors; i++) {
-        const nb_st_tensor *t = &base->tensors[i];
-        json_object_set_new(map, t->name, json_string(nb_path_base(base->files[t->shard].path)));
-        total += t->n_dims && t->d[0] ? (json_int_t)t->bytes / t->d[0] * merged_rows(m, t) : (json_int_t)t->bytes;
+    for (int f = 0; f < base->n_files; f++) {
+        int n;
+        piece *list = pieces_of(m, base, f, &n);
+        for (int i = 0; i < n; i++) {
+            const nb_st_tensor *t = list[i].from;
+            bool grows = t->n_dims && t->d[0];
+            json_object_set_new(map, list[i].name, json_string(nb_path_base(base->files[f].path)));
+            total += grows ? (json_int_t)t->bytes / t->d[0] * merged_rows(m, &list[i]) : (json_int_t)t->bytes;
+        }
+        free(list);
     }
     json_t *meta = json_object_get(root, "metadata");
     if (json_is_object(meta)) json_object_set_new(meta, "total_size", json_integer(total));
@@ -222,7 +286,9 @@ static nb_status write_folder(merger *m, const nb_st *base, const char *dir) {
     nb_status st;
     NB_GO(st, nb_mkdirs(dir), done);
     NB_GO(st, nb_copy_model_files(from, dir), done);
-    if (m->s->own_tokenizer) NB_GO(st, nb_put_vocabulary(&m->s->base->spec, m->s->tokenizer, dir), done);
+    if (m->s->own_tokenizer || m->head || m->s->adapter->n_whole)
+        NB_GO(st, nb_put_vocabulary(&m->s->base->spec, m->s->own_tokenizer ? m->s->tokenizer : NULL, m->head != NULL, dir),
+              done);
     NB_GO(st, write_template(m->s, dir), done);
     if (nb_file_exists(index)) NB_GO(st, write_index(m, base, index, index_out), done);
     for (int f = 0; f < base->n_files && st == NB_OK; f++) st = write_shard(m, base, f, dir);
@@ -242,6 +308,7 @@ static nb_status merge_float(nb_session *s, const char *out, bool roundtrip) {
         free(tmp);
         return st;
     }
+    if (nb_adapter_unties(s->adapter)) m.head = nb_asprintf("%s.weight", nb_spec_head_name(s->model->spec));
     for (int i = 0; i < base.n_tensors; i++) bytes += base.tensors[i].bytes;
     NB_GO(st, check_out(out, bytes + (1 << 20)), done);
     m.trained = nb_malloc((size_t)s->adapter->n * sizeof *m.trained);
@@ -258,6 +325,7 @@ done:
     if (m.dev) nb_dev_close(m.dev);
     nb_st_close(&base);
     free(m.trained);
+    free(m.head);
     free(tmp);
     return st;
 }

@@ -61,9 +61,10 @@ nb_status nb_pattern_read(nb_pairs *m, const json_t *config, const char *key, co
 
 /* Copies a model folder's small files (config.json, generation_config.json, tokenizer files, chat template). */
 nb_status nb_copy_model_files(const char *from, const char *to);
-/* config.json of dir gets the base's vocab_size; with a tokenizer that is not the base's own, its files too, and the
- * folder's configurations its bos, eos and pad. */
-nb_status nb_put_vocabulary(const nb_spec *s, const nb_tokenizer *t, const char *dir);
+/* config.json of dir gets the base's vocab_size, and where it is so, that the head is not tied to the embedding (any
+ * more); with a tokenizer that is not the base's own, its files too, and the folder's configurations its bos, eos and
+ * pad. */
+nb_status nb_put_vocabulary(const nb_spec *s, const nb_tokenizer *t, bool untied, const char *dir);
 /* Moves the finished folder `tmp` to `dir`, replacing what was there; durable. */
 nb_status nb_replace_dir(const char *tmp, const char *dir);
 

@@ -371,7 +371,7 @@ static nb_status check_beside(loader *l, const char *module, const char *which, 
     const nb_st_tensor *t = tensor_named(l->s, module, which);
     if (!t) return NB_OK;
     int64_t rows = bias ? 1 : w->rows, cols = bias ? w->rows : w->cols;
-    bool same = nb_st_elements(t) == rows * cols;
+    bool same = bias ? t->n_dims == 1 && t->d[0] == cols : t->n_dims == 2 && t->d[0] == rows && t->d[1] == cols;
     float *here = nb_malloc((size_t)cols * sizeof *here), *there = nb_malloc((size_t)cols * sizeof *there);
     for (int64_t i = 0; i < rows && same; i++) {
         if (!bias) nb_weight_decode(here, cols, w, i, 1, 0, cols);
@@ -439,7 +439,7 @@ nb_status nb_adapter_rows_beyond(const char *dir, const nb_spec *spec, int64_t *
         int64_t id = json_integer_value(json_array_get(ids, i));
         if (id >= rows) rows = id + 1;
     }
-    if (st == NB_OK && !is_off(json_object_get(config, "modules_to_save"))) st = whole_rows(dir, spec, &rows);
+    if (st == NB_OK) st = whole_rows(dir, spec, &rows);
     *n = rows - spec->vocab;
     if (st == NB_OK && *n > MOST)
         st = nb_fail(NB_EINPUT, "%s: has rows for tokens %lld beyond the base's %lld: this is an adapter for another base "

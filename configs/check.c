@@ -76,11 +76,10 @@ static void check_adapter(const nb_config *c, nb_errors *e) {
         WRONG(zero_stage, "zero_stage: 3 shares out the frozen base, and adapter full freezes nothing; use 1");
     if (c->adapter != NB_ADAPTER_FULL && c->reinit_weights)
         WRONG(reinit_weights, "reinit_weights: random weights need adapter: full to be trained at all");
-    if (c->lora_modules_to_save.n)
-        WRONG(lora_modules_to_save,
-              "lora_modules_to_save: training modules whole is not in this version; remove the key");
-    if (c->peft_use_dora && c->lora_dropout > 0)
-        WRONG(lora_dropout, "lora_dropout: dropout with DoRA is not in this version; set it to 0");
+    if (c->adapter == NB_ADAPTER_FULL && c->lora_modules_to_save.n)
+        WRONG(lora_modules_to_save, "lora_modules_to_save: adapter full trains every module whole; remove the key");
+    for (int i = 0; i < c->lora_modules_to_save.n; i++)
+        if (!*c->lora_modules_to_save.v[i]) WRONG(lora_modules_to_save, "lora_modules_to_save: an empty name");
     if (c->adapter == NB_ADAPTER_FULL && c->loraplus_lr_ratio != 1)
         WRONG(loraplus_lr_ratio, "loraplus_lr_ratio: adapter full has no B matrices");
     for (int i = 0; i < c->rank_pattern.n; i++)

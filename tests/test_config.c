@@ -326,7 +326,7 @@ static void test_mistakes(void **state) {
         {"load_in_4bit: false\nadapter: qlora\n", "c.yaml:5:15: load_in_4bit: adapter qlora needs a 4-bit base"},
         {"load_in_4bit: true\nadapter: full\n", "c.yaml:5:15: load_in_4bit: adapter full"},
         {"reinit_weights: true\n", "c.yaml:5:17: reinit_weights: random weights need adapter: full"},
-        {"lora_modules_to_save: [lm_head]\n", "c.yaml:5:23: lora_modules_to_save: training modules whole"},
+        {"adapter: full\nlora_modules_to_save: [lm_head]\n", "c.yaml:6:23: lora_modules_to_save: adapter full trains"},
         {"lora_target_modules: []\n", "c.yaml:5:22: lora_target_modules: empty"},
         {"lora_target_linear: true\nlora_target_modules: [q_proj]\n", "c.yaml:5:21: lora_target_linear: excludes"},
         {"val_set_size: 0.1\ntest_datasets: [{path: x, type: alpaca}]\n",

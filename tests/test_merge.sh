@@ -23,36 +23,6 @@ threads: 1
 output_dir: $tmp/OUT
 END
 text="Order 37: 4 boxes of tea for house 12. house 12, 4 boxes; who knows why?" plain=$text
-run() { "$NIBBLE" train "$tmp/run.yaml" --set output_dir="$tmp/$1" "${@:2}" >"$tmp/$1.log" 2>&1; } # DIR ARGS...
-score() { "$NIBBLE" score --text "$text" --json --threads 1 "$@" 2>"$tmp/score.log" || cat "$tmp/score.log"; }
-# The largest difference among the nll of two answers of score.
-apart() {
-    paste <(echo "$1" | sed 's/.*"nll":\[\([^]]*\)\].*/\1/' | tr , '\n') <(echo "$2" | sed 's/.*"nll":\[\([^]]*\)\].*/\1/' | tr , '\n') |
-        awk '$1 + 0 != $1 || $2 + 0 != $2 {bad = 1} {d = $1 - $2; if (d < 0) d = -d; if (!(d <= m)) m = d}
-             END {print bad || NR < 5 ? "nothing comparable" : m + 0}'
-}
-near() { # NAME ANSWER ANSWER: the same model, but for rounding
-    local d; d=$(apart "$2" "$3")
-    if awk -v d="$d" 'BEGIN {exit !(d + 0 == d && d <= 1e-4)}'; then ok "$1"; else bad "$1" "nll differ by $d: $2 $3"; fi
-}
-far() { # NAME ANSWER ANSWER: really different
-    local d; d=$(apart "$2" "$3")
-    if awk -v d="$d" 'BEGIN {exit !(d + 0 == d && d > 1e-2)}'; then ok "$1"; else bad "$1" "nll differ by $d only: $2 $3"; fi
-}
-merge() { "$NIBBLE" merge --threads 1 "$@"; }
-# trains NAME ARGS...: trains, and the stored-weight merge is the same model as base + adapter, which is not the base.
-trains() {
-    local name=$1 base=$tmp/base all; shift
-    case "$*" in *untied*) base=$tmp/untied;; esac
-    if ! run "$name" "$@"; then bad "$name" "$(tail -n 3 "$tmp/$name.log")"; return; fi
-    all=$(score --base "$base" --adapter "$tmp/$name/adapter")
-    # the base reads the text by its own tokenizer, the adapter's by the adapter's: they may have added tokens
-    far "${name}_differs" "$(score --base "$base" --dtype f32 --text "$plain")" \
-        "$(score --base "$base" --adapter "$tmp/$name/adapter" --text "$plain")"
-    says "${name}_merge" 0 "drift from base + adapter" merge --adapter "$tmp/$name/adapter" --out "$tmp/$name/merged"
-    near "${name}_merged" "$all" "$(score --base "$tmp/$name/merged" --dtype f32)"
-    says "${name}_generates" 0 "ended by" "$NIBBLE" generate --adapter "$tmp/$name/adapter" --prompt "Order" --max-new-tokens 3
-}
 modules() { sed -n 's/^training .* on \([0-9]*\) modules.*/\1/p' "$tmp/$1.log"; }
 
 trains lora
@@ -72,10 +42,7 @@ says info_patterns 0 "v_proj 2" "$NIBBLE" info "$tmp/patterns/adapter"
 says no_such_pattern 1 "q_porj" "$NIBBLE" train "$tmp/run.yaml" --set "rank_pattern={q_porj: 3}"
 trains dora --set peft_use_dora=true --set learning_rate=5e-3
 yes dora_saved grep -q lora_magnitude_vector "$tmp/dora/adapter/adapter_model.safetensors"
-says dora_dropout 1 "dropout with DoRA" "$NIBBLE" train "$tmp/run.yaml" --set peft_use_dora=true --set lora_dropout=0.1
 trains loraplus --set loraplus_lr_ratio=8 --set learning_rate=5e-3
-says on_the_head 1 "not in this version" "$NIBBLE" train "$tmp/run.yaml" --set base_model="$tmp/untied" \
-    --set "lora_target_modules=[lm_head]"
 says no_such_module 1 "q_porj" "$NIBBLE" train "$tmp/run.yaml" --set "lora_target_modules=[q_porj]"
 trains untied --set base_model="$tmp/untied"
 

@@ -76,3 +76,35 @@ tiny_data() {
              "\"completion\": \" house $((i * 13 % 59)), $((i % 7)) boxes\"}"
     done >"$2"
 }
+
+# ---- adapters: $tmp/run.yaml trains them, $text is scored ----
+run() { "$NIBBLE" train "$tmp/run.yaml" --set output_dir="$tmp/$1" "${@:2}" >"$tmp/$1.log" 2>&1; } # DIR ARGS...
+score() { "$NIBBLE" score --text "$text" --json --threads 1 "$@" 2>"$tmp/score.log" || cat "$tmp/score.log"; }
+# The largest difference among the nll of two answers of score.
+apart() {
+    paste <(echo "$1" | sed 's/.*"nll":\[\([^]]*\)\].*/\1/' | tr , '\n') <(echo "$2" | sed 's/.*"nll":\[\([^]]*\)\].*/\1/' | tr , '\n') |
+        awk '$1 + 0 != $1 || $2 + 0 != $2 {bad = 1} {d = $1 - $2; if (d < 0) d = -d; if (!(d <= m)) m = d}
+             END {print bad || NR < 5 ? "nothing comparable" : m + 0}'
+}
+near() { # NAME ANSWER ANSWER: the same model, but for rounding
+    local d; d=$(apart "$2" "$3")
+    if awk -v d="$d" 'BEGIN {exit !(d + 0 == d && d <= 1e-4)}'; then ok "$1"; else bad "$1" "nll differ by $d: $2 $3"; fi
+}
+far() { # NAME ANSWER ANSWER: really different
+    local d; d=$(apart "$2" "$3")
+    if awk -v d="$d" 'BEGIN {exit !(d + 0 == d && d > 1e-2)}'; then ok "$1"; else bad "$1" "nll differ by $d only: $2 $3"; fi
+}
+merge() { "$NIBBLE" merge --threads 1 "$@"; }
+# trains NAME ARGS...: trains, and the stored-weight merge is the same model as base + adapter, which is not the base.
+trains() {
+    local name=$1 base=$tmp/base all; shift
+    case "$*" in *untied*) base=$tmp/untied;; esac
+    if ! run "$name" "$@"; then bad "$name" "$(tail -n 3 "$tmp/$name.log")"; return; fi
+    all=$(score --base "$base" --adapter "$tmp/$name/adapter")
+    # the base reads the text by its own tokenizer, the adapter's by the adapter's: they may have added tokens
+    far "${name}_differs" "$(score --base "$base" --dtype f32 --text "${plain:-$text}")" \
+        "$(score --base "$base" --adapter "$tmp/$name/adapter" --text "${plain:-$text}")"
+    says "${name}_merge" 0 "drift from base + adapter" merge --adapter "$tmp/$name/adapter" --out "$tmp/$name/merged"
+    near "${name}_merged" "$all" "$(score --base "$tmp/$name/merged" --dtype f32)"
+    says "${name}_generates" 0 "ended by" "$NIBBLE" generate --adapter "$tmp/$name/adapter" --prompt "Order" --max-new-tokens 3
+}

@@ -21,7 +21,7 @@ static nb_dtype compute_dtype(const nb_config *c) {
 static nb_status make_room(nb_run *r, int known, const char *from) {
     nb_config *c = r->config;
     int64_t more = 0;
-    if (c->lora_model_dir) NB_TRY(nb_adapter_rows_beyond(c->lora_model_dir, r->base->spec.vocab, &more));
+    if (c->lora_model_dir) NB_TRY(nb_adapter_rows_beyond(c->lora_model_dir, &r->base->spec, &more));
     if (known > r->base->spec.vocab + more)
         return nb_fail(NB_EINPUT, "%s: the tokenizer has %d tokens, the model's embedding only %lld rows: they do not "
                        "belong together", from, known, (long long)r->base->spec.vocab);
@@ -147,6 +147,7 @@ nb_status nb_run_open_model(nb_run *r) {
 /* An adapter that is trained on has the rows it came with: a token it does not know would stay untrained. */
 static nb_status adapter_has_rows(nb_run *r) {
     const nb_token_rows *rows = &r->adapter->rows;
+    if (r->model->embed_trained && r->model->head.weight) return NB_OK; /* all rows are trained */
     for (int i = 0; i < r->n_added_tokens; i++) {
         bool has = false;
         for (int64_t k = 0; k < rows->n; k++) has |= rows->ids[k] == r->added_tokens[i];
@@ -179,16 +180,14 @@ nb_status nb_run_open_adapter(nb_run *r) {
                              .ranks = &c->rank_pattern, .alphas = &c->alpha_pattern,
                              .layers = c->peft_layers_to_transform.n ? c->peft_layers_to_transform.v : NULL,
                              .n_layers = c->peft_layers_to_transform.n,
-                             .token_ids = r->added_tokens,
-                             .n_token_ids = r->n_added_tokens,
+                             .save = c->lora_modules_to_save.v, .n_save = c->lora_modules_to_save.n,
+                             .token_ids = r->added_tokens, .n_token_ids = r->n_added_tokens,
                              .seed = (uint64_t)c->seed};
         if (!all && c->lora_target_modules.scalar) o.pattern = c->lora_target_modules.v[0];
         else if (!all)
             o.targets = (const char *const *)c->lora_target_modules.v, o.n_targets = c->lora_target_modules.n;
         NB_TRY(nb_adapter_new(&r->adapter, r->model, &o));
     }
-    if (r->adapter->dora && c->lora_dropout > 0)
-        return nb_fail(NB_EUNSUPPORTED, "lora_dropout: dropout with DoRA is not in this version; set it to 0");
     NB_TRY(nb_optimizer_open(&r->optimizer, r->adapter, c->optimizer == NB_OPTIMIZER_ADAMW_8BIT,
                              c->loraplus_lr_ratio, r->comm, c->zero_stage != NB_ZERO_NONE));
     nb_optimizer *o = &r->optimizer;

@@ -92,6 +92,24 @@ MODELS = [
           alpha_pattern={"layers.0.mlp.down_proj": 16, "up_proj|k_proj": 3.5}), (19, 11), torch.float32, "1GB"),
 ]
 
+# The same on the base of another folder: folder, seed, that folder, adapter, lengths
+ON_BASES = [
+    ("saved", 19, "llama", dict(r=4, lora_alpha=8, target_modules=["q_proj", "v_proj", "up_proj"], use_rslora=False,
+                                modules_to_save=["lm_head", "embed_tokens", "norm", "layers.1.mlp"]), (19, 11)),
+    ("saved-tied", 20, "smollm2", dict(r=4, lora_alpha=8, target_modules=["q_proj", "embed_tokens"], use_rslora=False,
+                                       modules_to_save=["lm_head"]), (19, 11)),
+    ("ends", 21, "phi", dict(r=4, lora_alpha=8, target_modules=["embed_tokens", "lm_head", "fc1"], use_rslora=True,
+                             rank_pattern={"embed_tokens": 3}, alpha_pattern={"lm_head": 5}), (19, 11)),
+    ("ends-tied", 22, "gemma2", dict(r=4, lora_alpha=8, target_modules=["lm_head", "o_proj", "k_proj"], use_rslora=False,
+                                     modules_to_save=["embed_tokens"], lora_dropout=0.25), (19, 11)),
+    ("dora-dropout", 23, "phi", dict(r=4, lora_alpha=8, target_modules=["q_proj", "k_proj", "v_proj", "fc1"],
+                                     use_rslora=False, use_dora=True, lora_dropout=0.25,
+                                     modules_to_save=["lm_head", "final_layernorm", "layers.0.mlp.fc2"]), (19, 11)),
+    ("gpt2-saved", 24, "gpt2", dict(r=4, lora_alpha=8, target_modules=["wte", "attn.c_proj"], use_rslora=False,
+                                    fan_in_fan_out=True, modules_to_save=["wpe", "lm_head", "h.1.mlp.c_fc", "ln_f"]),
+     (19, 11)),
+]
+
 
 WHOLE = ("gpt2", "phi", "neox", "olmo")  # all weights are trained too
 
@@ -138,10 +156,55 @@ def token_nll(model, ids):
     return logits, nll
 
 
+# ---- dropout -----------------------------------------------------------------------------------------------------
+
+SLOTS = ["q_proj", "k_proj", "v_proj", "o_proj", "dense", "gate_proj", "up_proj", "fc1", "down_proj", "fc2"]
+
+
+def philox(counter, key):
+    """Philox 4x32-10 (Salmon et al., 2011): counter [4, ...] and key [2] as uint64 arrays -> words [4, ...]."""
+    low = np.uint64(0xFFFFFFFF)
+    c, k = [np.asarray(x, dtype=np.uint64) for x in counter], list(key)
+    for _ in range(10):
+        a, b = np.uint64(0xD2511F53) * c[0], np.uint64(0xCD9E8D57) * c[2]
+        c = [(b >> np.uint64(32)) ^ c[1] ^ k[0], b & low, (a >> np.uint64(32)) ^ c[3] ^ k[1], a & low]
+        k = [(k[0] + np.uint64(0x9E3779B9)) & low, (k[1] + np.uint64(0xBB67AE85)) & low]
+    return np.stack(c)
+
+
+class KeyedDropout(torch.nn.Module):
+    """Inverted dropout with nibble's masks, which are a function of step, sequence, position, module and column."""
+
+    step, sample = 0, 0
+    stream = 2 << 24  # seed 0
+
+    def __init__(self, p, site):
+        super().__init__()
+        self.p, self.site = p, site
+
+    def forward(self, x):
+        if not self.training:
+            return x
+        t, c = np.meshgrid(np.arange(x.shape[-2]), np.arange(x.shape[-1]), indexing="ij")
+        words = philox([c // 4, t, np.full_like(t, self.sample), np.full_like(t, self.site)],
+                       [np.uint64(self.stream), np.uint64(self.step)])
+        keep = np.take_along_axis(words, (c % 4)[None], axis=0)[0] >= self.p * 2.0**32
+        return x * torch.from_numpy(keep.astype(np.float32) / np.float32(1 - self.p))
+
+
+def key_dropout(model, p):
+    """Our masks in the place of PyTorch's. A module's number is that of its place among all linear layers."""
+    linear = [n for n, _ in model.named_modules() if n.split(".")[-1] in SLOTS]
+    linear.sort(key=lambda n: (int(n.split("layers.")[1].split(".")[0]), SLOTS.index(n.split(".")[-1])))
+    for name, module in model.named_modules():
+        if isinstance(module, peft.tuners.lora.Linear):
+            module.lora_dropout["default"] = KeyedDropout(p, linear.index(name) if name in linear else len(linear))
+
+
 def batch_loss(model, batch):
     """Sum of the nll of the trained tokens of all sequences / their number."""
     total, count = 0.0, 0
-    for seq in batch:
+    for KeyedDropout.sample, seq in enumerate(batch):
         _, nll = token_nll(model, seq["ids"])
         keep = torch.tensor(seq["labels"][1:]) != -100
         total, count = total + nll[keep].sum(), count + int(keep.sum())
@@ -165,28 +228,34 @@ def describe(model, batch):
 
 def in_file(name):
     """A parameter's name in PEFT's file."""
-    return name.replace(".default", "").replace("lora_magnitude_vector.weight", "lora_magnitude_vector")
+    return (name.replace(".modules_to_save", "").replace(".default", "")
+            .replace("lora_magnitude_vector.weight", "lora_magnitude_vector"))
 
 
 def adapter_tensors(model, gradients=False):
     """The adapter's tensors, or their gradients, under the names of PEFT's file."""
     if not gradients:
-        return {k: v.detach().clone().contiguous() for k, v in get_peft_model_state_dict(model).items()}
+        return {k: v.detach().clone().contiguous() for k, v in get_peft_model_state_dict(model).items()
+                if ".base_layer." not in k}
     return {in_file(n): p.grad.clone().contiguous() for n, p in model.named_parameters() if p.requires_grad}
 
 
-def train(model, batches, clip, ratio=None):
+def train(model, batches, clip, ratio=None, decay=ADAMW["weight_decay"]):
     """STEPS steps of AdamW; step i uses batches[i % 4]; with a ratio as PEFT's LoRA+. Returns losses before each step, learning rates, norms."""
     params = [p for p in model.parameters() if p.requires_grad]
-    opt = torch.optim.AdamW(params, lr=ADAMW["learning_rate"], betas=(ADAMW["beta1"], ADAMW["beta2"]),
+    vectors = {p for n, p in model.named_parameters() if p.dim() == 1 and "lora_magnitude" not in n}
+    groups = [{"params": [p for p in params if p not in vectors]},
+              {"params": [p for p in params if p in vectors], "weight_decay": 0.0}]
+    opt = torch.optim.AdamW(groups, lr=ADAMW["learning_rate"], betas=(ADAMW["beta1"], ADAMW["beta2"]),
                             eps=ADAMW["epsilon"], weight_decay=ADAMW["weight_decay"])
     if ratio:
         opt = create_loraplus_optimizer(model, torch.optim.AdamW, lr=ADAMW["learning_rate"], loraplus_lr_ratio=ratio,
                                         betas=(ADAMW["beta1"], ADAMW["beta2"]), eps=ADAMW["epsilon"],
-                                        loraplus_weight_decay=ADAMW["weight_decay"])
+                                        loraplus_weight_decay=decay)
     schedule = transformers.get_scheduler("cosine" if clip else "constant", opt, CLIPPED["warmup_steps"], STEPS)
     losses, rates, norms = [], [], []
     for step in range(STEPS):
+        KeyedDropout.step = step
         loss = batch_loss(model, batches[step % len(batches)])
         opt.zero_grad()
         loss.backward()
@@ -218,13 +287,14 @@ def train_whole(folder, batches):
 
 
 def add_adapter(model, adapter, seed):
-    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", lora_dropout=0.0, **adapter))
+    model = get_peft_model(model, LoraConfig(**{"task_type": "CAUSAL_LM", "lora_dropout": 0.0, **adapter}))
     g = torch.Generator().manual_seed(seed)
-    middle = 0 if "Gemma" in type(model).__name__ else 1  # Gemma multiplies by 1 + weight
     with torch.no_grad():
         for name, p in sorted(model.named_parameters()):
             if "lora_magnitude_vector" in name:
                 p.mul_(1 + 0.2 * torch.randn(p.shape, generator=g))
+            elif p.requires_grad and "modules_to_save" in name:
+                p.add_(0.1 * torch.randn(p.shape, generator=g))
             elif p.requires_grad:
                 p.copy_(torch.randn(p.shape, generator=g) * (0.25 if "lora_A" in name else 0.1))
     return model
@@ -277,25 +347,42 @@ def make_model(out, name, seed, config, adapter, lengths, dtype, shard):
     model.to(dtype).save_pretrained(folder, max_shard_size=shard)
     os.remove(os.path.join(folder, "generation_config.json"))
     save_tokenizer(folder)
+    make_adapter(folder, folder, {}, seed, adapter, lengths)
+
+
+def make_on_base(out, name, seed, base, adapter, lengths):
+    shutil.rmtree(os.path.join(out, name), ignore_errors=True)
+    os.makedirs(os.path.join(out, name))
+    make_adapter(os.path.join(out, name), os.path.join(out, base), {"base_folder": base}, seed, adapter, lengths)
+
+
+def make_adapter(folder, base, golden, seed, adapter, lengths):
     rng = random.Random(seed)
-    batches = [[make_sequence(rng, n - b, config.vocab_size) for n in lengths] for b in range(4)]
-    model = load(folder)
-    golden = {"batches": batches, "base": describe(model, batches[0])}
+    model = load(base)
+    batches = [[make_sequence(rng, n - b, model.config.vocab_size) for n in lengths] for b in range(4)]
+    golden.update({"batches": batches, "base": describe(model, batches[0])})
     model = add_adapter(model, adapter, seed + 100)
     start = adapter_tensors(model)
     save_adapter(model, os.path.join(folder, "adapter"))
-    golden["adapter"] = describe(model, batches[0])
+    golden["adapter"] = describe(model.eval(), batches[0])
+    if adapter.get("lora_dropout"):
+        key_dropout(model, adapter["lora_dropout"])
+        model.train()
+    KeyedDropout.step = 0
     batch_loss(model, batches[0]).backward()
     save_file(adapter_tensors(model, True), os.path.join(folder, "grads.safetensors"), {"format": "pt"})
     golden["adamw"] = {**ADAMW, **train(model, batches, False)}
     save_file(adapter_tensors(model), os.path.join(folder, "trained.safetensors"), {"format": "pt"})
     restore(model, start)
     golden["clipped"] = {**ADAMW, **CLIPPED, "lr_scheduler": "cosine", **train(model, batches, True)}
+    name = os.path.basename(folder)
     if name in WHOLE:
         golden["whole"] = {**ADAMW, **train_whole(folder, batches)}
-    if name in ("lora-patterns", "dora"):
+    if name in ("lora-patterns", "dora", "saved"):
         restore(model, start)
-        golden["loraplus"] = {**ADAMW, "ratio": 4, **train(model, batches, False, 4)}
+        # PEFT's decays norms that are not LayerNorm, as nothing else does
+        decay = 0 if adapter.get("modules_to_save") else ADAMW["weight_decay"]
+        golden["loraplus"] = {**ADAMW, "weight_decay": decay, "ratio": 4, **train(model, batches, False, 4, decay)}
         save_file(adapter_tensors(model), os.path.join(folder, "loraplus.safetensors"), {"format": "pt"})
     write_json(os.path.join(folder, "golden.json"), golden)
 
@@ -444,13 +531,16 @@ def make_schedules(out):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", default=os.path.dirname(os.path.abspath(__file__)))
-    parser.add_argument("--only", nargs="*", help="these folders of MODELS, and nothing else")
+    parser.add_argument("--only", nargs="*", help="these folders of MODELS and ON_BASES, and nothing else")
     args = parser.parse_args()
     out = args.out
     torch.set_num_threads(1)
     for model in MODELS:
         if args.only is None or model[0] in args.only:
             make_model(out, *model)
+    for model in ON_BASES:
+        if args.only is None or model[0] in args.only:
+            make_on_base(out, *model)
     if args.only is None:
         make_nf4(out)
         make_bnb4(out)
