@@ -184,15 +184,15 @@ void nb_adapter_attach_lora(nb_adapter *a, nb_linear *lin, int64_t r, double alp
     *at = (struct nb_attached){.module = module, .lin = lin, .r = r, .alpha = alpha,
                                .scale = (float)lora_scale(alpha, r, a->rslora)};
     if (!lin) {
-        at->A = nb_adapter_param(a, nb_asprintf("base_model.model.%s.lora_embedding_A", module), 2, w->rows, r);
-        at->B = nb_adapter_param(a, nb_asprintf("base_model.model.%s.lora_embedding_B", module), 2, w->cols, r);
+        at->A = nb_adapter_param(a, nb_asprintf(NB_PEFT_PREFIX "%s.lora_embedding_A", module), 2, w->rows, r);
+        at->B = nb_adapter_param(a, nb_asprintf(NB_PEFT_PREFIX "%s.lora_embedding_B", module), 2, w->cols, r);
         return;
     }
-    at->A = nb_adapter_param(a, nb_asprintf("base_model.model.%s.lora_A.weight", module), 2, r, w->cols);
-    at->B = nb_adapter_param(a, nb_asprintf("base_model.model.%s.lora_B.weight", module), 2, w->rows, r);
+    at->A = nb_adapter_param(a, nb_asprintf(NB_PEFT_PREFIX "%s.lora_A.weight", module), 2, r, w->cols);
+    at->B = nb_adapter_param(a, nb_asprintf(NB_PEFT_PREFIX "%s.lora_B.weight", module), 2, w->rows, r);
     if (a->dora)
         at->magnitude =
-            nb_adapter_param(a, nb_asprintf("base_model.model.%s.lora_magnitude_vector", module), 1, w->rows, 0);
+            nb_adapter_param(a, nb_asprintf(NB_PEFT_PREFIX "%s.lora_magnitude_vector", module), 1, w->rows, 0);
 }
 
 void nb_adapter_attach_rows(nb_adapter *a, const int32_t *ids, int64_t n) {
@@ -200,11 +200,11 @@ void nb_adapter_attach_rows(nb_adapter *a, const int32_t *ids, int64_t n) {
     a->rows = (nb_token_rows){.n = n, .ids = nb_malloc((size_t)n * sizeof *ids)};
     memcpy(a->rows.ids, ids, (size_t)n * sizeof *ids);
     const char *suffix = "token_adapter.trainable_tokens_delta";
-    a->rows.embed = nb_adapter_param(a, nb_asprintf("base_model.model.%s.%s", nb_spec_embed_name(m->spec), suffix), 2,
+    a->rows.embed = nb_adapter_param(a, nb_asprintf(NB_PEFT_PREFIX "%s.%s", nb_spec_embed_name(m->spec), suffix), 2,
                                      n, m->spec->hidden);
     a->rows.head = m->spec->tied
                        ? a->rows.embed
-                       : nb_adapter_param(a, nb_asprintf("base_model.model.%s.%s", nb_spec_head_name(m->spec), suffix),
+                       : nb_adapter_param(a, nb_asprintf(NB_PEFT_PREFIX "%s.%s", nb_spec_head_name(m->spec), suffix),
                                           2, n, m->spec->hidden);
 }
 

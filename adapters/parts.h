@@ -4,6 +4,8 @@
 
 #include "adapters/adapter.h"
 
+#define NB_PEFT_PREFIX "base_model.model." /* of every name in PEFT's files */
+
 /* An adapter with room for max_params parameters; declare them, then nb_adapter_place gives them memory. */
 nb_adapter *nb_adapter_alloc(nb_model *m, int max_params);
 /* name is taken over. The returned tensor has data only after nb_adapter_place. */
@@ -32,6 +34,8 @@ void nb_adapter_attach_whole(nb_adapter *a, const nb_module *m);
 nb_status nb_adapter_fill_whole(nb_adapter *a);
 /* The embedding trained whole is the head too. */
 void nb_adapter_tie_head(nb_adapter *a);
+/* out[n, m] = in[m, n] turned. */
+void nb_turn(float *out, const float *in, int64_t m, int64_t n);
 /* Does the parameter lie in memory transposed, compared with its file? */
 bool nb_adapter_is_turned(const nb_adapter *a, const nb_tensor *p);
 /* What takes the base's place there, or NULL. */

@@ -84,7 +84,7 @@ static void put_whole(nb_adapter *a, nb_tensor *p, nb_tensor **place, const nb_w
 }
 
 void nb_adapter_attach_whole(nb_adapter *a, const nb_module *m) {
-    const char *before = a->full ? "" : "base_model.model.";
+    const char *before = a->full ? "" : NB_PEFT_PREFIX;
     char *weight = nb_asprintf("%s%s.weight", before, m->path);
     nb_tensor *p = m->matrix ? nb_adapter_param(a, weight, 2, m->matrix->rows, m->matrix->cols)
                              : nb_adapter_param(a, weight, 1, m->n, 0);
