@@ -8,8 +8,9 @@
 
 /* ---- text ---- */
 
-static bool in_chars(int32_t c, const ji_str *chars) {
+static bool in_chars(ji *j, int32_t c, const ji_str *chars) {
     if (!chars) return nb_ji_is_space(c);
+    nb_ji_step(j, chars->n / 16);
     for (size_t i = 0, n; i < chars->n; i += n) {
         n = nb_ji_char_len(chars->s + i, chars->n - i);
         if (nb_ji_codepoint(chars->s + i, n) == c) return true;
@@ -26,11 +27,11 @@ static size_t char_before(const ji_str *s, size_t end) {
 /* chars: NULL for white space. */
 const ji_str *nb_ji_strip(ji *j, const ji_str *s, const ji_str *chars, bool left, bool right) {
     size_t begin = 0, end = s->n;
-    while (left && begin < end && in_chars(nb_ji_codepoint(s->s + begin, end - begin), chars))
+    while (left && begin < end && in_chars(j, nb_ji_codepoint(s->s + begin, end - begin), chars))
         begin += nb_ji_char_len(s->s + begin, end - begin);
     while (right && end > begin) {
         size_t p = char_before(s, end);
-        if (!in_chars(nb_ji_codepoint(s->s + p, end - p), chars)) break;
+        if (!in_chars(j, nb_ji_codepoint(s->s + p, end - p), chars)) break;
         end = p;
     }
     nb_ji_step(j, (s->n - (end - begin)) / 8);
@@ -70,6 +71,7 @@ static bool cased(int32_t c) {
 const ji_str *nb_ji_case(ji *j, const ji_str *s, int how) {
     ji_builder b = nb_ji_builder(j);
     bool start = true;
+    nb_ji_step(j, s->n / 2);
     for (size_t i = 0, n; i < s->n; i += n) {
         n = nb_ji_char_len(s->s + i, s->n - i);
         int32_t c = nb_ji_codepoint(s->s + i, n), to;
@@ -127,9 +129,12 @@ static void split_spaces(ji *j, ji_list *l, const ji_str *s, int64_t most) {
     }
 }
 
-static size_t find_last(const ji_str *s, size_t end, const ji_str *what) {
-    for (size_t at = what->n <= end ? end - what->n + 1 : 0; at-- > 0;)
+static size_t find_last(ji *j, const ji_str *s, size_t end, const ji_str *what) {
+    for (size_t at = what->n <= end ? end - what->n + 1 : 0; at-- > 0;) {
+        if (what->n && s->s[at] != what->s[0]) continue;
+        nb_ji_step(j, what->n / 64);
         if (!memcmp(s->s + at, what->s, what->n)) return at;
+    }
     return SIZE_MAX;
 }
 
@@ -155,7 +160,7 @@ static ji_val split(ji *j, const ji_str *s, const ji_args *a, bool right) {
     const ji_str *by = nb_ji_arg_str(j, a, 0, "sep", "split()");
     if (!by->n) nb_ji_fail(j, "split() with an empty separator");
     if (right) {
-        for (; most != 0 && (hit = find_last(s, end, by)) != SIZE_MAX; most--, end = hit)
+        for (; most != 0 && (hit = find_last(j, s, end, by)) != SIZE_MAX; most--, end = hit)
             push_slice(j, l, s, hit + by->n, end);
         push_slice(j, l, s, 0, end);
         reverse(l);
@@ -169,6 +174,7 @@ static ji_val split(ji *j, const ji_str *s, const ji_args *a, bool right) {
 
 ji_val nb_ji_splitlines(ji *j, const ji_str *s, bool keep) {
     ji_list *l = nb_ji_new_list(j);
+    nb_ji_step(j, s->n / 16);
     for (size_t at = 0; at < s->n;) {
         size_t end = at, after;
         int32_t c = 0;
@@ -187,8 +193,9 @@ ji_val nb_ji_splitlines(ji *j, const ji_str *s, bool keep) {
 
 static ji_val partition(ji *j, const ji_str *s, const ji_str *by, bool right) {
     if (!by->n) nb_ji_fail(j, "partition() with an empty separator");
+    nb_ji_step(j, s->n / 64);
     ji_list *l = nb_ji_new_list(j);
-    size_t hit = right ? find_last(s, s->n, by) : nb_ji_find(s, 0, by);
+    size_t hit = right ? find_last(j, s, s->n, by) : nb_ji_find(s, 0, by);
     const ji_str *empty = nb_ji_cstr(j, "");
     if (hit != SIZE_MAX) {
         push_slice(j, l, s, 0, hit);
@@ -210,6 +217,7 @@ static ji_val affixed(ji *j, const ji_str *s, ji_val what, bool end) {
         if (all->v[i].type == JI_UNDEFINED) nb_ji_undefined(j, all->v[i]);
         if (all->v[i].type != JI_STRING) nb_ji_fail(j, "a string is wanted, not '%s'", nb_ji_type_name(all->v[i]));
         const ji_str *x = all->v[i].s;
+        nb_ji_step(j, 1 + x->n / 64);
         if (x->n <= s->n && !memcmp(s->s + (end ? s->n - x->n : 0), x->s, x->n)) return ji_bool(true);
     }
     return ji_bool(false);
@@ -223,7 +231,8 @@ static ji_val count_of(ji *j, const ji_str *s, const ji_str *what) {
     return ji_int(n);
 }
 
-static bool all_chars(const ji_str *s, int which) {
+static bool all_chars(ji *j, const ji_str *s, int which) {
+    nb_ji_step(j, s->n / 16);
     for (size_t i = 0, n; i < s->n; i += n) {
         n = nb_ji_char_len(s->s + i, s->n - i);
         int32_t c = nb_ji_codepoint(s->s + i, n);
@@ -324,7 +333,7 @@ bool nb_ji_method_find(ji *j, ji_val v, const ji_str *name, ji_val *out) {
 
 static ji_val find_in(ji *j, const ji_str *s, const ji_str *what, bool last) {
     nb_ji_step(j, s->n / 64);
-    size_t at = last ? find_last(s, s->n, what) : nb_ji_find(s, 0, what);
+    size_t at = last ? find_last(j, s, s->n, what) : nb_ji_find(s, 0, what);
     return ji_int(at == SIZE_MAX ? -1 : (int64_t)nb_ji_chars(s->s, at));
 }
 
@@ -356,7 +365,7 @@ static ji_val string_method(ji *j, const ji_str *s, int which, const ji_args *a)
         return ji_string(which == M_REMOVESUFFIX ? nb_ji_slice(j, s, 0, s->n - x->n) : nb_ji_slice(j, s, x->n, s->n));
     case M_PARTITION: case M_RPARTITION:
         return partition(j, s, nb_ji_arg_str(j, a, 0, NULL, name), which == M_RPARTITION);
-    default: return ji_bool(all_chars(s, which - M_ISSPACE));
+    default: return ji_bool(all_chars(j, s, which - M_ISSPACE));
     }
 }
 

@@ -1,11 +1,6 @@
 /* Tokens to statements: what stands in {% %}. */
 #include "data/jinja_parse.h"
 
-static void append(ji_node **list, ji_node *n) {
-    while (*list) list = &(*list)->next;
-    *list = n;
-}
-
 static void end_block(ji *j) {
     if (ji_now(j)->type != JT_BLOCK_END) nb_ji_unexpected(j, "%}");
     nb_ji_next(j);
@@ -137,6 +132,7 @@ static ji_node *set_statement(ji *j) {
 
 /* Parameters of a macro: JN_NAME {name, a default or NULL} in list. */
 static void parameters(ji *j, ji_node *macro) {
+    ji_node **end = &macro->list;
     bool defaults = false;
     nb_ji_want_op(j, "(");
     while (!ji_at_op(j, ")")) {
@@ -144,7 +140,8 @@ static void parameters(ji *j, ji_node *macro) {
         p->name = nb_ji_want_name(j);
         if (nb_ji_skip_op(j, "=")) p->a = nb_ji_expression(j), defaults = true;
         else if (defaults) nb_ji_unexpected(j, "a default");
-        append(&macro->list, p);
+        *end = p;
+        end = &p->next;
         if (!nb_ji_skip_op(j, ",")) break;
     }
     nb_ji_want_op(j, ")");
@@ -187,14 +184,15 @@ static ji_node *filter_statement(ji *j) {
 
 /* JN_WITH: list of JN_SET, body. */
 static ji_node *with_statement(ji *j) {
-    ji_node *n = nb_ji_make(j, JN_WITH);
+    ji_node *n = nb_ji_make(j, JN_WITH), **end = &n->list;
     nb_ji_next(j);
     while (ji_now(j)->type != JT_BLOCK_END) {
         ji_node *set = nb_ji_make(j, JN_SET);
         set->a = target_part(j);
         nb_ji_want_op(j, "=");
         set->b = nb_ji_expression(j);
-        append(&n->list, set);
+        *end = set;
+        end = &set->next;
         if (!nb_ji_skip_op(j, ",")) break;
     }
     end_block(j);

@@ -45,12 +45,23 @@ void nb_ji_add(ji_builder *b, const char *s, size_t n, int origin) {
     b->n += n;
 }
 
+/* The first run that ends at `at` or behind it. */
+static size_t first_run(const ji_str *s, size_t at) {
+    size_t low = 0, high = s->n_runs;
+    while (low < high) {
+        size_t middle = low + (high - low) / 2;
+        if (s->runs[middle].end < at) low = middle + 1;
+        else high = middle;
+    }
+    return low;
+}
+
 /* An empty run counts where the slice lies within it or it within the slice: a message whose content was trimmed to
  * nothing is still there. */
 void nb_ji_add_slice(ji_builder *b, const ji_str *s, size_t begin, size_t end, int or_origin) {
     size_t at = b->n, done = begin;
     nb_ji_add(b, s->s + begin, end - begin, 0);
-    for (size_t i = 0; i < s->n_runs && s->runs[i].begin <= end; i++) {
+    for (size_t i = first_run(s, begin); i < s->n_runs && s->runs[i].begin <= end; i++) {
         ji_run r = s->runs[i];
         bool whole = (r.begin <= begin && r.end >= end) || (r.begin == r.end && r.begin >= begin);
         size_t from = r.begin > begin ? r.begin : begin, to = r.end < end ? r.end : end;
@@ -91,9 +102,8 @@ const ji_str *nb_ji_slice(ji *j, const ji_str *s, size_t begin, size_t end) {
 }
 
 int nb_ji_origin_at(const ji_str *s, size_t at) {
-    for (size_t i = 0; i < s->n_runs; i++)
-        if (s->runs[i].begin <= at && at < s->runs[i].end) return s->runs[i].origin;
-    return 0;
+    size_t i = first_run(s, at + 1);
+    return i < s->n_runs && s->runs[i].begin <= at ? s->runs[i].origin : 0;
 }
 
 bool nb_ji_is(const ji_str *s, const char *word) {
@@ -171,7 +181,10 @@ static size_t position_of(ji *j, const ji_dict *d, ji_val key) {
     nb_ji_step(j, d->keys.n / 8);
     for (size_t i = 0; i < d->keys.n; i++) {
         ji_val k = d->keys.v[i];
-        if (k.type == JI_STRING && key.type == JI_STRING ? nb_ji_str_eq(k.s, key.s) : nb_ji_eq(j, k, key)) return i;
+        bool strings = k.type == JI_STRING && key.type == JI_STRING;
+        if (strings && k.s->n != key.s->n) continue;
+        if (strings) nb_ji_step(j, key.s->n / 64);
+        if (strings ? nb_ji_str_eq(k.s, key.s) : nb_ji_eq(j, k, key)) return i;
     }
     return SIZE_MAX;
 }
@@ -276,7 +289,10 @@ int nb_ji_compare(ji *j, ji_val x, ji_val y) {
     if (ji_is_integral(x) && ji_is_integral(y)) return (ji_as_int(x) > ji_as_int(y)) - (ji_as_int(x) < ji_as_int(y));
     if (ji_is_number(x) && ji_is_number(y))
         return (ji_as_float(x) > ji_as_float(y)) - (ji_as_float(x) < ji_as_float(y));
-    if (x.type == JI_STRING && y.type == JI_STRING) return nb_ji_str_cmp(x.s, y.s);
+    if (x.type == JI_STRING && y.type == JI_STRING) {
+        nb_ji_step(j, (x.s->n < y.s->n ? x.s->n : y.s->n) / 64);
+        return nb_ji_str_cmp(x.s, y.s);
+    }
     if (x.type != y.type || (x.type != JI_LIST && x.type != JI_TUPLE))
         nb_ji_fail(j, "'%s' and '%s' have no order", nb_ji_type_name(x), nb_ji_type_name(y));
     nb_ji_deeper(j);
@@ -341,6 +357,7 @@ static bool printable(int32_t c) {
 static void repr_str(ji_builder *b, const ji_str *s) {
     bool single = s->n && memchr(s->s, '\'', s->n), both = single && memchr(s->s, '"', s->n);
     char quote = single && !both ? '"' : '\'', text[16];
+    nb_ji_step(b->j, s->n / 2);
     nb_ji_add(b, &quote, 1, 0);
     for (size_t i = 0, n; i < s->n; i += n) {
         n = nb_ji_char_len(s->s + i, s->n - i);

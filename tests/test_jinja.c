@@ -4,6 +4,7 @@
 
 #include "core/hash.h"
 #include "core/json.h"
+#include "core/log.h"
 #include "core/mem.h"
 #include "core/rng.h"
 #include "data/jinja.h"
@@ -281,6 +282,50 @@ static void test_limits(void **s) {
     json_decref(v);
 }
 
+/* Work that grows with the square of a text's length, or is done without an end on a long one, counts as steps. */
+static void test_slow_templates(void **s) {
+    (void)s;
+#define LONG "{% set a = 'a' * 1000000 %}{% set h = 'a' * 500000 %}"
+#define LOOP(what) LONG "{% for i in range(99999) %}{% if " what " %}{% endif %}{% endfor %}"
+    static const char *const slow[] = {
+        LONG "{{ a.rfind(h + 'b') }}", LONG "{{ a.rsplit(h + 'b') | length }}",
+        LONG "{{ a.rpartition(h + 'b')[0] | length }}", LONG "{{ a.strip('b' * 500000 + 'a') }}", LONG "{{ a.find(h + 'b') }}",
+        "{% set l = ['x' * 1000000] * 9999 %}{{ l | sort | length }}{{ l | max | length }}",
+        LOOP("a.startswith(a)"), LOOP("a.endswith(h)"), LOOP("a.isalpha()"), LOOP("a.splitlines()"),
+        LOOP("a.partition('b')"),
+        LOOP("a == a"), LOOP("a in a"), LOOP("a | length"), LOOP("a.count('b')"), LOOP("a[999999]"),
+        LOOP("a < a"), LONG "{{ [a * 50] | string | length }}",
+        LOOP("(a + ' ').strip()"), LOOP("a.split()"), LOOP("a.replace('b', '')"), LOOP("{a: 1}[a]"), LOOP("a | int"),
+        "{% set ns = namespace(s='') %}{% for i in range(5000) %}{% set ns.s = ns.s ~ messages[0].content ~ '-' %}"
+        "{% endfor %}"
+        "{{ ns.s | upper | length }}{{ ns.s | tojson | length }}{% for c in ns.s %}{{ c }}{% endfor %}{{ ns.s[::-1] }}",
+    };
+    json_t *v = json_pack("{s:[{s:s}]}", "messages", "content", "some \"text\"");
+    nb_jinja_limits small = nb_jinja_default_limits;
+    small.steps /= 10;
+    for (int i = 0; i < NB_LEN(slow); i++) {
+        nb_jinja_output out;
+        double start = nb_now();
+        if (render_with(slow[i], v, &small, NULL, &out) != NB_OK) assert_non_null(strstr(nb_message(), "chat template"));
+        nb_jinja_output_free(&out);
+        if (!(nb_now() - start < 20)) fail_msg("%s takes %.1f s", slow[i], nb_now() - start);
+    }
+    json_decref(v);
+    char *parameters = repeated("{% macro m(a", ",a", 300000, ") %}{% endmacro %}"),
+         *names = repeated("{% with a=1", ",a=1", 200000, " %}{% endwith %}");
+    nb_jinja_output out;
+    v = json_object();
+    double start = nb_now();
+    assert_ok(render_with(parameters, v, NULL, NULL, &out));
+    nb_jinja_output_free(&out);
+    assert_ok(render_with(names, v, NULL, NULL, &out));
+    nb_jinja_output_free(&out);
+    assert_true(nb_now() - start < 20);
+    free(parameters);
+    free(names);
+    json_decref(v);
+}
+
 /* ---- broken templates ---- */
 
 /* Random edits of a template that is fine: whatever comes of it, no crash and a message with a place. */
@@ -345,7 +390,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_semantics), cmocka_unit_test(test_renderings), cmocka_unit_test(test_published_templates),
         cmocka_unit_test(test_errors),    cmocka_unit_test(test_time),       cmocka_unit_test(test_runs),
-        cmocka_unit_test(test_limits),    cmocka_unit_test(test_mutations),
+        cmocka_unit_test(test_limits),    cmocka_unit_test(test_slow_templates), cmocka_unit_test(test_mutations),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
