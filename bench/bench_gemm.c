@@ -52,6 +52,14 @@ static const struct bench_case {
     {"one row nf4", FWD, NB_FMT_NF4, 0, 0, 1, 8192, 4096},
     {"4 rows nf4", FWD, NB_FMT_NF4, 0, 0, 4, 8192, 4096},
     {"16 rows nf4", FWD, NB_FMT_NF4, 0, 0, 16, 8192, 4096},
+    {"q8_0 fwd", FWD, NB_FMT_Q8_0, 0, 0, 512, 2048, 2048},
+    {"q4_k fwd", FWD, NB_FMT_Q4_K, 0, 0, 512, 2048, 2048},
+    {"q4_k bwd", BWD, NB_FMT_Q4_K, 0, 0, 512, 2048, 2048},
+    {"q6_k bwd", BWD, NB_FMT_Q6_K, 0, 0, 512, 2048, 2048},
+    {"one row q8_0", FWD, NB_FMT_Q8_0, 0, 0, 1, 8192, 4096},
+    {"one row q4_k", FWD, NB_FMT_Q4_K, 0, 0, 1, 8192, 4096},
+    {"one row q6_k", FWD, NB_FMT_Q6_K, 0, 0, 1, 8192, 4096},
+    {"4 rows q4_k", FWD, NB_FMT_Q4_K, 0, 0, 4, 8192, 4096},
     {"one row bf16", FWD, NB_FMT_BF16, 0, 0, 1, 8192, 4096},
     {"one row f32", FWD, NB_FMT_F32, 0, 0, 1, 8192, 4096},
 };
@@ -82,6 +90,11 @@ static operands make(const struct bench_case *b) {
         uint16_t *h = o.data = nb_malloc((size_t)n * 2);
         for (int64_t i = 0; i < n; i++) h[i] = nb_f32_to_bf16(o.y[i]);
         o.w.data = h;
+    }
+    if (b->format > NB_FMT_NF4) { /* any bytes that are no infinite scale */
+        const int64_t bytes = nb_weight_bytes(&o.w);
+        o.w.data = o.data = nb_malloc((size_t)bytes);
+        for (int64_t i = 0; i < bytes; i++) ((uint8_t *)o.data)[i] = (uint8_t)(i * 37 & 0xbb);
     }
     if (b->format == NB_FMT_NF4) {
         float *absmax = nb_calloc((size_t)blocks, sizeof *absmax);

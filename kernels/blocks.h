@@ -3,7 +3,7 @@
  *
  *      value = scale * level - minus          two roundings, levels are whole numbers
  *
- * in blocks of 32 or 256 values of one row, the group's number g counted from the start of its block. d and m are f16 at
+ * in blocks of 32 or 256 values of one row; a group's number g counts from the start of its block. d and m are f16 at
  * even addresses; "|" separates fields, "lo" and "hi" are the nibbles of a byte.
  *
  *   Q4_0   d | 16 bytes: values 0..15 lo, 16..31 hi                          d * (nibble - 8)
@@ -29,7 +29,10 @@
     X(Q4_K, q4_k, 256, 144) X(Q5_K, q5_k, 256, 176) X(Q6_K, q6_k, 256, 210)
 enum { NB_BLOCK_GROUP = 16 };
 
-#if defined(__CUDACC__) || defined(NB_EMU)
+#if defined(NB_BLOCK_FN) /* with a target of its own, and nb_block_f16 */
+#define NB_BLOCK_MUL(x, y) ((x) * (y))
+#define NB_BLOCK_SUB(x, y) ((x) - (y))
+#elif defined(__CUDACC__) || defined(NB_EMU)
 #define NB_BLOCK_FN static __device__ __forceinline__
 #define NB_BLOCK_MUL(x, y) __fmul_rn(x, y)
 #define NB_BLOCK_SUB(x, y) __fsub_rn(x, y)

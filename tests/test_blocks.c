@@ -6,6 +6,7 @@
 #include "tests/test.h"
 #if defined(__x86_64__)
 #include "kernels/cpu/avx512.h"
+#include "kernels/cpu/decode_avx2.h"
 #endif
 
 typedef void decode(float *out, int64_t ld, const nb_weight *w, int64_t row0, int64_t n_rows, int64_t col0,
@@ -44,6 +45,7 @@ static void test_decode(void **state) {
     for (nb_format f = NB_FMT_NF4 + 1; f < NB_FMT_COUNT; f++) {
         check_format(&st, f, nb_weight_decode);
 #if defined(__x86_64__)
+        if (nb_cpu_get()->avx2_fma) check_format(&st, f, nb_weight_decode_avx2);
         if (nb_cpu_get()->avx512) check_format(&st, f, nb_weight_decode_avx512);
 #endif
     }

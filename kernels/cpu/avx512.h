@@ -67,4 +67,17 @@ NB_INLINE NB_AVX512 __m512 nb_round_bf16_ps(__m512 f) {
 void nb_weight_decode_avx512(float *out, int64_t ld, const nb_weight *w, int64_t row0, int64_t n_rows, int64_t col0,
                              int64_t n_cols);
 
+/* Formats of blocks (blocks_avx512.c). Values first.. of the flattened matrix, n of them: */
+void nb_blocks_decode_avx512(float *out, const nb_weight *w, int64_t first, int64_t n);
+/* 256 values, or units * 32 of them, of 16 rows from value k on, a multiple of 256. Word i of lane r of level[c] holds
+ * the levels of values 64c + 4i .. 64c + 4i + 3 of row r as signed bytes; lane r of scale[] belongs to row r: one scale
+ * for every 16 values (fine), or one for every 32 and, from scale[8] on, what is subtracted. Rows behind `rows` repeat
+ * the last one, units that are not there repeat the first. */
+typedef struct nb_gathered {
+    __m512i level[4][16];
+    __m512 scale[16];
+    bool fine;
+} nb_gathered;
+void nb_blocks_gather_avx512(nb_gathered *to, const nb_weight *w, int64_t row0, int rows, int64_t k, int units);
+
 #endif

@@ -1,6 +1,5 @@
 /* Panels of any weight format in f32, 16 values at a time. */
 #if defined(__x86_64__)
-#include "kernels/blocks.h"
 #include "kernels/cpu/avx512.h"
 
 /* Elements first.. of the flattened matrix, n of them. */
@@ -60,20 +59,13 @@ NB_AVX512 static void decode_nf4(float *out, const nb_weight *w, int64_t first, 
     }
 }
 
-/* GGUF's formats by their definition, compiled for these registers. */
-#define DECODER(F, f, size, bytes) NB_AVX512 NB_BLOCK_DECODER(decode_##f, f, size, bytes)
-NB_BLOCK_FORMATS(DECODER)
-#undef DECODER
-
 void nb_weight_decode_avx512(float *out, int64_t ld, const nb_weight *w, int64_t row0, int64_t n_rows, int64_t col0,
                              int64_t n_cols) {
     static decode_run *const run[NB_FMT_COUNT] = {
         [NB_FMT_F32] = decode_f32, [NB_FMT_BF16] = decode_bf16, [NB_FMT_F16] = decode_f16, [NB_FMT_NF4] = decode_nf4,
-#define ROW(F, f, size, bytes) [NB_FMT_##F] = decode_##f,
-        NB_BLOCK_FORMATS(ROW)
-#undef ROW
     };
-    for (int64_t r = 0; r < n_rows; r++) run[w->format](out + r * ld, w, (row0 + r) * w->cols + col0, n_cols);
+    decode_run *decode = run[w->format] ? run[w->format] : nb_blocks_decode_avx512;
+    for (int64_t r = 0; r < n_rows; r++) decode(out + r * ld, w, (row0 + r) * w->cols + col0, n_cols);
 }
 #else
 typedef int nb_not_x86; /* a file may not be empty */

@@ -1,10 +1,11 @@
 /* Products in f32 with AVX2 and FMA: tiles of 6 x 16. A step is one f32. bf16 operands are rounded while they are
- * packed. Weights are decoded by their plain decoder. */
+ * packed. */
 #include "kernels/cpu/gemm.h"
 #if defined(__x86_64__)
 #include <immintrin.h>
 
 #include "core/cpu.h"
+#include "kernels/cpu/decode_avx2.h"
 #include "kernels/cpu/gemm_packed.h"
 
 #define AVX2 __attribute__((target("avx2,fma")))
@@ -157,10 +158,10 @@ static void pack_y(uint32_t *out, const nb_product *p, int64_t n0, int n_cols, i
     for (int64_t k = 0; k < kc; k += CHUNK) {
         int64_t n = kc - k < CHUNK ? kc - k : CHUNK;
         if (p->ty) {
-            nb_weight_decode(spare, n, w, n0, n_cols, k0 + k, n);
+            nb_weight_decode_avx2(spare, n, w, n0, n_cols, k0 + k, n);
             pack_rows(to + k * width, width, spare, n, n_cols, n, p->bf16);
         } else {
-            nb_weight_decode(spare, NR, w, k0 + k, n, n0, n_cols);
+            nb_weight_decode_avx2(spare, NR, w, k0 + k, n, n0, n_cols);
             pack_cols(to + k * width, width, spare, NR, n_cols, n, p->bf16);
         }
     }

@@ -149,6 +149,32 @@ NB_INLINE NB_TARGET void rows_nf4(rows_use *u, int mr, const nb_weight *w, int64
     }
 }
 
+/* Four signed levels a lane, their rows' scales: value b of each as f32. */
+NB_INLINE NB_TARGET __m512 level_value(__m512i four, int b, __m512 scale, __m512 minus) {
+    __m512i level = _mm512_srai_epi32(_mm512_slli_epi32(four, 24 - 8 * b), 24);
+    return _mm512_sub_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(level), scale), minus);
+}
+
+/* GGUF's blocks along k, 256 values of 16 rows at a time. */
+NB_INLINE NB_TARGET void rows_blocks(rows_use *u, int mr, const nb_weight *w, int64_t n0, int rows, int64_t k0,
+                                     int64_t kc) {
+    nb_gathered g;
+    for (int64_t k = 0; k < kc; k += 256) {
+        const int words = kc - k < 256 ? (int)(kc - k) / 4 : 64;
+        nb_blocks_gather_avx512(&g, w, n0, rows, k0 + k, words / 8);
+        for (int word = 0; word < words; word++) {
+            const __m512i four = g.level[word / 16][word % 16];
+            const __m512 scale = g.scale[g.fine ? word / 4 : word / 8];
+            const __m512 minus = g.fine ? _mm512_setzero_ps() : g.scale[8 + word / 8];
+            NB_UNROLL
+            for (int b = 0; b < 4; b += 2) {
+                __m512 even = level_value(four, b, scale, minus), odd = level_value(four, b + 1, scale, minus);
+                use_step(u, mr, k / 2 + 2 * word + b / 2, interleave_halves((__m512i)_mm512_cvtne2ps_pbh(odd, even)));
+            }
+        }
+    }
+}
+
 /* One panel, 16 rows of y at a time. */
 NB_TARGET static void pack_rows_bf16(uint32_t *out, int width, const nb_weight *w, int64_t n0, int rows, int64_t k0,
                                      int64_t kc) {
@@ -166,6 +192,14 @@ NB_TARGET static void pack_rows_nf4(uint32_t *out, int width, const nb_weight *w
     }
 }
 
+NB_TARGET static void pack_rows_blocks(uint32_t *out, int width, const nb_weight *w, int64_t n0, int rows, int64_t k0,
+                                       int64_t kc) {
+    for (int g = 0; g < width; g += VEC) {
+        rows_use u = {.out = out + g, .width = width};
+        rows_blocks(&u, 0, w, n0 + g, rows - g, k0, kc);
+    }
+}
+
 #define NB_THIN(format, mr)                                                                                            \
     NB_TARGET static void thin_##format##_##mr(const nb_product *p, const uint32_t *x, int64_t n0, int n_cols,         \
                                                int64_t k0, int64_t kc, float beta) {                                   \
@@ -175,6 +209,7 @@ NB_TARGET static void pack_rows_nf4(uint32_t *out, int width, const nb_weight *w
     }
 NB_THIN(bf16, 1) NB_THIN(bf16, 2) NB_THIN(bf16, 3) NB_THIN(bf16, 4)
 NB_THIN(nf4, 1) NB_THIN(nf4, 2) NB_THIN(nf4, 3) NB_THIN(nf4, 4)
+NB_THIN(blocks, 1) NB_THIN(blocks, 2) NB_THIN(blocks, 3) NB_THIN(blocks, 4)
 
 /* Stores two rows of up to 32 bf16, interleaved, as one step of `width` columns. */
 NB_INLINE NB_TARGET void store_pair(uint32_t *out, int width, __m512i first, __m512i second) {
@@ -248,13 +283,16 @@ static void pack_y(uint32_t *out, const nb_product *p, int64_t n0, int n_cols, i
     else if (w->format == NB_FMT_BF16) pack_cols_bf16(out, width, w, n0, n_cols, k0, kc);
     else if (plain_nf4(w) && p->ty) pack_rows_nf4(out, width, w, n0, n_cols, k0, kc);
     else if (plain_nf4(w)) pack_cols_nf4(out, w, n0, k0, kc);
+    else if (w->format > NB_FMT_NF4 && p->ty) pack_rows_blocks(out, width, w, n0, n_cols, k0, kc);
     else pack_y_any(out, width, p, n0, n_cols, k0, kc, spare);
 }
 
 static nb_thin *choose_thin(const nb_product *p) {
     static nb_thin *const bf16[] = {thin_bf16_1, thin_bf16_2, thin_bf16_3, thin_bf16_4};
     static nb_thin *const nf4[] = {thin_nf4_1, thin_nf4_2, thin_nf4_3, thin_nf4_4};
+    static nb_thin *const blocks[] = {thin_blocks_1, thin_blocks_2, thin_blocks_3, thin_blocks_4};
     if (!p->ty) return NULL;
+    if (p->y->format > NB_FMT_NF4) return blocks[p->M - 1];
     return p->y->format == NB_FMT_BF16 ? bf16[p->M - 1] : plain_nf4(p->y) ? nf4[p->M - 1] : NULL;
 }
 
