@@ -30,8 +30,6 @@ bool nb_gguf_type_find(const char *name, nb_gguf_type *t) {
     return false;
 }
 
-bool nb_gguf_type_written(nb_gguf_type t) { return nb_gguf_type_format(t) <= NB_FMT_F16 || t == NB_GGUF_Q8_0; }
-
 nb_format nb_gguf_type_format(nb_gguf_type t) {
     NB_ASSERT(row_of(t) >= 0);
     return types[row_of(t)].format;
@@ -41,26 +39,6 @@ size_t nb_gguf_bytes(nb_gguf_type t, int64_t n) {
     const nb_format f = nb_gguf_type_format(t);
     NB_ASSERT(n % nb_format_block(f) == 0);
     return (size_t)nb_format_bytes(f, n);
-}
-
-static void put16(uint8_t *out, uint16_t v) { out[0] = (uint8_t)v, out[1] = (uint8_t)(v >> 8); }
-
-static void encode_block(uint8_t *out, const float *x) {
-    float max = 0;
-    for (int i = 0; i < NB_GGUF_BLOCK; i++) max = fabsf(x[i]) > max ? fabsf(x[i]) : max;
-    float d = max / 127, inverse = d > 0 ? 1 / d : 0;
-    put16(out, nb_f32_to_f16(d));
-    for (int i = 0; i < NB_GGUF_BLOCK; i++) out[2 + i] = (uint8_t)(int8_t)roundf(x[i] * inverse);
-}
-
-void nb_gguf_encode(nb_gguf_type t, void *out, const float *x, int64_t n) {
-    uint8_t *p = out;
-    NB_ASSERT(nb_gguf_type_written(t));
-    if (t == NB_GGUF_F32) memcpy(out, x, (size_t)n * sizeof *x);
-    else if (t == NB_GGUF_Q8_0)
-        for (int64_t i = 0; i < n; i += NB_GGUF_BLOCK) encode_block(p + nb_gguf_bytes(t, i), x + i);
-    else
-        for (int64_t i = 0; i < n; i++) put16(p + 2 * i, t == NB_GGUF_F16 ? nb_f32_to_f16(x[i]) : nb_f32_to_bf16(x[i]));
 }
 
 void nb_gguf_decode(nb_gguf_type t, float *out, const void *data, int64_t n) {
