@@ -88,21 +88,20 @@ static nb_status export_lora(const args *a) {
     return st;
 }
 
-static nb_status gguf_of(const args *a, const char *dir, const char *model, const nb_gguf_type *type) {
+static nb_status gguf_of(const args *a, const char *dir, const char *model, const nb_gguf_mix *mix) {
     nb_export_report r;
     char name[256];
-    NB_TRY(nb_export_gguf(dir, last_name(model, name, sizeof name), a->out, type, a->verify, &r));
+    NB_TRY(nb_export_gguf(dir, last_name(model, name, sizeof name), a->out, mix, a->verify, &r));
     say(a, &r);
     return NB_OK;
 }
 
 /* With an adapter the merged model is a folder beside the file for as long as this takes. */
 static nb_status export_gguf(const args *a) {
-    nb_gguf_type type, *wanted = a->dtype ? &type : NULL;
+    const nb_gguf_mix *wanted = a->dtype ? nb_gguf_mix_find(a->dtype) : NULL;
     nb_session s;
     char *dir;
-    if (a->dtype && !(nb_gguf_type_find(a->dtype, &type) && nb_gguf_type_written(type)))
-        return nb_fail(NB_EINPUT, "--dtype %s: say f32, f16, bf16 or q8_0", a->dtype);
+    if (a->dtype && !wanted) return nb_fail(NB_EINPUT, "--dtype %s: say %s", a->dtype, nb_gguf_mix_names);
     if (nb_file_exists(a->out)) return nb_fail(NB_EINPUT, "%s: exists; nothing was written. Name another file", a->out);
     if (!a->session.adapter) {
         if (!a->session.base) return nb_fail(NB_EINPUT, "--base DIR is needed");
@@ -150,7 +149,7 @@ int nb_cmd_export(int argc, char **argv) {
         {"format", NB_OPT_STR, &a.format, "FORMAT",
          "gguf (a model for llama.cpp), gguf-lora (an adapter for llama.cpp), hf (merged model folder), peft (adapter "
          "folder)"},
-        {"dtype", NB_OPT_STR, &a.dtype, "TYPE", "gguf: f32, f16, bf16 or q8_0 (default: as the base is stored)"},
+        {"dtype", NB_OPT_STR, &a.dtype, "TYPE", "gguf: f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q5_0, q4_0 (default: as the base is stored)"},
         {"out", NB_OPT_STR, &a.out, "PATH", "file (gguf) or folder to write; must not exist"},
         {"verify", NB_OPT_FLAG, &a.verify, NULL, "read back and compare what was written (the default)"},
         {"threads", NB_OPT_INT, &a.threads, "N", "threads (0: all cores)"},

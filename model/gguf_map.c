@@ -319,6 +319,7 @@ nb_status nb_gguf_plan_make(nb_gguf_plan *p, const nb_spec *s, const nb_st *st) 
     for (int64_t l = 0; l < s->layers; l++) NB_GO(ok, take_layer(&m, l), done);
     if (!s->bare_norm) NB_GO(ok, take_norm(&m, nb_spec_final_norm_name(s), "output_norm", s->hidden), done);
     if (!s->tied) NB_GO(ok, take_linear(&m, nb_spec_head_name(s), "output", s->vocab, s->hidden, 0), done);
+    for (int i = 0; i < p->n; i++) p->items[i].part = nb_gguf_part_of(p->items[i].name, s->layers, s->tied);
     ok = check_unused(&m);
 done:
     free(m.used);
@@ -342,9 +343,4 @@ void nb_gguf_item_read(const nb_gguf_item *it, float *out, int64_t first, int64_
                            it->cols);
     if (it->add != 0)
         for (int64_t i = 0; i < n * it->cols; i++) out[i] += it->add;
-}
-
-nb_gguf_type nb_gguf_item_type(const nb_gguf_item *it, nb_gguf_type type) {
-    if (it->n_dims == 1 || !strncmp(it->name, positions, strlen(positions))) return NB_GGUF_F32;
-    return type == NB_GGUF_Q8_0 && it->cols % NB_GGUF_BLOCK ? NB_GGUF_F16 : type;
 }

@@ -7,6 +7,19 @@
 #include "model/safetensors.h"
 #include "model/spec.h"
 
+/* Parts of a model that a mixture of types may tell apart. */
+typedef enum nb_gguf_part { NB_GGUF_PLAIN, NB_GGUF_MORE, NB_GGUF_FUSED, NB_GGUF_OUTPUT } nb_gguf_part;
+
+/* What --dtype names (gguf_mix.c). Vectors are F32 in all of them. */
+typedef struct nb_gguf_mix {
+    const char *name;
+    uint32_t file_type;                     /* llama.cpp's number of it */
+    nb_gguf_type type, more, fused, output; /* of matrices; of attn_v and ffn_down in some layers; of attn_qkv; of the
+                                               head, which is the embedding when they are tied */
+} nb_gguf_mix;
+const nb_gguf_mix *nb_gguf_mix_find(const char *name); /* NULL: there is none. "q4_k" is "q4_k_m" */
+extern const char nb_gguf_mix_names[];                 /* for messages */
+
 /* One tensor of the file to be. */
 typedef struct nb_gguf_item {
     char name[NB_GGUF_MAX_NAME + 1];
@@ -17,6 +30,7 @@ typedef struct nb_gguf_item {
     bool turned;              /* `from` is [cols, rows] */
     float add;
     float *values;            /* owned */
+    nb_gguf_part part;
 } nb_gguf_item;
 
 typedef struct nb_gguf_plan {
@@ -36,8 +50,11 @@ nb_status nb_gguf_plan_make(nb_gguf_plan *p, const nb_spec *s, const nb_st *st);
 void nb_gguf_plan_free(nb_gguf_plan *p);
 /* Rows first..first+n as they are to be in the file, before they are encoded. */
 void nb_gguf_item_read(const nb_gguf_item *it, float *out, int64_t first, int64_t n);
-/* The type an item is stored in when the file's is `type`: vectors stay F32, rows that are not whole blocks F16. */
-nb_gguf_type nb_gguf_item_type(const nb_gguf_item *it, nb_gguf_type type);
+/* The part that a tensor of this name is, in a model of so many layers. */
+nb_gguf_part nb_gguf_part_of(const char *name, int64_t layers, bool tied);
+/* The type an item is stored in. Where rows are not whole blocks, a larger type: Q4_K becomes Q5_0, Q5_K Q5_1, Q6_K Q8_0,
+ * and without whole blocks of 32 it is F16. */
+nb_gguf_type nb_gguf_item_type(const nb_gguf_item *it, const nb_gguf_mix *mix);
 
 /* A linear layer by its module path: its name ("blk.0.attn_q", into 64 bytes) and heads as above; false: unknown. */
 bool nb_gguf_linear(const nb_spec *s, const char *module, char *name, int64_t *heads);

@@ -1,7 +1,7 @@
-/* Values to GGUF's types. The formats of blocks (kernels/blocks.h) are found by a search of our own: every group of 16 or
- * 32 values is a line, value = d level - m, fitted by least squares and rounding in turns from several slopes; where d and
- * m are themselves stored in few bits, the codes beside the nearest ones are tried too. What is minimized is the plain
- * sum of squared errors. */
+/* Values to GGUF's types. What is stored in formats of blocks (kernels/blocks.h) is searched for: every group of 16 or 32
+ * values is a line, value = d level - m, fitted by least squares and rounding in turns from several slopes; where d and
+ * m are themselves stored in few bits, the codes beside the nearest ones are tried too. The sum of squared errors is
+ * what counts, each value alike. Q8_0 is llama.cpp's: the largest value becomes 127, halves are rounded away from 0. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -28,7 +28,7 @@ typedef struct levels {
     bool offset, positive; /* is there an m; is it never below 0 */
 } levels;
 
-/* level[n] of x[n]: the nearest one, halves to even. Returns the sum of squared errors. NaN becomes the lowest level. */
+/* level[n] of x[n]: the nearest one, halves to even, of NaN the lowest. Returns the sum of squared errors. */
 static float levels_of(float *level, const float *x, int n, line l, const levels *k) {
     const float inverse = fabsf(l.d) > 1e-30f ? 1 / l.d : 0, magic = 0x1.8p23f; /* rounds what is below 2^22 */
     float sum[8] = {0}, total = 0;
@@ -109,7 +109,7 @@ typedef struct coded {
     float level[SUPER];
 } coded;
 
-static int nearest(float v, int lo, int hi) { return v <= (float)lo ? lo : v >= (float)hi ? hi : (int)rintf(v); }
+static int nearest(float v, int lo, int hi) { return !(v > (float)lo) ? lo : v >= (float)hi ? hi : (int)rintf(v); }
 
 /* The best codes of group g around those nearest to its line. */
 static float choose_codes(coded *c, int g, const float *x, line want, const super *s) {
@@ -191,7 +191,10 @@ static void encode_q8_0(uint8_t *b, const float *x) {
     for (int i = 0; i < GROUP; i++) max = fabsf(x[i]) > max ? fabsf(x[i]) : max;
     float d = max / 127, inverse = d > 0 ? 1 / d : 0;
     put16(b, nb_f32_to_f16(d));
-    for (int i = 0; i < GROUP; i++) b[2 + i] = (uint8_t)(int8_t)roundf(x[i] * inverse);
+    for (int i = 0; i < GROUP; i++) {
+        const float v = roundf(x[i] * inverse);
+        b[2 + i] = (uint8_t)(int8_t)(!(v > -127) ? -127 : v < 127 ? v : 127); /* not a number: the lowest */
+    }
 }
 
 /* d, m, codes and nibbles, the part that Q4_K and Q5_K share. */

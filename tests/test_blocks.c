@@ -1,7 +1,9 @@
-/* GGUF's formats of blocks: decoding against the gguf package (tests/golden/blocks.safetensors), bit for bit. */
+/* GGUF's formats of blocks: decoding against the gguf package, bit for bit, and encoding against ggml's, by what is
+ * lost (tests/golden/blocks.safetensors). */
 #include "core/cpu.h"
 #include "core/mem.h"
 #include "kernels/weight.h"
+#include "model/gguf_map.h"
 #include "model/safetensors.h"
 #include "tests/test.h"
 #if defined(__x86_64__)
@@ -75,7 +77,100 @@ static void test_sizes(void **state) {
     assert_ok(nb_weight_check(&w, "a"));
 }
 
+static const nb_gguf_type written[] = {NB_GGUF_Q4_0, NB_GGUF_Q5_0, NB_GGUF_Q5_1, NB_GGUF_Q8_0,
+                                       NB_GGUF_Q4_K, NB_GGUF_Q5_K, NB_GGUF_Q6_K};
+
+/* What encoding and decoding loses, as a part of the norm. */
+static double loss(nb_gguf_type t, float *out, const float *x, int64_t n) {
+    uint8_t *bytes = nb_malloc(nb_gguf_bytes(t, n));
+    double error = 0, size = 0;
+    nb_gguf_encode(t, bytes, x, n);
+    nb_gguf_decode(t, out, bytes, n);
+    for (int64_t i = 0; i < n; i++) {
+        error += ((double)out[i] - x[i]) * ((double)out[i] - x[i]);
+        size += (double)x[i] * x[i];
+    }
+    free(bytes);
+    return size > 0 ? sqrt(error / size) : sqrt(error);
+}
+
+/* No more than llama.cpp loses of the same matrix. */
+static void test_encode(void **state) {
+    (void)state;
+    nb_st st;
+    float out[8 * 512];
+    assert_ok(nb_st_open_file(&st, "tests/golden/blocks.safetensors"));
+    for (int i = 0; i < NB_LEN(written); i++) {
+        const float theirs = *(const float *)golden(&st, nb_gguf_type_format(written[i]), "error");
+        const double ours = loss(written[i], out, nb_st_find(&st, "x")->data, NB_LEN(out));
+        if (!(ours <= 1.0001 * (double)theirs && ours > 0.5 * (double)theirs))
+            fail_msg("%s: %.5f is lost, ggml loses %.5f", nb_gguf_type_name(written[i]), ours, (double)theirs);
+    }
+    nb_st_close(&st);
+}
+
+/* Blocks of one value, of a few, with an outlier; what no scale can hold must still be a block. */
+static void test_odd_blocks(void **state) {
+    (void)state;
+    float x[256], out[256];
+    for (int i = 0; i < NB_LEN(written); i++) {
+        const nb_gguf_type t = written[i];
+        memset(x, 0, sizeof x);
+        assert_true(loss(t, out, x, 256) == 0);
+        for (int sign = -1; sign < 2; sign += 2) {
+            for (int j = 0; j < 256; j++) x[j] = (float)sign * 0.37f;
+            assert_true(loss(t, out, x, 256) < 0.02);
+        }
+        for (int j = 0; j < 256; j++) x[j] = j % 3 ? -0.25f : 0.5f;
+        assert_true(loss(t, out, x, 256) < 0.035);
+        for (int j = 0; j < 256; j++) x[j] = j == 100 ? -50 : 0.01f * (float)(j % 7);
+        assert_true(loss(t, out, x, 256) < 0.02);
+        for (int j = 0; j < 256; j++) x[j] = j % 2 ? 1e-9f : -3e-9f; /* below f16 */
+        assert_true(loss(t, out, x, 256) <= 1.5);
+        x[7] = NAN, x[40] = INFINITY, x[90] = -INFINITY, x[130] = 3e38f;
+        loss(t, out, x, 256);
+    }
+}
+
+/* As llama-quantize chooses: the head, attn_v and ffn_down in some layers, and types of smaller blocks. */
+static void test_mixture(void **state) {
+    (void)state;
+    static const struct { const char *name, *dtype; int64_t cols; bool tied; nb_gguf_type want; } cases[] = {
+        {"output.weight", "q4_k_m", 512, false, NB_GGUF_Q6_K},
+        {"token_embd.weight", "q4_k_m", 512, false, NB_GGUF_Q4_K},
+        {"token_embd.weight", "q4_k", 512, true, NB_GGUF_Q6_K},
+        {"output.weight", "q4_0", 288, false, NB_GGUF_Q8_0},
+        {"blk.0.attn_v.weight", "q4_k_m", 256, true, NB_GGUF_Q6_K},
+        {"blk.0.attn_k.weight", "q4_k_m", 256, true, NB_GGUF_Q4_K},
+        {"blk.3.ffn_down.weight", "q4_k_m", 256, true, NB_GGUF_Q6_K},
+        {"blk.4.ffn_down.weight", "q4_k_m", 256, true, NB_GGUF_Q4_K},
+        {"blk.6.ffn_down.weight", "q5_k_m", 256, true, NB_GGUF_Q6_K},
+        {"blk.27.ffn_down.weight", "q4_k_m", 256, true, NB_GGUF_Q6_K},
+        {"blk.28.attn_v.weight", "q4_k_m", 96, true, NB_GGUF_Q8_0},
+        {"blk.5.attn_v.weight", "q4_k_m", 96, true, NB_GGUF_Q5_0},
+        {"blk.5.attn_qkv.weight", "q4_k_m", 512, true, NB_GGUF_Q5_K},
+        {"blk.5.attn_qkv.weight", "q4_k_m", 96, true, NB_GGUF_Q5_1},
+        {"blk.5.attn_q.weight", "q5_k_m", 96, true, NB_GGUF_Q5_1},
+        {"blk.5.attn_q.weight", "q6_k", 97, true, NB_GGUF_F16},
+        {"blk.5.attn_q.weight", "q4_0", 97, true, NB_GGUF_F16},
+        {"blk.0.attn_v.weight", "q8_0", 64, true, NB_GGUF_Q8_0},
+    };
+    for (int i = 0; i < NB_LEN(cases); i++) {
+        nb_gguf_item it = {.n_dims = 2, .rows = 4, .cols = cases[i].cols};
+        it.part = nb_gguf_part_of(cases[i].name, 32, cases[i].tied);
+        nb_gguf_type got = nb_gguf_item_type(&it, nb_gguf_mix_find(cases[i].dtype));
+        if (got != cases[i].want)
+            fail_msg("%s of %s is %s", cases[i].name, cases[i].dtype, nb_gguf_type_name(got));
+        it.n_dims = 1, it.cols = 1;
+        assert_int_equal(nb_gguf_item_type(&it, nb_gguf_mix_find(cases[i].dtype)), NB_GGUF_F32);
+    }
+    assert_null(nb_gguf_mix_find("q2_k"));
+}
+
 int main(void) {
-    const struct CMUnitTest tests[] = {cmocka_unit_test(test_decode), cmocka_unit_test(test_sizes)};
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_decode), cmocka_unit_test(test_sizes), cmocka_unit_test(test_encode),
+        cmocka_unit_test(test_odd_blocks), cmocka_unit_test(test_mixture),
+    };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -27,13 +27,15 @@ run lora || bad lora "$(tail -n 3 "$tmp/lora.log")"
 lora=$tmp/lora/adapter
 
 # ---- a model ----
-for type in f32 f16 bf16 q8_0; do
+for type in f32 f16 bf16 q8_0 q6_k q5_k_m q4_k_m q4_0; do
     says "gguf_$type" 0 "read back and agree" export_ --base "$tmp/base" --format gguf --dtype $type --out "$tmp/$type.gguf"
 done
 says gguf_default 0 "read back and agree" export_ --base "$tmp/base" --format gguf --out "$tmp/default.gguf"
 is default_is_as_stored "$(sha "$tmp/f32.gguf")" "$(sha "$tmp/default.gguf")"
 says not_verified 0 "wrote" export_ --base "$tmp/base" --format gguf --dtype q8_0 --no-verify --out "$tmp/again.gguf"
 case $out in *"read back"*) bad says_only_what_it_did "$out";; *) ok says_only_what_it_did;; esac
+says q4_k_is_q4_k_m 0 "read back and agree" export_ --base "$tmp/base" --format gguf --dtype q4_k --out "$tmp/q4_k.gguf"
+is q4_k_same "$(sha "$tmp/q4_k_m.gguf")" "$(sha "$tmp/q4_k.gguf")"
 is same_bytes "$(sha "$tmp/q8_0.gguf")" "$(sha "$tmp/again.gguf")"
 is magic GGUF "$(head -c 4 "$tmp/f16.gguf")"
 
@@ -91,7 +93,7 @@ done
 is left_alone mine "$(cat "$tmp/mine.gguf")"
 says no_format 1 "are needed" export_ --base "$tmp/base" --out "$tmp/no.gguf"
 says other_format 1 "say gguf, gguf-lora, hf or peft" export_ --base "$tmp/base" --format onnx --out "$tmp/no.gguf"
-says other_dtype 1 "say f32, f16, bf16 or q8_0" export_ --base "$tmp/base" --format gguf --dtype q2 --out "$tmp/no.gguf"
+says other_dtype 1 "say f32, f16, bf16, q8_0" export_ --base "$tmp/base" --format gguf --dtype q2 --out "$tmp/no.gguf"
 says dtype_of_hf 1 "only --format gguf" export_ --adapter "$lora" --format hf --dtype f16 --out "$tmp/no.gguf"
 says no_adapter 1 "--adapter DIR is needed" export_ --base "$tmp/base" --format peft --out "$tmp/no.gguf"
 says no_base 1 "--base DIR is needed" export_ --format gguf --out "$tmp/no.gguf"

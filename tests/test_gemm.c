@@ -7,6 +7,7 @@
 #include "core/rng.h"
 #include "kernels/backend.h"
 #include "kernels/cpu/gemm.h"
+#include "model/gguf.h"
 #include "tests/test.h"
 
 enum { ZONE = 64 };             /* floats of red zone around every output */
@@ -54,7 +55,9 @@ static const struct { const char *name; nb_format f; bool nested; nb_dtype dtype
     {"f32", NB_FMT_F32, false, NB_F32},         {"bf16", NB_FMT_BF16, false, NB_BF16},
     {"f16", NB_FMT_F16, false, NB_F16},         {"nf4", NB_FMT_NF4, false, NB_BF16},
     {"nf4 nested", NB_FMT_NF4, true, NB_BF16},  {"nf4 of f16", NB_FMT_NF4, true, NB_F16},
-    {"nf4 of f32", NB_FMT_NF4, false, NB_F32},
+    {"nf4 of f32", NB_FMT_NF4, false, NB_F32},  {"q5_1", NB_FMT_Q5_1, false, NB_F32},
+    {"q8_0", NB_FMT_Q8_0, false, NB_F32},       {"q4_k", NB_FMT_Q4_K, false, NB_F32},
+    {"q6_k", NB_FMT_Q6_K, false, NB_F32},
 };
 
 static weight_case weight_new(int kind, int64_t rows, int64_t cols, uint64_t seed) {
@@ -63,7 +66,13 @@ static weight_case weight_new(int kind, int64_t rows, int64_t cols, uint64_t see
     float *x = nb_calloc((size_t)n, sizeof *x);
     randomize(x, n, seed);
     if (kinds[kind].f == NB_FMT_F32) c.data = x;
-    else if (kinds[kind].f == NB_FMT_NF4) {
+    else if (kinds[kind].f > NB_FMT_NF4) {
+        nb_gguf_type t;
+        assert_true(nb_gguf_type_find(nb_format_name(kinds[kind].f), &t));
+        c.data = nb_malloc(nb_gguf_bytes(t, n));
+        nb_gguf_encode(t, c.data, x, n);
+        free(x);
+    } else if (kinds[kind].f == NB_FMT_NF4) {
         c.data = nb_malloc((size_t)(n + 1) / 2);
         c.absmax = nb_calloc((size_t)blocks, sizeof(float));
         nb_nf4_quantize(c.data, c.absmax, x, NB_F32, n);
@@ -181,6 +190,7 @@ static void test_dense(void **state) {
 }
 
 static void one_weight(nb_dev *d, int kind, int64_t T, int64_t N, int64_t K, bool fwd, float beta) {
+    if (K % nb_format_block(kinds[kind].f)) return;
     weight_case w = weight_new(kind, N, K, 7);
     float *dense = nb_calloc((size_t)(N * K), sizeof *dense);
     nb_weight_decode(dense, K, &w.w, 0, N, 0, K);
@@ -206,7 +216,8 @@ static void one_weight(nb_dev *d, int kind, int64_t T, int64_t N, int64_t K, boo
 
 static void weight_cases(nb_dev *d) {
     static const int64_t more[][3] = {{9, 64, 128},  {12, 96, 256}, {1, 32, 1280},
-                                      {4, 1152, 64}, {3, 34, 192},  {2, 40, 320}};
+                                      {4, 1152, 64}, {3, 34, 192},  {2, 40, 320},
+                                      {3, 33, 1536}};
     for (int kind = 0; kind < NB_LEN(kinds); kind++)
         for (int fwd = 0; fwd < 2; fwd++) {
             for (int s = (kind + fwd) % 2; s < NB_LEN(shapes); s += 2) /* each format takes every other shape */
@@ -228,7 +239,7 @@ static nb_status product(nb_dev *d, bool fwd, float *y, const float *x, const nb
 
 /* Row i of a product of T rows is bit-equal to the same row alone, for any number of threads. */
 static void row_cases(nb_dev *d) {
-    static const int64_t sizes[][2] = {{64, 256}, {33, 70}, {64, 1152}, {16, 640}};
+    static const int64_t sizes[][2] = {{64, 256}, {33, 70}, {64, 1152}, {16, 640}, {17, 1280}};
     static const int heights[] = {1, 2, 3, 4, 5, 11, 12, 16, 29, 70};
     enum { T = 70 };
     int threads = nb_threads();
@@ -237,6 +248,7 @@ static void row_cases(nb_dev *d) {
         for (int s = 0; s < NB_LEN(sizes) * 2; s++) {
             int64_t N = sizes[s / 2][0], K = sizes[s / 2][1];
             bool fwd = s % 2;
+            if (K % nb_format_block(kinds[kind].f)) continue;
             int64_t in = fwd ? K : N, out = fwd ? N : K;
             weight_case w = weight_new(kind, N, K, 11);
             float *x = nb_calloc(T * (size_t)in, sizeof *x), *all = nb_calloc(T * (size_t)out, sizeof *all),

@@ -5,13 +5,14 @@
 
 The gguf package reads every file, and each tensor of the smaller types is that of the F32 file within the type's error.
 In llama.cpp the F32 and F16 files tokenize as nibble does, give the text that nibble finds most likely token by token,
-and the F32 file the same negative log-likelihoods; BF16 and Q8_0 give the F32 file's logits within the format's error;
-the GGUF adapter on the F32 file is base + adapter, the merged file is the merged folder. Needs gguf, and
+and the F32 file the same negative log-likelihoods; the smaller types give the F32 file's logits within the format's
+error; files of 4 to 6 bits have the types that llama.cpp's own quantizer gives each tensor, and lose no more; the GGUF adapter on the F32 file is base + adapter, the merged file is the merged folder. Needs gguf, and
 llama-cpp-python unless --no-llama. Exits with 1 on a difference. (llama.cpp refuses some tokenizers by the model's name: a folder called phi3
 must have Phi-3's tokens.)
 """
 
 import argparse
+import ctypes
 import json
 import os
 import subprocess
@@ -23,9 +24,11 @@ from gguf import GGUFReader
 from gguf.quants import dequantize
 
 NEW_TOKENS = 60
-TYPES = ["f32", "f16", "bf16", "q8_0"]
 # Largest difference of a value, relative to the largest of its row.
-STEP = {"f16": 2.0 ** -11, "bf16": 2.0 ** -8, "q8_0": 0.57 / 127}
+STEP = {"f32": 0, "f16": 2.0 ** -11, "bf16": 2.0 ** -8, "q8_0": 0.57 / 127}
+# llama.cpp's number of the mixture, and the part that the logits of a small model may be off.
+MIXTURES = {"q6_k": (18, 0.04), "q5_k_m": (17, 0.06), "q4_k_m": (15, 0.12), "q5_0": (8, 0.1), "q4_0": (2, 0.2)}
+TYPES = [*STEP, *MIXTURES]
 failed = 0
 
 
@@ -55,8 +58,25 @@ def read_files(files):
         for name, want in whole.items():
             scale = np.abs(want).max(axis=1, keepdims=True)
             worst = max(worst, float((np.abs(parts[name] - want) / np.maximum(scale, 1e-30)).max()))
-        check(f"gguf tensors of {kind}", parts.keys() == whole.keys() and worst <= STEP.get(kind, 0),
+        check(f"gguf tensors of {kind}", parts.keys() == whole.keys() and worst <= STEP.get(kind, 0.2),
               f"error {worst:.2e}")
+
+
+def compare_quantizers(files, tmp):
+    """Types of tensors and what they lose, against llama.cpp's quantizer on the same F32 file."""
+    import llama_cpp
+    whole = tensors(files["f32"])
+    for kind, (number, _) in MIXTURES.items():
+        params = llama_cpp.llama_model_quantize_default_params()
+        params.ftype, params.nthread = number, 1
+        theirs = os.path.join(tmp, f"theirs-{kind}.gguf")
+        status = llama_cpp.llama_model_quantize(files["f32"].encode(), theirs.encode(), ctypes.byref(params))
+        types = [{t.name: t.tensor_type.name for t in GGUFReader(p).tensors} for p in (files[kind], theirs)]
+        number_in_file = GGUFReader(files[kind]).fields["general.file_type"].contents()
+        check(f"{kind}: types as llama.cpp chooses", status == 0 and types[0] == types[1] and number_in_file == number)
+        lost = [sum(float(((parts[n] - whole[n]) ** 2).sum()) for n in whole) ** 0.5
+                for parts in (tensors(files[kind]), tensors(theirs))]
+        check(f"{kind}: loses no more than llama.cpp", lost[0] <= 1.005 * lost[1], f"{lost[0] / lost[1]:.3f} of it")
 
 
 class Model:
@@ -118,7 +138,7 @@ def run_llama(args, files, adapter_files):
         for kind in ("f32", "f16"):
             text = same_text(args, f"llama.cpp {kind}", models[kind], prompt, ["--base", args.base], kind == "f32")
         want = models["f32"].logits(text)
-        for kind, most in (("bf16", 0.02), ("q8_0", 0.03)):
+        for kind, most in (("bf16", 0.02), ("q8_0", 0.03), *((k, m) for k, (_, m) in MIXTURES.items())):
             got = models[kind].logits(text)
             error = float(np.linalg.norm(got - want) / np.linalg.norm(want))
             check(f"llama.cpp {kind}: logits after {prompt!r}", error <= most, f"relative error {error:.1e}")
@@ -151,6 +171,7 @@ def main():
                 check(f"gguf reads {form} of the adapter", len(GGUFReader(adapter_files[form]).tensors) > 0)
         read_files(files)
         if not args.no_llama:
+            compare_quantizers(files, tmp)
             run_llama(args, files, adapter_files)
     return 1 if failed else 0
 
