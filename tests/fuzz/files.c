@@ -43,9 +43,10 @@ void fuzz_read_gguf(const uint8_t *data, size_t n) {
     }
     for (int64_t i = 0; i < g.n_tensors; i++) {
         const nb_gguf_tensor *t = &g.tensors[i];
-        float x[NB_GGUF_BLOCK];
-        if (!nb_gguf_find_tensor(&g, t->name)) abort();
-        if (t->bytes && t->ne[0] % NB_GGUF_BLOCK == 0) nb_gguf_decode(t->type, x, t->data, NB_GGUF_BLOCK);
+        int block = nb_format_block(nb_gguf_type_format(t->type));
+        float x[256];
+        if (!nb_gguf_find_tensor(&g, t->name) || block > NB_LEN(x) || t->ne[0] % block) abort();
+        if (t->bytes) nb_gguf_decode(t->type, x, t->data, block);
     }
     nb_gguf_close(&g);
 }

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
 """Writes seeds/TARGET/NAME: small inputs that are well formed, for libFuzzer to begin with. Needs nothing but Python."""
+import base64
 import json
 import os
 import shutil
@@ -108,14 +109,15 @@ def gguf():
             text("a.u64") + struct.pack("<IQ", 10, 3), text("a.f64") + struct.pack("<Id", 12, 1.5),
             text("a.strings") + struct.pack("<IIQ", 9, 8, 2) + text("x") + text("yz"),
             text("a.ints") + struct.pack("<IIQ", 9, 5, 2) + struct.pack("<ii", 1, -1)]
-    kinds = [("t.f32", 0, [32, 2], 256), ("t.f16", 1, [32], 64), ("t.q8_0", 8, [32, 1], 34), ("t.bf16", 30, [32], 64)]
+    kinds = [("t.f32", 0, [32, 2], 256), ("t.f16", 1, [32], 64), ("t.q8_0", 8, [32, 1], 34), ("t.bf16", 30, [32], 64),
+             ("t.q4_0", 2, [64], 36), ("t.q4_k", 12, [256], 144), ("t.q6_k", 14, [256], 210)]
     infos, data = b"", b""
     for name, kind, ne, n in kinds:
         infos += text(name) + struct.pack("<I", len(ne)) + struct.pack(f"<{len(ne)}Q", *ne)
         infos += struct.pack("<IQ", kind, len(data))
         data += bytes(n) + bytes(-n % 32)
     head = b"GGUF" + struct.pack("<IQQ", 3, len(kinds), len(keys)) + b"".join(keys) + infos
-    save("gguf", "four", head + bytes(-len(head) % 32) + data)
+    save("gguf", "kinds", head + bytes(-len(head) % 32) + data)
     save("gguf", "none", b"GGUF" + struct.pack("<IQQ", 3, 0, 0))
 
 
@@ -163,6 +165,18 @@ def tokenizers():
                                                 "vocab": [["<unk>", 0.0], ["\u2581", -2.0], ["he", -3.5], ["l", -4.0]]},
                         pre_tokenizer={"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always"})
     save("tokenizer", "unigram", unigram)
+    unigram["normalizer"] = {"type": "Precompiled", "precompiled_charsmap": base64.b64encode(charsmap()).decode()}
+    save("tokenizer", "precompiled", unigram, "", "banana a\u0301 \r\n")
+
+
+def charsmap():
+    """A precompiled map: a trie of 512 units that has "a" to the text at 0."""
+    unit = [0] * 512
+    unit[0] = 256 << 10  # the children begin at 256
+    at = 256 ^ ord("a")
+    unit[at] = ord("a") | 1 << 8 | (at ^ 384) << 10  # has a leaf
+    unit[384] = 1 << 31
+    return struct.pack("<I", 4 * len(unit)) + struct.pack(f"<{len(unit)}I", *unit) + b"bc\0"
 
 
 def field(number, value):
@@ -180,15 +194,16 @@ def varint(v):
 
 
 def sentencepiece():
-    def model(kind):
+    def model(kind, normalizer=b""):
         pieces = [("<unk>", 0.0, 2), ("<s>", 0.0, 3), ("</s>", 0.0, 3)]
         pieces += [(f"<0x{b:02X}>", 0.0, 6) for b in range(256)] if kind == 2 else []
         pieces += [("\u2581", -1.0, 1), ("h", -2.0, 1), ("e", -3.0, 1), ("he", -4.0, 1), ("\u2581he", -5.0, 1), ("<x>", 0.0, 4)]
         out = b"".join(field(1, field(1, p.encode()) + field(2, s) + field(3, t)) for p, s, t in pieces)
         trainer = field(3, kind) + (field(35, 1) if kind == 2 else b"")
-        return out + field(2, trainer) + field(3, field(3, 1) + field(4, 0) + field(5, 1))
+        return out + field(2, trainer) + field(3, normalizer + field(3, 1) + field(4, 0) + field(5, 1))
     save("sentencepiece", "bpe", model(2))
     save("sentencepiece", "unigram", model(1))
+    save("sentencepiece", "precompiled", model(1, field(2, charsmap())))
 
 
 # ---- texts ----

@@ -12,7 +12,7 @@
 
 static const char sample_text[] =
     "Hello  world, it's <s> 3.14\r\n\t\xC3\xA9 e\xCC\x81 \xE2\x96\x81 \xF0\x9F\x99\x82 \xE6\x97\xA5"
-    "\xE6\x9C\xAC\xE8\xAA\x9E <|im_end|> \xFF\xFE tail ";
+    "\xE6\x9C\xAC\xE8\xAA\x9E <|im_end|>\r\n banana aaaaaaaa heh tail ";
 
 /* What was loaded is used: there and back, as plain text too. */
 static void use(const nb_tokenizer *t, fuzz_part text) {
@@ -64,6 +64,38 @@ static json_t *conversation(fuzz_part text) {
     return json_loads(fixed, 0, NULL);
 }
 
+/* The turns of a conversation by a template that renders it: spans in order, within the text. */
+static void find_turns(const nb_jinja *j, const json_t *v) {
+    enum { MOST = 8 };
+    static nb_tokenizer *t;
+    const json_t *list = json_object_get(v, "messages");
+    const nb_chat_extra extra = {json_object_get(v, "tools"), json_object_get(v, "documents")};
+    nb_message_t m[MOST];
+    nb_text text = {0};
+    nb_chat_span *spans;
+    int n = (int)json_array_size(list), n_spans;
+    if (n < 1 || n > MOST) return;
+    for (int i = 0; i < n; i++) {
+        const json_t *one = json_array_get(list, (size_t)i);
+        m[i] = (nb_message_t){json_string_value(json_object_get(one, "role")),
+                              json_string_value(json_object_get(one, "content")), one};
+        if (!m[i].role) return;
+    }
+    if (!t && nb_tokenizer_load(&t, "data/samples/base") != NB_OK) abort();
+    if (nb_chat_jinja_render(j, t, m, n, &extra, false, &text, &spans, &n_spans) == NB_OK) {
+        nb_ids ids = {0};
+        for (int i = 0; i < n_spans; i++) {
+            const nb_chat_span *s = &spans[i];
+            bool placed = s->begin <= s->end && s->end <= s->end_of_turn && s->end_of_turn <= text.n;
+            if (!placed || s->message < -1 || s->message >= n || (i && s->begin < s[-1].end)) abort();
+        }
+        if (text.n < 10000) nb_chat_encode(t, &text, spans, n_spans, &ids);
+        nb_ids_free(&ids);
+    }
+    free(spans);
+    nb_text_free(&text);
+}
+
 void fuzz_read_template(const uint8_t *data, size_t n) {
     /* A hundredth of the time, a quarter of the memory: what keeps these limits keeps the real ones. */
     static const nb_jinja_limits limits = {.steps = 200000, .memory = 64 << 20, .output = 4 << 20, .depth = 400};
@@ -80,6 +112,7 @@ void fuzz_read_template(const uint8_t *data, size_t n) {
             if (out.runs[i].begin < at || out.runs[i].end < out.runs[i].begin || out.runs[i].end > out.text.n) abort();
             at = out.runs[i].end;
         }
+        find_turns(j, v);
     }
     nb_jinja_output_free(&out);
     json_decref(v);
