@@ -222,7 +222,7 @@ static void mean_row(const nb_weight *w, float *out) {
 }
 
 static nb_status init_rows(nb_adapter *a) {
-    const nb_weight *source[2] = {&a->model->base->embed, &a->model->base->head.w};
+    const nb_weight *source[2] = {&a->model->base->embed, nb_base_stored_head(a->model->base)};
     nb_tensor *rows[2] = {a->rows.embed, a->rows.head};
     for (int k = 0; k < (a->model->spec->tied ? 1 : 2) && a->rows.n; k++) {
         int64_t C = rows[k]->d[1];

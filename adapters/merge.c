@@ -101,7 +101,7 @@ static const nb_tensor *replaced_rows(const merger *m, const char *tensor, const
                          : !strcmp(tensor, embed) ? rows->embed
                          : !strcmp(tensor, head)  ? rows->head
                                                   : NULL;
-    *source = !strcmp(tensor, head) ? &m->s->base->head.w : &m->s->base->embed;
+    *source = !strcmp(tensor, head) ? nb_base_stored_head(m->s->base) : &m->s->base->embed;
     free(embed), free(head);
     return t;
 }

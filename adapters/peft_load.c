@@ -193,7 +193,7 @@ static nb_status load_beside(loader *l) {
     const nb_base *b = l->a->model->base;
     const char *embed = nb_spec_embed_name(&b->spec), *head = nb_spec_head_name(&b->spec);
     NB_TRY(check_beside(l, embed, "base_layer.weight", &b->embed, NULL));
-    NB_TRY(check_beside(l, head, "base_layer.weight", &b->head.w, NULL));
+    NB_TRY(check_beside(l, head, "base_layer.weight", nb_base_stored_head(b), NULL));
     return b->head.bias ? check_beside(l, head, "base_layer.bias", &b->head.w, b->head.bias) : NB_OK;
 }
 

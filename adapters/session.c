@@ -8,7 +8,7 @@
 #include "core/log.h"
 
 typedef struct manifest_facts {
-    const char *base, *chat_template, *compute_dtype;
+    const char *base, *chat_template, *compute_dtype, *lm_head_quant;
     int64_t sequence_len; /* 0: not said */
     bool load_in_4bit, double_quant, present;
 } manifest_facts;
@@ -20,6 +20,7 @@ static nb_status read_facts(manifest_facts *f, const json_t *m, const char *dir)
     NB_TRY(nb_json_str(m, "base", &f->base, dir));
     NB_TRY(nb_json_str(m, "chat_template", &f->chat_template, dir));
     NB_TRY(nb_json_str(m, "compute_dtype", &f->compute_dtype, dir));
+    NB_TRY(nb_json_str(m, "lm_head_quant", &f->lm_head_quant, dir));
     NB_TRY(nb_json_int(m, "sequence_len", &f->sequence_len, dir));
     NB_TRY(nb_json_bool(m, "load_in_4bit", &f->load_in_4bit, dir));
     return nb_json_bool(m, "double_quant", &f->double_quant, dir);
@@ -59,6 +60,13 @@ static nb_status open_tokenizer(nb_session *s, const nb_session_options *o, cons
     return NB_OK;
 }
 
+static nb_status quantize_head(nb_session *s, const nb_session_options *o, const manifest_facts *f) {
+    const char *name = o->lm_head_quant ? o->lm_head_quant : f->lm_head_quant ? f->lm_head_quant : "none";
+    for (nb_head_quant q = NB_HEAD_STORED; q <= NB_HEAD_INT8; q++)
+        if (!strcmp(name, nb_head_quant_name(q))) return nb_base_quantize_head(s->base, q);
+    return nb_fail(NB_EINPUT, "lm_head_quant \"%.20s\": none, nf4 or int8", name);
+}
+
 static nb_status open_parts(nb_session *s, const nb_session_options *o, const manifest_facts *f) {
     nb_dtype dtype;
     json_t *config = NULL;
@@ -82,6 +90,7 @@ static nb_status open_parts(nb_session *s, const nb_session_options *o, const ma
     int64_t more = 0;
     if (o->adapter) NB_TRY(nb_adapter_rows_beyond(o->adapter, &s->base->spec, &more));
     NB_TRY(nb_base_extend(s->base, more));
+    NB_TRY(quantize_head(s, o, f));
     NB_TRY(nb_model_open(&s->model, s->base, s->dev, o->positions ? o->positions : s->base->spec.context,
                          f->sequence_len));
     return o->adapter ? nb_adapter_load(&s->adapter, s->model, o->adapter, false) : NB_OK;

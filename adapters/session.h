@@ -14,6 +14,7 @@ typedef struct nb_session_options {
     int load_in_4bit;      /* 1, 0, or -1: as the adapter's manifest says (without one: as it is stored) */
     const char *device;    /* "cpu", "cuda:1", ...; NULL: "auto" */
     const char *dtype;     /* "f32", "bf16": what products compute in; NULL: the manifest's, else bf16 where the device has it */
+    const char *lm_head_quant; /* "none", "nf4", "int8"; NULL: as the adapter's manifest says */
     const char *quantized_cache;
     int64_t positions;     /* longest sequence wanted; 0: the model's context */
 } nb_session_options;

@@ -116,13 +116,13 @@ static void report_operations(const run *r) {
 
 static void bench_shape(const nb_shape *s, double seconds, const double peak[2]) {
     static const nb_format formats[] = {NB_FMT_F32, NB_FMT_BF16, NB_FMT_NF4};
-    nb_random_base *base[NB_FMT_COUNT];
+    nb_base *base[NB_FMT_COUNT];
     run r[WAYS] = {0};
     for (int i = 0; i < NB_LEN(formats); i++)
-        must(nb_random_base_open(&base[formats[i]], s, formats[i], TOKENS));
+        must(nb_base_random(&base[formats[i]], s, formats[i], TOKENS));
     for (int i = 0; i < WAYS; i++)
         if (ways[i].compute == NB_F32 || nb_dev_has_bf16(device))
-            open_run(&r[i], &ways[i], nb_random_base_get(base[ways[i].format]));
+            open_run(&r[i], &ways[i], base[ways[i].format]);
     double end = 0;
     for (int round = 0; round < 2 || nb_now() < end; round++) {
         if (round == 1) end = nb_now() + seconds;
@@ -136,7 +136,7 @@ static void bench_shape(const nb_shape *s, double seconds, const double peak[2])
     report_operations(&r[r[NF4_IN_BF16].dev ? NF4_IN_BF16 : NF4_IN_F32]);
     for (int i = 0; i < WAYS; i++)
         if (r[i].dev) close_run(&r[i]);
-    for (int i = 0; i < NB_LEN(formats); i++) nb_random_base_free(base[formats[i]]);
+    for (int i = 0; i < NB_LEN(formats); i++) nb_base_free(base[formats[i]]);
 }
 
 int main(int argc, char **argv) {

@@ -94,7 +94,7 @@ static nb_status print(const json_t *all, const char *json) {
 /* ---- the command ---- */
 
 typedef struct args {
-    const char *config, *shape, *base, *only, *json;
+    const char *config, *shape, *base, *head, *only, *json;
     int64_t layers, threads;
     nb_opt_list sets;
 } args;
@@ -107,6 +107,12 @@ static nb_status format_of(const char *name, nb_format *out) {
             return NB_OK;
         }
     return nb_fail(NB_EINPUT, "--base %s: nf4, bf16 or f32", name);
+}
+
+static nb_status head_of(const char *name, nb_head_quant *out) {
+    for (*out = NB_HEAD_STORED; *out <= NB_HEAD_INT8; (*out)++)
+        if (!strcmp(name, nb_head_quant_name(*out))) return NB_OK;
+    return nb_fail(NB_EINPUT, "--lm-head-quant %s: none, nf4 or int8", name);
 }
 
 static nb_status choose_parts(const char *only, nb_bench_options *o) {
@@ -126,6 +132,7 @@ static nb_status run(args *a, nb_bench_options *o) {
     nb_config c;
     json_t *out;
     NB_TRY(format_of(a->base, &o->format));
+    NB_TRY(head_of(a->head, &o->head));
     NB_TRY(choose_parts(a->only, o));
     if (o->tokens < 1 || o->rank < 1 || o->prompt < 0 || o->generate < 0 || !(o->seconds >= 0))
         return nb_fail(NB_EINPUT, "--tokens and --rank count from 1, the other numbers from 0");
@@ -149,12 +156,13 @@ static nb_status run(args *a, nb_bench_options *o) {
 
 int nb_cmd_bench(int argc, char **argv) {
     nb_bench_options o = {.tokens = 512, .rank = 16, .prompt = 512, .generate = 128, .step = true, .seconds = 4};
-    args a = {.shape = "smollm2-135m", .base = "nf4", .threads = -1};
+    args a = {.shape = "smollm2-135m", .base = "nf4", .head = "none", .threads = -1};
     const nb_opt opts[] = {
         {"shape", NB_OPT_STR, &a.shape, "NAME",
          "without CONFIG: random weights in the shape of smollm2-135m (the default), llama-3.2-1b, ..."},
         {"layers", NB_OPT_INT, &a.layers, "N", "only so many of its layers"},
         {"base", NB_OPT_STR, &a.base, "nf4|bf16|f32", "how the shape's linear layers are held (nf4)"},
+        {"lm-head-quant", NB_OPT_STR, &a.head, "none|nf4|int8", "how its output head is held (none: bf16)"},
         {"dtype", NB_OPT_STR, &o.dtype, "bf16|f32", "what products compute in (bf16 where the device has it)"},
         {"tokens", NB_OPT_INT, &o.tokens, "N", "tokens of a training step (512)"},
         {"rank", NB_OPT_INT, &o.rank, "R", "rank of its adapter (16)"},

@@ -12,6 +12,7 @@
 #include "core/json.h"
 #include "core/log.h"
 #include "data/added.h"
+#include "eval/head_cost.h"
 #include "eval/report.h"
 #include "train/run.h"
 
@@ -21,6 +22,7 @@ typedef struct eval_args {
     nb_opt_list sets;
     bool base_only;
     int load_in_4bit;
+    const char *lm_head_quant;
     int64_t max_new_tokens, threads;
 } eval_args;
 
@@ -185,6 +187,7 @@ static nb_status make_entry(subject *s, const eval_args *a) {
 static nb_status open_file(subject *s, const eval_args *a, char **adapter) {
     nb_session_options o = {.base = a->base, .adapter = a->base_only ? NULL : a->adapter,
                             .load_in_4bit = a->load_in_4bit,
+                            .lm_head_quant = a->lm_head_quant,
                             .device = a->device,
                             .dtype = a->dtype};
     NB_TRY(nb_cli_threads(a->threads));
@@ -227,9 +230,22 @@ static nb_status measure(subject *s, nb_model *m, nb_report *r, bool tuned) {
     return st;
 }
 
+/* Prints it; the model is the base alone, and r has its results. */
+static nb_status head_cost(subject *s, const nb_report *r) {
+    const nb_heldout_result **held = nb_calloc((size_t)r->n_sets, sizeof *held);
+    nb_text text = {0};
+    for (int i = 0; i < r->n_sets; i++) held[i] = &r->sets[i].base;
+    nb_status st = nb_head_cost(&text, s->model, s->arena, s->tokenizer, s->sets, held, r->n_sets);
+    if (st == NB_OK) fputs(text.s, stdout);
+    nb_text_free(&text);
+    free(held);
+    return st;
+}
+
 static nb_status measure_both(subject *s, nb_report *r) {
     if (s->adapter) nb_adapter_enable(s->adapter, false);
     NB_TRY(measure(s, s->model, r, false));
+    if (s->model->base->head_quant) NB_TRY(head_cost(s, r));
     if (!r->adapter) return NB_OK;
     if (s->adapter) nb_adapter_enable(s->adapter, true);
     NB_TRY(measure(s, s->tuned ? s->tuned : s->model, r, true));
@@ -333,6 +349,8 @@ int nb_cmd_eval(int argc, char **argv) {
         {"field-instruction", NB_OPT_STR, &a.field[3], "NAME", "alpaca: of the task (default instruction)"},
         {"field-output", NB_OPT_STR, &a.field[4], "NAME", "alpaca: of the answer (default output)"},
         {"field-messages", NB_OPT_STR, &a.field[5], "NAME", "chat_template: of the messages (default messages)"},
+        {"lm-head-quant", NB_OPT_STR, &a.lm_head_quant, "none|nf4|int8",
+         "how the output head is held (default: as the adapter was trained)"},
         {"load-in-4bit", NB_OPT_TRISTATE, &a.load_in_4bit, NULL,
          "quantize the base, or not (default: as the adapter was trained)"},
         {"dtype", NB_OPT_STR, &a.dtype, "f32|bf16", "what products are computed in"},

@@ -21,6 +21,7 @@ static nb_status open_session(nb_session *s, const args *a, bool merges) {
     nb_session_options o = a->session;
     if (!o.adapter) return nb_fail(NB_EINPUT, "--format %s: --adapter DIR is needed", a->format);
     o.load_in_4bit = merges ? 0 : -1;
+    o.lm_head_quant = "none";
     return nb_session_open(s, &o);
 }
 

@@ -36,7 +36,7 @@ static nb_status run(const nb_session_options *o, const char *out, const char *m
 }
 
 int nb_cmd_merge(int argc, char **argv) {
-    nb_session_options o = {.load_in_4bit = -1};
+    nb_session_options o = {.load_in_4bit = -1, .lm_head_quant = "none"};
     const char *out = NULL, *mode = "original";
     int64_t threads = 0;
     const nb_opt opts[] = {

@@ -92,6 +92,8 @@ int nb_cmd_score(int argc, char **argv) {
         {"ids", NB_OPT_STR, &a.ids, "1,2,3", "token ids instead of text"},
         {"load-in-4bit", NB_OPT_TRISTATE, &o.load_in_4bit, NULL,
          "quantize the base to NF4 (default: as the adapter was trained)"},
+        {"lm-head-quant", NB_OPT_STR, &o.lm_head_quant, "none|nf4|int8",
+         "how the output head is held (default: as the adapter was trained)"},
         {"dtype", NB_OPT_STR, &o.dtype, "f32|bf16", "what products compute in"},
         {"device", NB_OPT_STR, &o.device, NB_DEVICES, NB_DEVICE_HELP},
         {"json", NB_OPT_FLAG, &a.json, NULL, "print {\"ids\", \"nll\", \"argmax\", \"loss\"}"},

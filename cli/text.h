@@ -36,6 +36,8 @@ nb_text_args nb_text_args_default(void);
          "chatml, llama3, mistral, zephyr, alpaca (default: the model's own)"}, \
         {"load-in-4bit", NB_OPT_TRISTATE, &(a).session.load_in_4bit, NULL, \
          "quantize the base, or not (default: as the adapter was trained)"}, \
+        {"lm-head-quant", NB_OPT_STR, &(a).session.lm_head_quant, "none|nf4|int8", \
+         "how the output head is held (default: as the adapter was trained)"}, \
         {"dtype", NB_OPT_STR, &(a).session.dtype, "f32|bf16", "what products are computed in"}, \
         {"device", NB_OPT_STR, &(a).session.device, NB_DEVICES, NB_DEVICE_HELP}, { \
         "threads", NB_OPT_INT, &(a).threads, "N", "threads to use; 0: all cores" \

@@ -105,6 +105,11 @@ static void check_adapter(const nb_config *c, nb_errors *e) {
             WRONG(per_epoch, #per_epoch ": needs " #strategy ": epoch");                     \
     } while (0)
 
+static void check_head(const nb_config *c, nb_errors *e) {
+    if (c->adapter == NB_ADAPTER_FULL && c->lm_head_quant)
+        WRONG(lm_head_quant, "lm_head_quant: adapter: full trains the head, which cannot be held in fewer bits then");
+}
+
 static void check_schedule(const nb_config *c, nb_errors *e) {
     EXCLUSIVE(warmup_ratio, warmup_steps);
     CHECK_WHEN(eval_strategy, eval_steps, evals_per_epoch);
@@ -171,6 +176,7 @@ nb_status nb_config_check(const nb_config *c) {
     nb_errors e = {.file = c->file};
     check_adapter(c, &e);
     check_data(c, &e);
+    check_head(c, &e);
     check_schedule(c, &e);
     return nb_errors_done(&e);
 }

@@ -15,7 +15,6 @@
 typedef struct bench {
     const nb_bench_options *o;
     nb_run run;             /* of a configuration; else its dev, model, adapter and optimizer alone are used */
-    nb_random_base *random;
     nb_limits top;          /* with all threads; zeros where they are not known */
     const char *checkpointing;
     nb_progress bar;
@@ -177,8 +176,8 @@ static nb_status open_random(bench *b) {
     if (o->dtype && !bf16 && strcmp(o->dtype, "f32") != 0)
         return nb_fail(NB_EINPUT, "--dtype %s: f32 or bf16", o->dtype);
     NB_TRY(nb_dev_open(&r->dev, device, bf16 ? NB_BF16 : NB_F32));
-    NB_TRY(nb_random_base_open(&b->random, &o->shape, o->format, longest));
-    r->base = nb_random_base_get(b->random);
+    NB_TRY(nb_base_random(&r->base, &o->shape, o->format, longest));
+    NB_TRY(nb_base_quantize_head(r->base, o->head));
     return nb_model_open(&r->model, r->base, r->dev, longest, longest);
 }
 
@@ -196,7 +195,7 @@ static void close_random(bench *b) {
     nb_optimizer_close(&r->optimizer);
     nb_adapter_free(r->adapter);
     nb_model_free(r->model);
-    nb_random_base_free(b->random);
+    nb_base_free(r->base);
     if (r->dev) nb_dev_close(r->dev);
 }
 

@@ -9,9 +9,10 @@
 
 typedef struct nb_bench_options {
     nb_config *config;        /* whose model is measured; NULL: random weights of `shape` */
-    const char *device;       /* these six: without a configuration */
+    const char *device;       /* these seven: without a configuration */
     nb_shape shape;
     nb_format format;         /* of the linear layers */
+    nb_head_quant head;
     const char *dtype;        /* "f32", "bf16"; NULL: bf16 where the device has it */
     const char *checkpointing; /* "false", "smart", "true" */
     int64_t tokens, rank;     /* of a training step */

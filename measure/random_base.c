@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "core/mem.h"
+#include "model/base.h"
 
 const nb_shape nb_shapes[] = {
     {"tiny", "a tiny Llama", 2, 64, 96, 4, 2, 16, 512},
@@ -33,37 +34,6 @@ nb_status nb_shape_find(const nb_shape **out, const char *name) {
     return st;
 }
 
-struct nb_random_base {
-    nb_base base;
-    struct {
-        void *p;
-        size_t bytes;
-    } *buf;
-    int n, cap;
-};
-
-static nb_status keep(nb_random_base *r, void *out /* T ** */, size_t bytes) {
-    void *p;
-    NB_TRY(nb_big_alloc(&p, bytes, "random weights"));
-    NB_GROW(r->buf, r->n, r->cap);
-    r->buf[r->n].bytes = bytes;
-    r->buf[r->n++].p = p;
-    memcpy(out, &p, sizeof p);
-    return NB_OK;
-}
-
-void nb_random_base_free(nb_random_base *r) {
-    if (!r) return;
-    for (int i = 0; i < r->n; i++) nb_big_free(r->buf[i].p, r->buf[i].bytes);
-    free(r->buf);
-    for (int64_t l = 0; r->base.layer && l < r->base.spec.layers; l++)
-        for (int k = 0; k < NB_SLOTS; k++) free(r->base.layer[l].lin[k].name);
-    free(r->base.layer);
-    free(r);
-}
-
-nb_base *nb_random_base_get(nb_random_base *r) { return &r->base; }
-
 /* About normal(0, 0.02): the sum of four uniform numbers. */
 static void draw(float *x, int64_t n, uint32_t seed) {
 #pragma omp parallel for schedule(static)
@@ -77,13 +47,13 @@ static void draw(float *x, int64_t n, uint32_t seed) {
     }
 }
 
-static nb_status to_nf4(nb_random_base *r, nb_weight *w, const float *x) {
+static nb_status to_nf4(nb_base *b, nb_weight *w, const float *x) {
     const int64_t n = w->rows * w->cols, blocks = (n + 63) / 64, part = 64 * 1024;
     uint8_t *packed, *u8;
     float *nested, *absmax, offset;
-    NB_TRY(keep(r, &packed, (size_t)(n + 1) / 2));
-    NB_TRY(keep(r, &u8, (size_t)blocks));
-    NB_TRY(keep(r, &nested, (size_t)(blocks + 255) / 256 * sizeof *nested));
+    NB_TRY(nb_base_buffer(b, (void **)&packed, (size_t)(n + 1) / 2, "random weights"));
+    NB_TRY(nb_base_buffer(b, (void **)&u8, (size_t)blocks, "random weights"));
+    NB_TRY(nb_base_buffer(b, (void **)&nested, (size_t)(blocks + 255) / 256 * sizeof *nested, "random weights"));
     NB_TRY(nb_big_alloc((void **)&absmax, (size_t)blocks * sizeof *absmax, "random weights"));
 #pragma omp parallel for schedule(dynamic)
     for (int64_t i = 0; i < n; i += part)
@@ -96,25 +66,26 @@ static nb_status to_nf4(nb_random_base *r, nb_weight *w, const float *x) {
     return NB_OK;
 }
 
-static nb_status to_bf16(nb_random_base *r, nb_weight *w, const float *x) {
+static nb_status to_bf16(nb_base *b, nb_weight *w, const float *x) {
     const int64_t n = w->rows * w->cols;
     uint16_t *h;
-    NB_TRY(keep(r, &h, (size_t)n * sizeof *h));
+    NB_TRY(nb_base_buffer(b, (void **)&h, (size_t)n * sizeof *h, "random weights"));
 #pragma omp parallel for schedule(static)
     for (int64_t i = 0; i < n; i++) h[i] = nb_f32_to_bf16(x[i]);
     w->data = h;
     return NB_OK;
 }
 
-static nb_status matrix(nb_random_base *r, nb_weight *w, nb_format format, int64_t rows, int64_t cols, uint32_t seed) {
+static nb_status matrix(nb_base *b, nb_weight *w, nb_format format, int64_t rows, int64_t cols, uint32_t seed) {
     const size_t bytes = (size_t)(rows * cols) * sizeof(float);
     float *x;
     *w = (nb_weight){.format = format, .rows = rows, .cols = cols};
-    NB_TRY(format == NB_FMT_F32 ? keep(r, &x, bytes) : nb_big_alloc((void **)&x, bytes, "random weights"));
+    NB_TRY(format == NB_FMT_F32 ? nb_base_buffer(b, (void **)&x, bytes, "random weights")
+                                : nb_big_alloc((void **)&x, bytes, "random weights"));
     draw(x, rows * cols, seed);
     w->data = x;
     if (format == NB_FMT_F32) return NB_OK;
-    nb_status st = format == NB_FMT_BF16 ? to_bf16(r, w, x) : to_nf4(r, w, x);
+    nb_status st = format == NB_FMT_BF16 ? to_bf16(b, w, x) : to_nf4(b, w, x);
     nb_big_free(x, bytes);
     return st;
 }
@@ -128,16 +99,14 @@ static nb_spec spec_of(const nb_shape *s, int64_t context) {
                      .rope = {{.kind = NB_ROPE_DEFAULT, .theta = 10000, .attention = 1, .rot = (int)s->head_dim}}};
 }
 
-static nb_status fill(nb_random_base *r, const nb_shape *s, nb_format format) {
-    nb_base *b = &r->base;
+static nb_status fill(nb_base *b, const nb_shape *s, nb_format format) {
     float *ones;
     NB_TRY(nb_spec_check(&b->spec, s->name));
-    NB_TRY(keep(r, &ones, (size_t)s->hidden * sizeof *ones));
+    NB_TRY(nb_base_buffer(b, (void **)&ones, (size_t)s->hidden * sizeof *ones, "random weights"));
     for (int64_t i = 0; i < s->hidden; i++) ones[i] = 1;
-    NB_TRY(matrix(r, &b->embed, NB_FMT_BF16, s->vocab, s->hidden, 1));
-    b->head = (nb_base_linear){.name = (char *)(uintptr_t)nb_spec_head_name(&b->spec), .w = b->embed};
+    NB_TRY(matrix(b, &b->embed, NB_FMT_BF16, s->vocab, s->hidden, 1));
+    b->head.w = b->embed;
     b->final_norm = ones;
-    b->layer = nb_calloc((size_t)s->layers, sizeof *b->layer);
     for (int64_t l = 0; l < s->layers; l++) {
         for (nb_norm_slot k = 0; k < NB_NORMS; k++) b->layer[l].norm[k] = nb_spec_norm_size(&b->spec, k) ? ones : NULL;
         for (nb_slot k = 0; k < NB_SLOTS; k++) {
@@ -145,20 +114,22 @@ static nb_status fill(nb_random_base *r, const nb_shape *s, nb_format format) {
             int64_t rows, cols;
             nb_spec_linear_shape(&b->spec, k, &rows, &cols);
             lin->name = nb_spec_linear_name(&b->spec, l, k);
-            NB_TRY(matrix(r, &lin->w, format, rows, cols, (uint32_t)(l * NB_SLOTS + k + 2)));
+            NB_TRY(matrix(b, &lin->w, format, rows, cols, (uint32_t)(l * NB_SLOTS + k + 2)));
         }
     }
     return NB_OK;
 }
 
-nb_status nb_random_base_open(nb_random_base **out, const nb_shape *s, nb_format format, int64_t context) {
-    nb_random_base *r = NB_NEW(nb_random_base);
-    r->base = (nb_base){.spec = spec_of(s, context), .quantized = format == NB_FMT_NF4, .double_quant = true};
-    nb_status st = fill(r, s, format);
-    if (st != NB_OK) {
-        nb_random_base_free(r);
-        return st;
-    }
-    *out = r;
-    return NB_OK;
+nb_status nb_base_random(nb_base **out, const nb_shape *s, nb_format format, int64_t context) {
+    nb_base *b = NB_NEW(nb_base);
+    b->store = NB_NEW(struct nb_base_store);
+    b->spec = spec_of(s, context);
+    b->quantized = format == NB_FMT_NF4, b->double_quant = true;
+    b->dir = nb_strdup(s->name);
+    b->head.name = nb_strdup(nb_spec_head_name(&b->spec));
+    b->layer = nb_calloc((size_t)s->layers, sizeof *b->layer);
+    nb_status st = fill(b, s, format);
+    *out = st == NB_OK ? b : NULL;
+    if (st != NB_OK) nb_base_free(b);
+    return st;
 }

@@ -13,11 +13,8 @@ extern const int nb_n_shapes;
 /* By name; NB_EINPUT with the list of them. */
 nb_status nb_shape_find(const nb_shape **out, const char *name);
 
-typedef struct nb_random_base nb_random_base;
 /* The linear layers in `format`: F32, BF16 or NF4 with double quantization. The embedding, which is the head too, is
- * bf16, as it would be in a file. context: longest sequence. */
-nb_status nb_random_base_open(nb_random_base **out, const nb_shape *s, nb_format format, int64_t context);
-void nb_random_base_free(nb_random_base *r); /* NULL is harmless */
-nb_base *nb_random_base_get(nb_random_base *r);
+ * bf16, as it would be in a file. context: longest sequence. nb_base_free frees it. */
+nb_status nb_base_random(nb_base **out, const nb_shape *s, nb_format format, int64_t context);
 
 #endif

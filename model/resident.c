@@ -7,9 +7,10 @@
 
 /* Everything that is copied; what is shared out is copied elsewhere. */
 static void everything(nb_pieces *k, nb_resident *r, const nb_spec *s) {
+    const bool same = r->head.data == r->embed.data; /* tied, and not quantized */
     nb_pieces_weight(k, &r->embed);
     nb_pieces_weight(k, &r->positions);
-    if (s->tied) r->head = r->embed;
+    if (same) r->head = r->embed;
     else nb_pieces_weight(k, &r->head);
     nb_pieces_floats(k, &r->head_bias, r->head.rows);
     nb_pieces_floats(k, &r->final_norm, s->hidden);

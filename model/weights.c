@@ -321,7 +321,7 @@ static int64_t linear_bytes(const nb_base_linear *lin, bool in_4bit) {
 int64_t nb_base_bytes(const nb_base *b, bool in_4bit) {
     const nb_spec *s = &b->spec;
     int64_t bytes = nb_weight_bytes(&b->embed) + nb_weight_bytes(&b->positions) + s->hidden * (int64_t)sizeof(float);
-    if (!s->tied) bytes += linear_bytes(&b->head, false);
+    if (b->head.w.data != b->embed.data) bytes += linear_bytes(&b->head, false);
     for (int64_t l = 0; l < s->layers; l++) {
         for (nb_norm_slot k = 0; k < NB_NORMS; k++) bytes += nb_spec_norm_size(s, k) * (int64_t)sizeof(float);
         for (nb_slot k = 0; k < NB_SLOTS; k++) bytes += linear_bytes(&b->layer[l].lin[k], in_4bit);

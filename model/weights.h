@@ -20,6 +20,9 @@ typedef struct nb_base_layer {
     const float *norm[NB_NORMS], *norm_bias[NB_NORMS]; /* [nb_spec_norm_size] f32; NULL: the family has none */
 } nb_base_layer;
 
+typedef enum nb_head_quant { NB_HEAD_STORED, NB_HEAD_NF4, NB_HEAD_INT8 } nb_head_quant; /* as lm_head_quant orders them */
+const char *nb_head_quant_name(nb_head_quant q); /* "none", "nf4", "int8" */
+
 typedef struct nb_base {
     nb_spec spec;
     char *dir;             /* resolved folder (a hub name is looked up in the local Hugging Face cache) */
@@ -27,11 +30,18 @@ typedef struct nb_base {
     bool quantized, double_quant, prequantized; /* linear layers are NF4; ... already so in the folder */
     nb_weight embed;       /* [V, C] f32, bf16 or f16: never quantized */
     nb_weight positions;   /* [context, C] likewise; rows 0: not learned */
-    nb_base_linear head;   /* lm_head; head.w = embed when tied */
+    nb_base_linear head;   /* lm_head; head.w = embed when tied and not quantized */
+    nb_head_quant head_quant;
+    nb_weight head_stored; /* what head.w was before it was quantized; rows 0: it was not */
     const float *final_norm, *final_norm_bias;
     nb_base_layer *layer;  /* [spec.layers] */
     struct nb_base_store *store; /* owns maps and buffers */
 } nb_base;
+
+/* The head as the model's files have it. */
+static inline const nb_weight *nb_base_stored_head(const nb_base *b) {
+    return b->head_quant ? &b->head_stored : &b->head.w;
+}
 
 typedef struct nb_base_options {
     bool load_in_4bit, double_quant;
@@ -59,6 +69,8 @@ bool nb_base_is_derived(const nb_st_tensor *t);
 /* n more rows of embedding and untied head, for tokens it has no row for: a copy of both, the new rows the mean of the
  * old ones (as transformers' resize_token_embeddings started them). Before a model is opened on the base. */
 nb_status nb_base_extend(nb_base *b, int64_t n);
+/* The output head in fewer bits, quantized here and now; after nb_base_extend, before a model is opened on the base. */
+nb_status nb_base_quantize_head(nb_base *b, nb_head_quant q);
 /* Bytes of all weights as they are held; or as they would be with the linear layers in NF4, double quantization. */
 int64_t nb_base_bytes(const nb_base *b, bool in_4bit);
 

@@ -112,6 +112,19 @@ rm -rf "$tmp/auto/checkpoint-10" "$tmp/auto/adapter"
 says_run auto_resumes 0 "$again" auto "${auto[@]}"
 is auto_resumes_the_same "$(weights keeping/adapter)" "$(weights auto/adapter)"
 says_run auto_with_room 0 "computes again: all layers not" roomy "${auto[@]}"
+# the output head in 4 and 8 bits: said in the manifest, used by what comes after, its cost printed; not where it is trained
+for q in nf4 int8; do
+    says_run "head_$q" 0 "done" "head_$q" eval --set lm_head_quant=$q --set num_epochs=1
+    is "head_${q}_manifest" 1 "$(grep -c "\"lm_head_quant\": \"$q\"" "$tmp/head_$q/adapter/nibble_manifest.json")"
+    says "head_${q}_cost" 0 "lm_head_quant $q: test: perplexity of the base" "$NIBBLE" eval "$tmp/eval.yaml" \
+        --set lm_head_quant=$q --adapter "$tmp/head_$q/adapter"
+    scored=$("$NIBBLE" score --adapter "$tmp/head_$q/adapter" --text 'boxes of tea')
+    is "head_${q}_used" "$scored" "$("$NIBBLE" score --adapter "$tmp/head_$q/adapter" --lm-head-quant $q --text 'boxes of tea')"
+    if [ "$scored" = "$("$NIBBLE" score --adapter "$tmp/head_$q/adapter" --lm-head-quant none --text 'boxes of tea')" ]; then
+        bad "head_${q}_differs" "$scored"; else ok "head_${q}_differs"; fi
+done
+yes head_merges "$NIBBLE" merge --adapter "$tmp/head_nf4/adapter" --out "$tmp/head_merged"
+says head_trained 1 "cannot be held in fewer bits" "$NIBBLE" train "$tmp/run.yaml" --set adapter=full --set lm_head_quant=nf4
 says_run unpacked 0 "done" unpacked run --set sample_packing=false
 says_run bf16 0 "computing in bfloat16" bf16 run --set bf16=true --set num_epochs=1
 exit $failed

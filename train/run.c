@@ -130,6 +130,7 @@ nb_status nb_run_open_model(nb_run *r) {
         return nb_fail(NB_EINPUT, "%s: sha256 is %s, base_model_sha256 wants %s", c->base_model, r->base->sha256,
                        c->base_model_sha256);
     NB_TRY(open_tokenizer(r));
+    NB_TRY(nb_base_quantize_head(r->base, (nb_head_quant)c->lm_head_quant));
     int64_t context = r->base->spec.context;
     r->sequence_len = c->sequence_len ? c->sequence_len : context < 2048 ? context : 2048;
     if (r->sequence_len > context && !r->base->spec.learned_positions)
@@ -318,6 +319,7 @@ json_t *nb_run_manifest(const nb_run *r, int64_t step, const json_t *held_out) {
     json_object_set_new(m, "base_prequantized", json_boolean(r->base->prequantized));
     json_object_set_new(m, "load_in_4bit", json_boolean(r->base->quantized));
     json_object_set_new(m, "double_quant", json_boolean(r->base->double_quant));
+    json_object_set_new(m, "lm_head_quant", json_string(nb_head_quant_name(r->base->head_quant)));
     json_object_set_new(m, "compute_dtype", json_string(nb_dtype_name(r->dev->compute)));
     json_object_set_new(m, "sequence_len", json_integer(r->sequence_len));
     json_object_set_new(m, "tokenizer_sha256", json_string(nb_tokenizer_sha256(r->tokenizer)));
