@@ -6,6 +6,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "adapters/tokenizer_open.h"
 #include "core/log.h"
 #include "core/mem.h"
 #include "data/tokenizer_export.h"
@@ -212,7 +213,7 @@ static nb_status open_source(source *m, const char *dir) {
     free(config);
     if (st == NB_OK) st = nb_base_open_files(&m->st, &m->spec, dir);
     if (st == NB_OK) st = nb_gguf_plan_make(&m->plan, &m->spec, &m->st);
-    if (st == NB_OK) st = nb_tokenizer_load(&m->tokenizer, dir);
+    if (st == NB_OK) st = nb_tokenizer_open(&m->tokenizer, dir);
     return st == NB_OK ? nb_tokenizer_list(m->tokenizer, m->spec.vocab, &m->tokens) : st;
 }
 

@@ -2,8 +2,10 @@
 #include <stdlib.h>
 
 #include "adapters/parts.h"
+#include "adapters/tokenizer_open.h"
 #include "core/file.h"
 #include "core/json.h"
+#include "model/gguf_base.h"
 
 static void put_id(json_t *root, const char *key, int32_t id) {
     if (id >= 0) json_object_set_new(root, key, json_integer(id));
@@ -43,4 +45,27 @@ nb_status nb_put_vocabulary(const nb_spec *s, const nb_tokenizer *t, bool untied
     if (t) NB_TRY(nb_tokenizer_save(t, dir));
     NB_TRY(rewrite(dir, "config.json", s, t, untied));
     return t ? rewrite(dir, "generation_config.json", NULL, t, false) : NB_OK;
+}
+
+nb_status nb_make_model_files(const char *gguf, const char *to) {
+    nb_gguf_model m;
+    nb_tokenizer *t = NULL;
+    json_t *config = NULL;
+    char *path = nb_path_join(to, "config.json");
+    nb_status st = nb_gguf_model_open(&m, gguf);
+    if (st == NB_OK) {
+        st = nb_gguf_config(&config, &m);
+        nb_gguf_model_close(&m);
+    }
+    if (st == NB_OK) st = nb_json_save(path, config);
+    if (st == NB_OK) {
+        st = nb_tokenizer_open(&t, gguf);
+        if (st == NB_EUNSUPPORTED) st = NB_OK; /* then the run had another, which is saved */
+        else if (st == NB_OK) st = nb_tokenizer_save(t, to);
+    }
+    if (st == NB_OK && t) st = rewrite(to, "config.json", NULL, t, false);
+    nb_tokenizer_free(t);
+    json_decref(config);
+    free(path);
+    return st;
 }

@@ -13,6 +13,7 @@
 
 typedef struct merger {
     nb_session *s;
+    nb_base *stored; /* a base in GGUF as it is stored; NULL: `base` is a folder's tensors */
     nb_dev *dev;   /* the processor, f32 */
     float *trained; /* the adapter's values in host memory */
     bool roundtrip;
@@ -29,17 +30,17 @@ static bool is_weight_of(const char *tensor, const char *module) {
 }
 
 static const struct nb_attached *adapted(const nb_adapter *a, const char *tensor) {
-    for (int i = 0; i < a->n_attached; i++)
+    for (int i = 0; a && i < a->n_attached; i++)
         if (is_weight_of(tensor, a->attached[i].module)) return &a->attached[i];
     return NULL;
 }
 
-/* The linear layer that was quantized in training, adapted or not. */
-static const nb_base_linear *quantized(const nb_base *b, const char *tensor) {
-    for (int64_t l = 0; l < b->spec.layers; l++)
-        for (int k = 0; k < NB_SLOTS; k++)
-            if (b->layer[l].lin[k].w.rows && is_weight_of(tensor, b->layer[l].lin[k].name)) return &b->layer[l].lin[k];
-    return NULL;
+/* Where a tensor's values are that are not taken as they lie in the folder: the linear layers as they were quantized in
+ * training, and what a base in GGUF holds in blocks. */
+static const nb_weight *held(const merger *m, const nb_st_tensor *t) {
+    if (!t->data) return nb_base_matrix(m->stored, t->name);
+    const nb_weight *w = m->roundtrip ? nb_base_matrix(m->s->base, t->name) : NULL;
+    return w && w->format == NB_FMT_NF4 ? w : NULL;
 }
 
 static void store_one(void *out, nb_dtype dtype, int64_t at, float x) {
@@ -55,6 +56,12 @@ static const float *trained(const merger *m, const nb_tensor *p) {
     return m->trained + ((const float *)p->data - m->s->adapter->data);
 }
 
+/* GPT-2's folders have the linear layers of blocks as [in, out]. */
+static bool is_turned(const nb_spec *s, const char *tensor) {
+    return s->stored_transposed && !is_weight_of(tensor, nb_spec_embed_name(s)) &&
+           !is_weight_of(tensor, nb_spec_positions_name(s)) && !is_weight_of(tensor, nb_spec_head_name(s));
+}
+
 /* w[n, cols] += scale * (B A) of rows i..i+n; the embedding's is A B^T. */
 static nb_status add_product(const merger *m, const struct nb_attached *at, float *w, int64_t i, int64_t n, int64_t cols) {
     const float *A = trained(m, at->A), *B = trained(m, at->B);
@@ -63,21 +70,21 @@ static nb_status add_product(const merger *m, const struct nb_attached *at, floa
     return m->dev->k->gemm(m->dev, nb_mat_of(w, cols, NB_F32), left, right, n, cols, at->r, at->scale, 1);
 }
 
-/* out = round(W + scale * B A), with DoRA each row of its magnitude, some rows at a time; W the NF4-rounded weights
+/* out = round(W + scale * B A), with DoRA each row of its magnitude, some rows at a time; W the weights that are held
  * where given, else as stored, and only W where nothing is attached. */
-static nb_status merge_linear(merger *m, const nb_st_tensor *t, const struct nb_attached *at, const nb_weight *nf4,
+static nb_status merge_linear(merger *m, const nb_st_tensor *t, const struct nb_attached *at, const nb_weight *held_w,
                               void *out) {
     enum { ROWS = 256 };
-    const nb_weight *shape = !at ? nf4 : at->lin ? &at->lin->base->w : &m->s->base->embed;
+    const nb_weight *shape = !at ? held_w : at->lin ? &at->lin->base->w : &m->s->base->embed;
     int64_t rows = shape->rows, cols = shape->cols;
-    bool turned = m->s->base->spec.stored_transposed && (!at || (at->lin && at->lin != &m->s->model->head));
+    bool turned = is_turned(&m->s->base->spec, t->name);
     if (t->n_dims != 2 || t->d[turned] != rows || t->d[!turned] != cols)
         return nb_fail(NB_EINPUT, "%s is not a [%lld,%lld] matrix", t->name, (long long)rows, (long long)cols);
     float *w = nb_malloc((size_t)(ROWS * cols) * sizeof *w);
     nb_status st = NB_OK;
     for (int64_t i = 0; i < rows && st == NB_OK; i += ROWS) {
         int64_t n = rows - i < ROWS ? rows - i : ROWS;
-        if (nf4) nb_weight_decode(w, cols, nf4, i, n, 0, cols);
+        if (held_w) nb_weight_decode(w, cols, held_w, i, n, 0, cols);
         else if (turned) nb_st_read_columns_f32(t, w, i, n);
         else nb_st_read_f32(t, w, i * cols, n * cols);
         if (at) st = add_product(m, at, w, i, n, cols);
@@ -94,7 +101,8 @@ static nb_status merge_linear(merger *m, const nb_st_tensor *t, const struct nb_
 /* Embedding or untied head with the adapter's token rows put in; *source has those of a vocabulary that grew. */
 static const nb_tensor *replaced_rows(const merger *m, const char *tensor, const nb_weight **source) {
     const nb_spec *spec = m->s->model->spec;
-    const nb_token_rows *rows = &m->s->adapter->rows;
+    static const nb_token_rows none;
+    const nb_token_rows *rows = m->s->adapter ? &m->s->adapter->rows : &none;
     char *embed = nb_asprintf("%s.weight", nb_spec_embed_name(spec)),
          *head = nb_asprintf("%s.weight", nb_spec_head_name(spec));
     const nb_tensor *t = !rows->n                 ? NULL
@@ -117,7 +125,7 @@ static void store_whole(const merger *m, const nb_tensor *p, nb_dtype dtype, voi
 
 /* What stands for the tensor, trained whole, or NULL. */
 static const nb_tensor *whole(const nb_adapter *a, const char *tensor) {
-    for (int i = 0; i < a->n_whole; i++) {
+    for (int i = 0; a && i < a->n_whole; i++) {
         const char *name = a->whole[i].param->name, *end = name + strlen(name) - strlen(tensor);
         if (end > name && end[-1] == '.' && !strcmp(end, tensor)) return a->whole[i].param;
     }
@@ -163,10 +171,10 @@ static nb_status put_tensor(merger *m, nb_st_writer *w, const piece *p) {
     const nb_st_tensor *t = p->from;
     const nb_adapter *a = m->s->adapter;
     const struct nb_attached *at = adapted(a, p->name);
-    const nb_base_linear *four = m->roundtrip ? quantized(m->s->base, p->name) : NULL;
+    const nb_weight *values = held(m, t);
     const nb_weight *source;
     const nb_tensor *rows = replaced_rows(m, p->name, &source), *all = whole(a, p->name);
-    if (!at && !four && !rows && !all) return nb_st_write_data(w, p->name, t->data, t->bytes);
+    if (!at && !values && !rows && !all) return nb_st_write_data(w, p->name, t->data, t->bytes);
     if (t->dtype != NB_F32 && t->dtype != NB_BF16 && t->dtype != NB_F16)
         return nb_fail(NB_EUNSUPPORTED, "%s is stored as %s: only float weights can be merged into", p->name,
                        nb_dtype_name(t->dtype));
@@ -176,10 +184,11 @@ static nb_status put_tensor(merger *m, nb_st_writer *w, const piece *p) {
     nb_status st = NB_OK;
     if (all) {
         store_whole(m, all, t->dtype, out);
-    } else if (at || four) {
-        st = merge_linear(m, t, at, four ? &four->w : NULL, out);
+    } else if (at || (values && !rows)) {
+        st = merge_linear(m, t, at, values, out);
     } else {
-        memcpy(out, source->data, bytes);
+        if (values) st = merge_linear(m, t, NULL, values, out);
+        else memcpy(out, source->data, bytes);
         for (int64_t i = 0; i < a->rows.n; i++)
             store(out, t->dtype, a->rows.ids[i] * rows->d[1], trained(m, rows) + i * rows->d[1], rows->d[1]);
     }
@@ -286,7 +295,7 @@ static nb_status write_folder(merger *m, const nb_st *base, const char *dir) {
     nb_status st;
     NB_GO(st, nb_mkdirs(dir), done);
     NB_GO(st, nb_copy_model_files(from, dir), done);
-    if (m->s->own_tokenizer || m->head || m->s->adapter->n_whole)
+    if (m->s->own_tokenizer || m->head || (m->s->adapter && m->s->adapter->n_whole))
         NB_GO(st, nb_put_vocabulary(&m->s->base->spec, m->s->own_tokenizer ? m->s->tokenizer : NULL, m->head != NULL, dir),
               done);
     NB_GO(st, write_template(m->s, dir), done);
@@ -297,24 +306,39 @@ done:
     return st;
 }
 
+/* The base's tensors as they are stored, whatever the session holds. */
+static nb_status open_stored(merger *m, nb_st *out) {
+    if (!m->s->base->is_gguf) return nb_base_open_files(out, &m->s->base->spec, m->s->base->dir);
+    NB_TRY(nb_base_load(&m->stored, m->s->base->dir, &(nb_base_options){.keep_quantized = true}));
+    nb_base_list(m->stored, out);
+    return NB_OK;
+}
+
+/* The trained values, and a device for the products with matrices of so many columns. */
+static nb_status fetch_adapter(merger *m, int64_t widest) {
+    const nb_adapter *a = m->s->adapter;
+    m->trained = nb_malloc((size_t)a->n * sizeof *m->trained);
+    NB_TRY(m->s->dev->be->get(m->s->dev, m->trained, a->data, (size_t)a->n * sizeof *m->trained));
+    NB_TRY(nb_dev_open(&m->dev, "cpu", NB_F32));
+    return nb_dev_reserve(m->dev, m->dev->be->gemm_ws(m->dev, 256, widest, nb_adapter_largest_rank(a)));
+}
+
 static nb_status merge_float(nb_session *s, const char *out, bool roundtrip) {
     nb_st base;
     merger m = {.s = s, .roundtrip = roundtrip};
     char *tmp = nb_asprintf("%s.tmp", out);
     uint64_t bytes = 0;
     int64_t widest = s->base->spec.vocab > 65536 ? s->base->spec.vocab : 65536;
-    nb_status st = nb_base_open_files(&base, &s->base->spec, s->base->dir);
+    nb_status st = open_stored(&m, &base);
     if (st != NB_OK) {
         free(tmp);
         return st;
     }
-    if (nb_adapter_unties(s->adapter)) m.head = nb_asprintf("%s.weight", nb_spec_head_name(s->model->spec));
+    if (s->adapter && nb_adapter_unties(s->adapter))
+        m.head = nb_asprintf("%s.weight", nb_spec_head_name(s->model->spec));
     for (int i = 0; i < base.n_tensors; i++) bytes += base.tensors[i].bytes;
     NB_GO(st, check_out(out, bytes + (1 << 20)), done);
-    m.trained = nb_malloc((size_t)s->adapter->n * sizeof *m.trained);
-    NB_GO(st, s->dev->be->get(s->dev, m.trained, s->adapter->data, (size_t)s->adapter->n * sizeof *m.trained), done);
-    NB_GO(st, nb_dev_open(&m.dev, "cpu", NB_F32), done);
-    NB_GO(st, nb_dev_reserve(m.dev, m.dev->be->gemm_ws(m.dev, 256, widest, nb_adapter_largest_rank(s->adapter))), done);
+    if (s->adapter) NB_GO(st, fetch_adapter(&m, widest), done);
     NB_GO(st, nb_remove_tree(tmp), done);
     nb_progress_begin(&m.bar, "merge", (double)bytes / 1e6, "MB");
     st = write_folder(&m, &base, tmp);
@@ -324,6 +348,7 @@ done:
     if (st != NB_OK) nb_remove_tree(tmp);
     if (m.dev) nb_dev_close(m.dev);
     nb_st_close(&base);
+    nb_base_free(m.stored);
     free(m.trained);
     free(m.head);
     free(tmp);
@@ -353,7 +378,8 @@ static nb_status merge_requant(nb_session *s, const char *out) {
 
 nb_status nb_merge(nb_session *s, const char *out_dir, nb_merge_mode mode) {
     static const char *const names[] = {"original", "nf4-roundtrip", "requant"};
-    if (!s->adapter) return nb_fail(NB_EINPUT, "there is nothing to merge without an adapter");
+    if (!s->adapter && !s->base->is_gguf)
+        return nb_fail(NB_EINPUT, "there is nothing to merge without an adapter");
     NB_TRY(refuse_prequantized(s, names[mode]));
     if (mode == NB_MERGE_NF4_ROUNDTRIP && !s->base->quantized)
         return nb_fail(

@@ -63,12 +63,15 @@ json_t *nb_pattern_of(const nb_adapter *a, bool alphas);
 /* PEFT's map, from a configuration; the key may be absent. */
 nb_status nb_pattern_read(nb_pairs *m, const json_t *config, const char *key, const char *path);
 
-/* Copies a model folder's small files (config.json, generation_config.json, tokenizer files, chat template). */
+/* Copies a model folder's small files (config.json, generation_config.json, tokenizer files, chat template), or writes
+ * those that say what the keys of a GGUF model say. */
 nb_status nb_copy_model_files(const char *from, const char *to);
 /* config.json of dir gets the base's vocab_size, and where it is so, that the head is not tied to the embedding (any
  * more); with a tokenizer that is not the base's own, its files too, and the folder's configurations its bos, eos and
  * pad. */
 nb_status nb_put_vocabulary(const nb_spec *s, const nb_tokenizer *t, bool untied, const char *dir);
+/* config.json and the tokenizer's files, from a GGUF model's keys. */
+nb_status nb_make_model_files(const char *gguf, const char *to);
 /* Moves the finished folder `tmp` to `dir`, replacing what was there; durable. */
 nb_status nb_replace_dir(const char *tmp, const char *dir);
 

@@ -9,6 +9,7 @@
 #include "core/json.h"
 #include "core/log.h"
 #include "core/mem.h"
+#include "model/gguf_base.h"
 #include "model/safetensors.h"
 
 /* ---- folders ---- */
@@ -20,6 +21,7 @@ static const char *const small_files[] = {
 
 nb_status nb_copy_model_files(const char *from, const char *to) {
     nb_status st = NB_OK;
+    if (nb_gguf_is(from)) return nb_make_model_files(from, to);
     for (int i = 0; i < NB_LEN(small_files) && st == NB_OK; i++) {
         char *src = nb_path_join(from, small_files[i]), *dst = nb_path_join(to, small_files[i]);
         if (nb_file_exists(src)) st = nb_file_copy(src, dst);
@@ -145,7 +147,8 @@ static nb_status put_card(const nb_adapter *a, const char *path, const json_t *m
         "| modules | %d |\n| parameters | %lld |\n",
         NB_VERSION, a->model->base->dir, (long long)a->r, a->alpha, a->rslora ? " (rsLoRA)" : "", a->dropout,
         a->n_attached, (long long)nb_adapter_size(a));
-    nb_text_printf(&t, "| base in 4 bits | %s |\n", a->model->base->quantized ? "NF4" : "no");
+    const nb_base *b = a->model->base;
+    nb_text_printf(&t, "| base in 4 bits | %s |\n", b->quantized ? "NF4" : b->in_blocks ? nb_base_format(b) : "no");
     if (a->dora) nb_text_puts(&t, "| magnitudes | DoRA |\n");
     for (int i = 0; i < a->n_saved; i++) nb_text_printf(&t, "| trained whole | %s |\n", a->saved[i]);
     if (a->rows.n)

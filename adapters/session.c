@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "adapters/tokenizer_open.h"
 #include "core/file.h"
 #include "core/json.h"
 #include "core/log.h"
@@ -54,7 +55,7 @@ static nb_status base_of(const nb_session_options *o, const manifest_facts *f, c
 static nb_status open_tokenizer(nb_session *s, const nb_session_options *o, const manifest_facts *f) {
     const char *from = o->tokenizer ? o->tokenizer : s->base->dir;
     s->own_tokenizer = !o->tokenizer && o->adapter && nb_adapter_has_tokenizer(o->adapter);
-    NB_TRY(nb_tokenizer_load(&s->tokenizer, s->own_tokenizer ? o->adapter : from));
+    NB_TRY(nb_tokenizer_open(&s->tokenizer, s->own_tokenizer ? o->adapter : from));
     const char *name = f->chat_template ? f->chat_template : "tokenizer_default";
     if (nb_chat_template_find(&s->chat, name, s->tokenizer) != NB_OK) s->chat = NULL; /* only chat needs one */
     return NB_OK;

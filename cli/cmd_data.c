@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include "adapters/adapter.h"
+#include "adapters/tokenizer_open.h"
 #include "cli/cli.h"
 #include "core/batch.h"
 #include "core/log.h"
@@ -197,7 +198,7 @@ static nb_status open_tokenizer(const nb_config *c, nb_tokenizer **t, int64_t *s
     nb_status st = nb_spec_load(&spec, dir);
     const char *from = c->tokenizer ? c->tokenizer : dir;
     if (!c->tokenizer && c->lora_model_dir && nb_adapter_has_tokenizer(c->lora_model_dir)) from = c->lora_model_dir;
-    if (st == NB_OK) st = nb_tokenizer_load(t, from);
+    if (st == NB_OK) st = nb_tokenizer_open(t, from);
     free(dir);
     if (st == NB_OK) st = nb_tokens_add(*t, c, NULL, NULL);
     *sequence_len = c->sequence_len ? c->sequence_len : spec.context < 2048 ? spec.context : 2048;

@@ -8,6 +8,7 @@
 #include "core/file.h"
 #include "core/log.h"
 #include "core/mem.h"
+#include "model/gguf_base.h"
 
 typedef struct args {
     nb_session_options session;
@@ -16,10 +17,19 @@ typedef struct args {
     int64_t threads;
 } args;
 
+/* A base in GGUF alone can become a folder. */
+static bool is_gguf(const char *base) {
+    char *dir = NULL;
+    bool is = base && nb_base_resolve(base, &dir) == NB_OK && nb_gguf_is(dir);
+    free(dir);
+    return is;
+}
+
 /* Merging is into float weights; the adapter alone needs its base only for the shapes, in whatever form is at hand. */
 static nb_status open_session(nb_session *s, const args *a, bool merges) {
     nb_session_options o = a->session;
-    if (!o.adapter) return nb_fail(NB_EINPUT, "--format %s: --adapter DIR is needed", a->format);
+    if (!o.adapter && !(merges && is_gguf(o.base)))
+        return nb_fail(NB_EINPUT, "--format %s: --adapter DIR is needed", a->format);
     o.load_in_4bit = merges ? 0 : -1;
     o.lm_head_quant = "none";
     return nb_session_open(s, &o);
@@ -46,15 +56,16 @@ static nb_status export_hf(const args *a) {
     nb_drift d;
     NB_TRY(open_session(&s, a, true));
     nb_status st = nb_merge(&s, a->out, NB_MERGE_ORIGINAL);
-    if (st == NB_OK) printf("wrote %s: base + adapter, %d modules merged\n", a->out, s.adapter->n_attached);
+    if (st == NB_OK && !s.adapter) printf("wrote %s: the base\n", a->out);
+    else if (st == NB_OK) printf("wrote %s: base + adapter, %d modules merged\n", a->out, s.adapter->n_attached);
     if (st == NB_OK && a->verify) {
         st = nb_merge_drift(&d, &s, a->out, NULL);
         if (st == NB_OK && !(d.max_kl < 0.1))
             st = nb_fail(NB_ENUMERIC, "%s: its logits are not those of base + adapter: KL up to %g nats", a->out,
                          d.max_kl);
         if (st == NB_OK)
-            printf("read back: KL from base + adapter %.3g nats on average, %.3g at most over %lld positions\n",
-                   d.mean_kl, d.max_kl, (long long)d.positions);
+            printf("read back: KL from base%s %.3g nats on average, %.3g at most over %lld positions\n",
+                   s.adapter ? " + adapter" : "", d.mean_kl, d.max_kl, (long long)d.positions);
     }
     nb_session_close(&s);
     return st;
@@ -97,15 +108,15 @@ static nb_status gguf_of(const args *a, const char *dir, const char *model, cons
     return NB_OK;
 }
 
-/* With an adapter the merged model is a folder beside the file for as long as this takes. */
+/* With an adapter, or from GGUF, the model is a folder beside the file for as long as this takes. */
 static nb_status export_gguf(const args *a) {
     const nb_gguf_mix *wanted = a->dtype ? nb_gguf_mix_find(a->dtype) : NULL;
     nb_session s;
     char *dir;
     if (a->dtype && !wanted) return nb_fail(NB_EINPUT, "--dtype %s: say %s", a->dtype, nb_gguf_mix_names);
     if (nb_file_exists(a->out)) return nb_fail(NB_EINPUT, "%s: exists; nothing was written. Name another file", a->out);
-    if (!a->session.adapter) {
-        if (!a->session.base) return nb_fail(NB_EINPUT, "--base DIR is needed");
+    if (!a->session.adapter && !a->session.base) return nb_fail(NB_EINPUT, "--base DIR is needed");
+    if (!a->session.adapter && !is_gguf(a->session.base)) {
         NB_TRY(nb_base_resolve(a->session.base, &dir));
         nb_status st = gguf_of(a, dir, a->session.base, wanted);
         free(dir);
@@ -116,7 +127,7 @@ static nb_status export_gguf(const args *a) {
     nb_status st = nb_remove_tree(dir);
     if (st == NB_OK) st = nb_merge(&s, dir, NB_MERGE_ORIGINAL);
     nb_session_close(&s);
-    if (st == NB_OK) st = gguf_of(a, dir, a->session.adapter, wanted);
+    if (st == NB_OK) st = gguf_of(a, dir, a->session.adapter ? a->session.adapter : a->session.base, wanted);
     nb_remove_tree(dir);
     free(dir);
     return st;
@@ -144,7 +155,7 @@ static nb_status run(const args *a) {
 int nb_cmd_export(int argc, char **argv) {
     args a = {.verify = true, .session = {.device = "cpu", .dtype = "f32"}};
     const nb_opt opts[] = {
-        {"base", NB_OPT_STR, &a.session.base, "DIR", "base model folder (default: the one the adapter names)"},
+        {"base", NB_OPT_STR, &a.session.base, "DIR", "base model: folder or GGUF (default: the one the adapter names)"},
         {"adapter", NB_OPT_STR, &a.session.adapter, "DIR",
          "PEFT adapter folder: merged on the way, into the stored weights"},
         {"format", NB_OPT_STR, &a.format, "FORMAT",

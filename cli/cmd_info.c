@@ -4,10 +4,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "adapters/tokenizer_open.h"
 #include "cli/cli.h"
 #include "core/json.h"
 #include "core/log.h"
 #include "core/mem.h"
+#include "model/gguf_base.h"
 #include "model/safetensors.h"
 #include "model/weights.h"
 
@@ -186,24 +188,36 @@ static void show_tokenizer(const char *dir) {
     nb_text_free(&s);
 }
 
+/* The one that a GGUF file has in its keys; that it cannot be used is said, and no error here. */
+static void show_own_tokenizer(const char *path) {
+    nb_tokenizer *t;
+    if (nb_tokenizer_open(&t, path) != NB_OK) {
+        row("tokenizer", "not usable: %s", nb_message());
+        return;
+    }
+    row("tokenizer", "%d tokens%s", nb_tokenizer_vocab_size(t), nb_tokenizer_chat_template(t) ? ", chat template" : "");
+    nb_tokenizer_free(t);
+}
+
 static void show_weights(const nb_base *b) {
     char now[16], later[16];
     int64_t four = nb_base_bytes(b, true);
     row("weights", "%s in memory, %s", nb_bytes((double)nb_base_bytes(b, false), now),
         b->quantized ? b->double_quant ? "linear layers in NF4 with double quantization" : "linear layers in NF4"
-                     : nb_format_name(b->layer[0].lin[NB_O].w.format));
-    if (!b->quantized) row("in 4 bits", "%s", nb_bytes((double)four, later));
+                     : nb_base_format(b));
+    if (!b->quantized && !b->in_blocks) row("in 4 bits", "%s", nb_bytes((double)four, later));
     row("sha256", "%s", b->sha256);
 }
 
 static nb_status show_model(const char *dir_or_name) {
     nb_base *b;
     NB_TRY(nb_base_load(&b, dir_or_name, &(nb_base_options){.keep_quantized = true}));
-    row("folder", "%s", b->dir);
+    row(b->is_gguf ? "file" : "folder", "%s", b->dir);
     show_spec(&b->spec);
     row("dtype", "%s", nb_dtype_name(b->spec.dtype));
     show_weights(b);
-    show_tokenizer(b->dir);
+    if (b->is_gguf) show_own_tokenizer(b->dir);
+    else show_tokenizer(b->dir);
     nb_base_free(b);
     return NB_OK;
 }
@@ -213,7 +227,7 @@ static nb_status show(const char *what) {
     bool is_adapter = nb_file_exists(adapter);
     free(adapter);
     if (is_adapter) return show_adapter(what);
-    return nb_file_exists(what) && !nb_is_dir(what) ? show_file(what) : show_model(what);
+    return nb_file_exists(what) && !nb_is_dir(what) && !nb_gguf_is(what) ? show_file(what) : show_model(what);
 }
 
 int nb_cmd_info(int argc, char **argv) {
@@ -221,8 +235,8 @@ int nb_cmd_info(int argc, char **argv) {
     int n = 0;
     bool done;
     nb_status st = nb_opt_parse(argc, argv, "nibble info DIR|FILE", "DIR: a model folder (or org/name in the local "
-                                "Hugging Face cache) or an adapter folder. FILE: safetensors.", NULL, 0, &what, 1, &n,
-                                &done);
+                                "Hugging Face cache) or an adapter folder. FILE: a model in GGUF, or safetensors.",
+                                NULL, 0, &what, 1, &n, &done);
     if (st != NB_OK || done) return nb_exit_status("info", st);
     st = n ? show(what) : nb_fail(NB_EINPUT, "name a model folder, an adapter folder or a safetensors file");
     return nb_exit_status("info", st);

@@ -72,7 +72,7 @@ static nb_status plan(nb_config *c) {
         nb_schedule s = nb_schedule_of(c, r.total_steps);
         printf("model   %s (%s), %.2f M parameters, %s base\n", r.base->dir, r.base->spec.family,
                (double)nb_spec_parameters(&r.base->spec) / 1e6,
-               r.base->quantized ? "NF4" : nb_format_name(r.base->layer[0].lin[0].w.format));
+               nb_base_format(r.base));
         printf("trained %.3f M parameters in %d tensors\n", (double)nb_adapter_size(r.adapter) / 1e6,
                r.adapter->n_params);
         printf("data    %lld rows, packed sequences %.0f %% full\n", (long long)r.data.n_samples,

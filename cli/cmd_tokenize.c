@@ -3,6 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "adapters/tokenizer_open.h"
 #include "cli/cli.h"
 #include "core/file.h"
 #include "core/json.h"
@@ -131,7 +132,7 @@ int nb_cmd_tokenize(int argc, char **argv) {
         st = nb_fail(NB_EINPUT, "give either --base DIR or --tokenizer FILE");
     if (st == NB_OK && n_pos + (text_file != NULL) + (jsonl != NULL) != 1)
         st = nb_fail(NB_EINPUT, "give one input: TEXT, --file F or --jsonl F");
-    if (st == NB_OK) st = nb_tokenizer_load(&t, base ? base : file);
+    if (st == NB_OK) st = nb_tokenizer_open(&t, base ? base : file);
     if (st == NB_OK) {
         job j = {.t = t, .flags = special ? NB_TOK_SPECIAL : 0, .decode = decode};
         st = text_file ? whole_file(&j, text_file) : jsonl ? json_lines(&j, jsonl) : one(&j, text, strlen(text));

@@ -186,18 +186,27 @@ static nb_status load(nb_tokenizer *t, const char *path) {
     NB_TRY(nb_sha256_file(t->file, t->file_sha));
     NB_TRY(t->from_model ? nb_tok_load_model(t) : nb_tok_load_json(t));
     NB_TRY(nb_tok_load_config(t));
+    return nb_tok_finish(t);
+}
+
+nb_status nb_tok_finish(nb_tokenizer *t) {
     nb_tok_bpe_finish(t);
     NB_TRY(nb_tok_added_finish(t));
     rehash(t);
     return NB_OK;
 }
 
-nb_status nb_tokenizer_load(nb_tokenizer **out, const char *dir_or_file) {
-    *out = NULL;
+nb_tokenizer *nb_tok_new(void) {
     nb_tokenizer *t = NB_NEW(nb_tokenizer);
     pthread_mutex_init(&t->lock, NULL);
     for (int i = 0; i < NB_ROLES; i++) t->role[i] = -1;
     t->bpe.unk = -1;
+    return t;
+}
+
+nb_status nb_tokenizer_load(nb_tokenizer **out, const char *dir_or_file) {
+    *out = NULL;
+    nb_tokenizer *t = nb_tok_new();
     nb_status st = load(t, dir_or_file);
     if (st == NB_OK) *out = t;
     else nb_tokenizer_free(t);
@@ -220,6 +229,7 @@ void nb_tokenizer_free(nb_tokenizer *t) {
     free(t->raw.v), free(t->normalized.v);
     free(t->prefix.v), free(t->suffix.v), free(t->eos_ids.v);
     free(t->chat_template), free(t->file), free(t->dir);
+    free(t->made), free(t->made_config);
     pthread_mutex_destroy(&t->lock);
     free(t);
 }

@@ -7,30 +7,13 @@
 
 /* ---- byte-level BPE: the splitting expression ---- */
 
-#define CL100K(digits) \
-    "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|" digits \
-    "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
-#define O200K(contraction, digits) \
-    "[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]*[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]+" contraction \
-    "|[^\\r\\n\\p{L}\\p{N}]?[\\p{Lu}\\p{Lt}\\p{Lm}\\p{Lo}\\p{M}]+[\\p{Ll}\\p{Lm}\\p{Lo}\\p{M}]*" contraction \
-    "|" digits "| ?[^\\s\\p{L}\\p{N}]+[\\r\\n/]*|\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+"
-#define CONTRACTION "(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
-
-/* llama.cpp knows splitting expressions by names. */
-static const struct { const char *regex, *pre; } splits[] = {
-    {CL100K("\\p{N}{1,3}"), "dbrx"},              /* with ignore_merges: "llama-bpe" */
-    {CL100K("\\p{N}"), "qwen2"},
-    {O200K(CONTRACTION, "\\p{N}{1,3}"), "gpt-4o"},
-    {O200K("", "\\p{N}"), "tekken"},
-};
-
 static const char *kind_of(const json_t *step) {
     const char *s = json_string_value(json_object_get(step, "type"));
     return s ? s : "";
 }
 
 /* By the steps before ByteLevel: none, the digits one by one, or one expression. */
-static nb_status name_split(const nb_tokenizer *t, const json_t *pre, const char **out) {
+static nb_status name_split(const nb_tokenizer *t, const json_t *pre, bool nfc, const char **out) {
     const json_t *steps = json_object_get(pre, "pretokenizers");
     const json_t *first = steps ? json_array_get(steps, 0) : pre, *last = steps ? json_array_get(steps, 1) : pre;
     if (steps && json_array_size(steps) == 1) last = first;
@@ -39,14 +22,12 @@ static nb_status name_split(const nb_tokenizer *t, const json_t *pre, const char
     if (strcmp(kind_of(last), "ByteLevel") != 0 || (steps && json_array_size(steps) > 2) ||
         json_is_true(json_object_get(last, "add_prefix_space")))
         return nb_fail(NB_EUNSUPPORTED, "%s: pre_tokenizer: GGUF has no name for this way of splitting text", t->file);
-    *out = NULL;
-    if (alone && splits_itself) *out = "gpt-2";
-    if (!alone && splits_itself && !strcmp(kind_of(first), "Digits") &&
-        json_is_true(json_object_get(first, "individual_digits")))
-        *out = "smollm";
     const char *regex = json_string_value(json_object_get(json_object_get(first, "pattern"), "Regex"));
-    for (int i = 0; i < NB_LEN(splits) && regex && !alone && !splits_itself; i++)
-        if (!strcmp(regex, splits[i].regex)) *out = !i && t->bpe.ignore_merges ? "llama-bpe" : splits[i].pre;
+    bool digits = !strcmp(kind_of(first), "Digits") && json_is_true(json_object_get(first, "individual_digits"));
+    *out = NULL;
+    if (alone && splits_itself) *out = nb_tok_split_name(NB_SPLIT_GPT2, t->bpe.ignore_merges, nfc);
+    else if (digits && splits_itself) *out = nb_tok_split_name(NB_SPLIT_DIGITS, t->bpe.ignore_merges, nfc);
+    else if (regex && !splits_itself) *out = nb_tok_split_name(regex, t->bpe.ignore_merges, nfc);
     if (*out) return NB_OK;
     return nb_fail(NB_EUNSUPPORTED, "%s: pre_tokenizer: GGUF has no name for the splitting expression %.300s", t->file,
                    regex ? regex : "of this file");
@@ -56,7 +37,7 @@ static nb_status byte_level(const nb_tokenizer *t, nb_token_list *l) {
     json_t *root;
     NB_TRY(nb_json_load(t->file, &root));
     const json_t *normalizer = json_object_get(root, "normalizer");
-    nb_status st = name_split(t, json_object_get(root, "pre_tokenizer"), &l->pre);
+    nb_status st = name_split(t, json_object_get(root, "pre_tokenizer"), json_is_object(normalizer), &l->pre);
     if (st == NB_OK && json_is_object(normalizer) && strcmp(kind_of(normalizer), "NFC") != 0)
         st = nb_fail(NB_EUNSUPPORTED, "%s: normalizer \"%s\": GGUF cannot say so for a byte-level tokenizer", t->file,
                      kind_of(normalizer));
@@ -92,7 +73,8 @@ static void score(const nb_tokenizer *t, nb_token_list *l) {
                       : l->type[i] == NB_TOKEN_UNUSED ? -10000 : -1000;
     for (uint64_t i = 0; i <= t->bpe.mask; i++) {
         const nb_tok_merge *m = &t->bpe.merge[i];
-        if (m->pair == UINT64_MAX || l->type[m->id] != NB_TOKEN_NORMAL) continue;
+        if (m->pair == UINT64_MAX || (l->type[m->id] != NB_TOKEN_NORMAL && l->type[m->id] != NB_TOKEN_USER_DEFINED))
+            continue;
         if (-(float)m->rank > l->score[m->id]) l->score[m->id] = -(float)m->rank;
     }
 }
@@ -153,6 +135,10 @@ nb_status nb_tokenizer_list(const nb_tokenizer *t, int64_t vocab, nb_token_list 
     if (t->bpe.bytes) NB_TRY(byte_level(t, out));
     else NB_TRY(find_prefix(t, &out->space_prefix));
     list_tokens(t, out);
+    out->bos = t->role[NB_BOS], out->eos = t->role[NB_EOS], out->unk = t->role[NB_UNK], out->pad = t->role[NB_PAD];
+    out->ends = t->eos_ids.v, out->n_ends = t->eos_ids.n;
+    out->add_bos = nb_tokenizer_adds_bos(t), out->add_eos = nb_tokenizer_adds_eos(t);
+    out->chat_template = t->chat_template;
     out->model = t->bpe.bytes ? "gpt2" : "llama";
     if (!t->bpe.bytes) out->pre = "default";
     if (t->bpe.bytes) list_merges(t, out);

@@ -258,6 +258,7 @@ struct nb_tokenizer {
     bool role_changed[NB_ROLES];
     char *chat_template;
     char *file, *dir;    /* loaded from */
+    char *made, *made_config; /* made of a list: tokenizer.json and tokenizer_config.json that say the same */
     bool from_model;     /* tokenizer.model, not tokenizer.json */
     nb_hex file_sha, sha;
     pthread_mutex_t lock;
@@ -333,6 +334,16 @@ bool nb_tok_match(const nb_tok_matcher *m, const char *s, size_t n, size_t *at, 
                   const nb_tok_added **hit, size_t *from, size_t *to);
 bool nb_tok_is_space(uint32_t cp);
 
+/* tokenizer_gguf.c. llama.cpp's name for a way of splitting: an expression, or one of the two kinds; NULL: it has
+ * none. */
+#define NB_SPLIT_GPT2 "GPT-2's"
+#define NB_SPLIT_DIGITS "GPT-2's, digits one by one"
+const char *nb_tok_split_name(const char *split, bool ignore_merges, bool nfc);
+
+/* tokenizer.c */
+nb_tokenizer *nb_tok_new(void);
+nb_status nb_tok_finish(nb_tokenizer *t); /* what follows from the parts that were read */
+
 /* tokenizer_encode.c */
 nb_tok_work *nb_tok_work_take(const nb_tokenizer *t);
 void nb_tok_work_give(const nb_tokenizer *t, nb_tok_work *w);
@@ -340,6 +351,7 @@ void nb_tok_work_free(nb_tok_work *w);
 
 /* tokenizer_json.c, tokenizer_model.c, tokenizer_config.c */
 nb_status nb_tok_load_json(nb_tokenizer *t);
+nb_status nb_tok_read_json(nb_tokenizer *t, const json_t *root); /* t->file is its name in messages */
 nb_status nb_tok_load_model(nb_tokenizer *t);
 nb_status nb_tok_load_config(nb_tokenizer *t);
 

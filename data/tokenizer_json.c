@@ -223,7 +223,7 @@ static nb_status read_post(nb_tokenizer *t, const json_t *v, int depth) {
 
 /* truncation and padding are left unread on purpose: they are a caller's business (sequence_len), as in transformers.
  */
-static nb_status read_root(nb_tokenizer *t, const json_t *root) {
+nb_status nb_tok_read_json(nb_tokenizer *t, const json_t *root) {
     static const char *const known[] = {"version",       "truncation",     "padding", "added_tokens", "normalizer",
                                         "pre_tokenizer", "post_processor", "decoder", "model",        NULL};
     if (!json_is_object(root)) return nb_fail(NB_EINPUT, "%s: not a JSON object", t->file);
@@ -243,7 +243,7 @@ static nb_status read_root(nb_tokenizer *t, const json_t *root) {
 nb_status nb_tok_load_json(nb_tokenizer *t) {
     json_t *root;
     NB_TRY(nb_json_load(t->file, &root));
-    nb_status st = read_root(t, root);
+    nb_status st = nb_tok_read_json(t, root);
     json_decref(root);
     return st;
 }

@@ -86,10 +86,29 @@ static nb_status save_one(const nb_tokenizer *t, const char *name, const char *d
     return st;
 }
 
+/* A tokenizer that came from no such files. */
+static nb_status save_made(const nb_tokenizer *t, const char *dir) {
+    static const char *const names[2] = {"tokenizer.json", "tokenizer_config.json"};
+    const char *const texts[2] = {t->made, t->made_config};
+    nb_status st = NB_OK;
+    for (int i = 0; i < 2 && st == NB_OK; i++) {
+        char *to = nb_path_join(dir, names[i]);
+        json_t *root = json_loads(texts[i], 0, NULL);
+        NB_ASSERT(root);
+        if (i == 0) put_added(t, root);
+        else put_config(t, root), put_roles(t, root);
+        st = nb_json_save(to, root);
+        json_decref(root);
+        free(to);
+    }
+    return st;
+}
+
 nb_status nb_tokenizer_save(const nb_tokenizer *t, const char *dir) {
     static const char *const names[] = {"tokenizer.json",    "tokenizer.model",         "tokenizer_config.json",
                                         "added_tokens.json", "special_tokens_map.json", "vocab.json",
                                         "merges.txt",        "chat_template.jinja"};
+    if (t->made) return save_made(t, dir);
     bool grown = any_new(t), roles = false;
     for (int r = 0; r < NB_ROLES; r++) roles |= t->role_changed[r];
     NB_TRY(unchanged_source(t));

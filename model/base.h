@@ -7,6 +7,7 @@
 
 struct nb_base_store {
     nb_st st, cache; /* the folder's weights; the file of quantized ones */
+    struct nb_gguf_model *gguf; /* instead of st: the files in GGUF */
     bool *used;      /* [st.n_tensors] */
     struct {
         void *p;
@@ -33,6 +34,12 @@ nb_status nb_nf4_declare(nb_st_writer *w, const char *module, int64_t rows, int6
 nb_status nb_nf4_write(nb_st_writer *out, const char *module, const nb_weight *w);
 nb_status nb_nf4_read(nb_base *b, const nb_st *s, nb_weight *w, const char *module, int64_t rows, int64_t cols,
                       bool *found);
+
+/* n ones: the weights of a norm that has none. */
+nb_status nb_base_ones(nb_base *b, const float **out, int64_t n);
+
+/* gguf_base.c. All weights of the GGUF model b->dir, as they are stored (b->spec is set, the names are made). */
+nb_status nb_base_load_gguf(nb_base *b);
 
 /* quantize.c. The linear layers of a base with float weights in 4 bits: from the cache, or quantized now. */
 nb_status nb_base_to_nf4(nb_base *b, const nb_base_options *o);

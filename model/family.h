@@ -68,6 +68,7 @@ typedef struct nb_key_name {
 nb_status nb_spec_read_rope(nb_spec *s, const nb_family *f, const json_t *c, const char *where);
 /* NULL: not one of ours. */
 const nb_family *nb_family_find(const char *model_type, const char *architecture);
+const nb_family *nb_family_by_type(const char *model_type); /* the first of that type; it is one of ours */
 char *nb_families_text(void); /* all of them, for messages; caller frees */
 
 #endif

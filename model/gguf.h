@@ -76,6 +76,11 @@ bool nb_gguf_int(const nb_gguf *g, const char *name, int64_t *out);
 bool nb_gguf_real(const nb_gguf *g, const char *name, double *out); /* F32 or F64 */
 /* A copy of a string (caller frees); NULL when the key is absent or something else. */
 char *nb_gguf_str(const nb_gguf *g, const char *name);
+/* Copies of lists (caller frees them, and every string); false, nothing to free, when the key is absent, something
+ * else, or has a string with a NUL. */
+bool nb_gguf_strs(const nb_gguf *g, const char *name, char ***out, int64_t *n);
+bool nb_gguf_f32s(const nb_gguf *g, const char *name, float **out, int64_t *n);
+bool nb_gguf_i32s(const nb_gguf *g, const char *name, int32_t **out, int64_t *n); /* of I32 or U32 */
 
 /* ---- writing ---- */
 

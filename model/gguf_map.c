@@ -2,6 +2,7 @@
 #include "model/gguf_map.h"
 
 #include <math.h>
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -10,24 +11,15 @@
 #include "core/mem.h"
 #include "model/weights.h"
 
-/* llama.cpp's architecture of a family, and what its graph takes for granted. */
-static const struct arch {
-    const char *family, *name;
-    bool interleaved; /* rotates neighbouring dims: rows of q and k are reordered; others rotate halves, as HF does */
-    bool biases;      /* takes biases of linear layers */
-    nb_act act;
-    int pattern;      /* all but every so manyth layer have a window; 0: windows are ignored */
-    bool window_key;  /* has a key for the window's size */
-    int no_rope;      /* every so manyth layer has no positions */
-    bool any_rope;    /* reads factors for llama3 and longrope */
-} archs[] = {
+/* A name stands for its first row when a file is read: Mistral without a window computes what Llama does. */
+static const nb_gguf_family families[] = {
     {"llama", "llama", .interleaved = true, .biases = true, .any_rope = true},
     {"mistral", "llama", .interleaved = true, .biases = true, .any_rope = true},
     {"qwen2", "qwen2", .biases = true},
     {"qwen3", "qwen3"},
     {"gemma", "gemma", .act = NB_ACT_GELU_TANH},
-    {"gemma2", "gemma2", .act = NB_ACT_GELU_TANH, .pattern = 2, .window_key = true},
-    {"gemma3_text", "gemma3", .act = NB_ACT_GELU_TANH, .pattern = 6, .window_key = true},
+    {"gemma2", "gemma2", .act = NB_ACT_GELU_TANH, .pattern = 2, .window_key = true, .scale_layers = 46},
+    {"gemma3_text", "gemma3", .act = NB_ACT_GELU_TANH, .pattern = 6, .window_key = true, .scale_layers = 62},
     {"phi3", "phi3", .window_key = true, .any_rope = true},
     {"phi", "phi2", .biases = true, .act = NB_ACT_GELU_TANH},
     {"olmo", "olmo", .interleaved = true},
@@ -36,25 +28,40 @@ static const struct arch {
     {"gpt2", "gpt2", .biases = true, .act = NB_ACT_GELU_TANH},
 };
 
-static const struct arch *arch_of(const nb_spec *s) {
-    for (int i = 0; i < NB_LEN(archs); i++)
-        if (!strcmp(archs[i].family, s->family)) return &archs[i];
+static const nb_gguf_family *arch_of(const nb_spec *s) {
+    for (int i = 0; i < NB_LEN(families); i++)
+        if (!strcmp(families[i].family, s->family)) return &families[i];
     return NULL;
+}
+
+const nb_gguf_family *nb_gguf_family_find(const char *arch) {
+    for (int i = 0; i < NB_LEN(families); i++)
+        if (!strcmp(families[i].name, arch)) return &families[i];
+    return NULL;
+}
+
+char *nb_gguf_families_text(void) {
+    nb_text t = {0};
+    for (int i = 0; i < NB_LEN(families); i++)
+        if (!i || strcmp(families[i].name, families[i - 1].name) != 0)
+            nb_text_printf(&t, "%s%s", i ? ", " : "", families[i].name);
+    return t.s;
 }
 
 const char *nb_gguf_arch(const nb_spec *s) { return arch_of(s) ? arch_of(s)->name : NULL; }
 
 /* ---- what can be said ---- */
 
-/* Gemma's scale of attention is not a key: head_dim^-0.5, but for the 27B models, known by their number of layers. */
-static bool scale_is_known(const nb_spec *s) {
-    bool gemma2 = !strcmp(s->family, "gemma2"), gemma3 = !strcmp(s->family, "gemma3_text");
-    bool big = (gemma2 && s->layers == 46) || (gemma3 && s->layers == 62);
-    double want = 1 / sqrt(big ? (double)s->hidden / (double)s->heads : (double)s->head_dim);
+double nb_gguf_attn_scalar(const nb_gguf_family *a, int64_t layers, int64_t hidden, int64_t heads, int64_t head_dim) {
+    return a->scale_layers == layers ? (double)hidden / (double)heads : (double)head_dim;
+}
+
+static bool scale_is_known(const nb_spec *s, const nb_gguf_family *a) {
+    double want = 1 / sqrt(nb_gguf_attn_scalar(a, s->layers, s->hidden, s->heads, s->head_dim));
     return fabs(s->attn_scale - want) <= 1e-6 * want && !s->scale_by_layer;
 }
 
-static nb_status check_layers(const nb_spec *s, const struct arch *a, const char *where) {
+static nb_status check_layers(const nb_spec *s, const nb_gguf_family *a, const char *where) {
     for (int64_t l = 0; l < s->layers; l++) {
         bool rope = !s->learned_positions && (!a->no_rope || (l + 1) % a->no_rope != 0);
         bool window = s->window && a->pattern && (l + 1) % a->pattern != 0;
@@ -71,7 +78,7 @@ static nb_status check_layers(const nb_spec *s, const struct arch *a, const char
     return NB_OK;
 }
 
-static nb_status check_rope(const nb_spec *s, const struct arch *a, const char *where) {
+static nb_status check_rope(const nb_spec *s, const nb_gguf_family *a, const char *where) {
     const nb_rope_spec *r = &s->rope[0];
     const char *problem = NULL;
     if (r->kind == NB_ROPE_DYNAMIC || (r->kind == NB_ROPE_LLAMA3 && !(a->any_rope && a->interleaved)) ||
@@ -88,11 +95,11 @@ static nb_status check_rope(const nb_spec *s, const struct arch *a, const char *
 }
 
 nb_status nb_gguf_check(const nb_spec *s, const char *where) {
-    const struct arch *a = arch_of(s);
+    const nb_gguf_family *a = arch_of(s);
     if (!a) return nb_fail(NB_EUNSUPPORTED, "%s: %s cannot be written as GGUF", where, s->architecture);
     if (s->act != a->act)
         return nb_fail(NB_EUNSUPPORTED, "%s: hidden_act: llama.cpp's %s has another activation", where, a->name);
-    if (!scale_is_known(s))
+    if (!scale_is_known(s, a))
         return nb_fail(NB_EUNSUPPORTED, "%s: %s: llama.cpp's %s scales attention by head_dim^-0.5", where,
                        s->learned_positions ? "scale_attn_weights, scale_attn_by_inverse_layer_idx"
                                             : "query_pre_attn_scalar", a->name);
@@ -101,6 +108,18 @@ nb_status nb_gguf_check(const nb_spec *s, const char *where) {
 }
 
 /* ---- keys ---- */
+
+const nb_gguf_size nb_gguf_sizes[NB_GGUF_SIZES] = {
+    {"block_count", "num_hidden_layers", offsetof(nb_spec, layers)},
+    {"context_length", "max_position_embeddings", offsetof(nb_spec, context)},
+    {"embedding_length", "hidden_size", offsetof(nb_spec, hidden)},
+    {"feed_forward_length", "intermediate_size", offsetof(nb_spec, mlp_hidden)},
+    {"attention.head_count", "num_attention_heads", offsetof(nb_spec, heads)},
+    {"attention.head_count_kv", "num_key_value_heads", offsetof(nb_spec, kv_heads)},
+    {"attention.key_length", "head_dim", offsetof(nb_spec, head_dim)},
+    {"attention.value_length", NULL, offsetof(nb_spec, head_dim)},
+    {"vocab_size", NULL, offsetof(nb_spec, vocab)},
+};
 
 typedef struct keys {
     nb_gguf_writer *w;
@@ -130,18 +149,13 @@ static void put_rope(keys *k, const nb_spec *s) {
 }
 
 void nb_gguf_put_spec(nb_gguf_writer *w, const nb_spec *s) {
-    const struct arch *a = arch_of(s);
+    const nb_gguf_family *a = arch_of(s);
     NB_ASSERT(a);
     keys k = {.w = w, .arch = a->name};
-    put_int(&k, "block_count", s->layers);
-    put_int(&k, "context_length", s->context);
-    put_int(&k, "embedding_length", s->hidden);
-    put_int(&k, "feed_forward_length", s->mlp_hidden);
-    put_int(&k, "attention.head_count", s->heads);
-    put_int(&k, "attention.head_count_kv", s->kv_heads);
-    put_int(&k, "attention.key_length", s->head_dim);
-    put_int(&k, "attention.value_length", s->head_dim);
-    put_int(&k, "vocab_size", s->vocab);
+    for (int i = 0; i < NB_GGUF_SIZES; i++) {
+        const nb_gguf_size *z = &nb_gguf_sizes[i];
+        put_int(&k, z->key, *(const int64_t *)((const char *)s + z->at));
+    }
     put_real(&k, s->norm_kind == NB_NORM_RMS ? "attention.layer_norm_rms_epsilon" : "attention.layer_norm_epsilon",
              s->norm_eps);
     if (s->clip_qkv > 0) put_real(&k, "attention.clamp_kqv", s->clip_qkv);
@@ -153,16 +167,16 @@ void nb_gguf_put_spec(nb_gguf_writer *w, const nb_spec *s) {
 
 /* ---- tensors ---- */
 
-static const char *const linear_names[NB_SLOTS] = {
+const char *const nb_gguf_linear_names[NB_SLOTS] = {
     [NB_QKV] = "attn_qkv", [NB_Q] = "attn_q", [NB_K] = "attn_k", [NB_V] = "attn_v", [NB_O] = "attn_output",
     [NB_GATE_UP] = "ffn_up", [NB_GATE] = "ffn_gate", [NB_UP] = "ffn_up", [NB_DOWN] = "ffn_down",
 };
-static const char *const norm_names[NB_NORMS] = {
+const char *const nb_gguf_norm_names[NB_NORMS] = {
     [NB_NORM1] = "attn_norm", [NB_POST_NORM1] = "post_attention_norm", [NB_NORM2] = "ffn_norm",
     [NB_POST_NORM2] = "post_ffw_norm", [NB_Q_NORM] = "attn_q_norm", [NB_K_NORM] = "attn_k_norm",
 };
 
-static int64_t heads_of(const nb_spec *s, nb_slot slot) {
+int64_t nb_gguf_heads(const nb_spec *s, nb_slot slot) {
     if (!arch_of(s)->interleaved) return 0;
     return slot == NB_Q ? s->heads : slot == NB_K ? s->kv_heads : 0;
 }
@@ -182,8 +196,8 @@ bool nb_gguf_linear(const nb_spec *s, const char *module, char *name, int64_t *h
             bool same = path && !strcmp(path, module);
             free(path);
             if (!same) continue;
-            snprintf(name, NB_GGUF_MAX_NAME + 1, "blk.%lld.%s", (long long)l, linear_names[k]);
-            *heads = heads_of(s, k);
+            snprintf(name, NB_GGUF_MAX_NAME + 1, "blk.%lld.%s", (long long)l, nb_gguf_linear_names[k]);
+            *heads = nb_gguf_heads(s, k);
             return true;
         }
     return false;
@@ -255,7 +269,7 @@ static nb_status take_layer(maker *m, int64_t l) {
     for (int k = 0; k < NB_NORMS; k++) {
         char *module = nb_spec_norm_name(m->s, l, k);
         nb_status st = NB_OK;
-        snprintf(name, sizeof name, "blk.%lld.%s", (long long)l, norm_names[k]);
+        snprintf(name, sizeof name, "blk.%lld.%s", (long long)l, nb_gguf_norm_names[k]);
         if (module && !m->s->bare_norm) st = take_norm(m, module, name, nb_spec_norm_size(m->s, k));
         free(module);
         NB_TRY(st);
@@ -265,8 +279,8 @@ static nb_status take_layer(maker *m, int64_t l) {
         char *module = nb_spec_linear_name(m->s, l, k);
         nb_status st = NB_OK;
         nb_spec_linear_shape(m->s, k, &rows, &cols);
-        snprintf(name, sizeof name, "blk.%lld.%s", (long long)l, linear_names[k]);
-        if (module) st = take_linear(m, module, name, rows, cols, heads_of(m->s, k));
+        snprintf(name, sizeof name, "blk.%lld.%s", (long long)l, nb_gguf_linear_names[k]);
+        if (module) st = take_linear(m, module, name, rows, cols, nb_gguf_heads(m->s, k));
         free(module);
         NB_TRY(st);
     }

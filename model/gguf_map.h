@@ -1,5 +1,6 @@
 /* A Hugging Face model as llama.cpp's GGUF describes one: names of architectures, keys and tensors, and what changes in
- * the values: rows of q and k in another order, 1 added to Gemma's norms. */
+ * the values: rows of q and k in another order, 1 added to Gemma's norms. The tables serve both ways: files are written
+ * from them (gguf_map.c) and read by them (gguf_config.c, gguf_base.c). */
 #ifndef NB_MODEL_GGUF_MAP_H
 #define NB_MODEL_GGUF_MAP_H
 
@@ -19,6 +20,33 @@ typedef struct nb_gguf_mix {
 } nb_gguf_mix;
 const nb_gguf_mix *nb_gguf_mix_find(const char *name); /* NULL: there is none. "q4_k" is "q4_k_m" */
 extern const char nb_gguf_mix_names[];                 /* for messages */
+
+/* llama.cpp's architecture of a family, and what its graph takes for granted. */
+typedef struct nb_gguf_family {
+    const char *family, *name; /* model_type; general.architecture */
+    bool interleaved;     /* rotates neighbouring dims: rows of q and k are reordered; others rotate halves, as HF */
+    bool biases;          /* takes biases of linear layers */
+    nb_act act;
+    int pattern;          /* all but every so manyth layer have a window; 0: windows are ignored */
+    bool window_key;      /* has a key for the window's size */
+    int no_rope;          /* every so manyth layer has no positions */
+    bool any_rope;        /* reads factors for llama3 and longrope */
+    int64_t scale_layers; /* with so many layers, attention is scaled by (hidden / heads)^-0.5, not head_dim^-0.5 */
+} nb_gguf_family;
+/* By general.architecture; NULL: not one of ours. Rows of a name follow one another. */
+const nb_gguf_family *nb_gguf_family_find(const char *arch);
+char *nb_gguf_families_text(void); /* all of them, for messages; caller frees */
+/* Gemma's scale of attention is no key: it is this number to the power of -0.5. */
+double nb_gguf_attn_scalar(const nb_gguf_family *a, int64_t layers, int64_t hidden, int64_t heads, int64_t head_dim);
+
+/* Sizes: a key behind "ARCH.", what config.json calls it (NULL: it has no such), and its int64_t in nb_spec. */
+typedef struct nb_gguf_size { const char *key, *config; size_t at; } nb_gguf_size;
+enum { NB_GGUF_SIZES = 9 };
+extern const nb_gguf_size nb_gguf_sizes[NB_GGUF_SIZES];
+/* Tensors of a layer, behind "blk.N." and before ".weight" or ".bias". */
+extern const char *const nb_gguf_linear_names[NB_SLOTS], *const nb_gguf_norm_names[NB_NORMS];
+/* The heads in whose order a slot's rows are stored, for nb_gguf_row; 0: as HF has them. */
+int64_t nb_gguf_heads(const nb_spec *s, nb_slot slot);
 
 /* One tensor of the file to be. */
 typedef struct nb_gguf_item {

@@ -229,3 +229,47 @@ char *nb_gguf_str(const nb_gguf *g, const char *key) {
     const nb_gguf_key *k = nb_gguf_find_key(g, key);
     return k && k->kind == NB_GGUF_KSTR ? nb_strndup((const char *)k->data, (size_t)k->n) : NULL;
 }
+
+static const nb_gguf_key *list_of(const nb_gguf *g, const char *key, nb_gguf_kind of, nb_gguf_kind or) {
+    const nb_gguf_key *k = nb_gguf_find_key(g, key);
+    return k && k->kind == NB_GGUF_KARRAY && (k->of == of || k->of == or) ? k : NULL;
+}
+
+bool nb_gguf_strs(const nb_gguf *g, const char *key, char ***out, int64_t *n) {
+    const nb_gguf_key *k = list_of(g, key, NB_GGUF_KSTR, NB_GGUF_KSTR);
+    if (!k) return false;
+    const uint8_t *p = k->data;
+    bool whole = true;
+    *out = nb_calloc((size_t)k->n + 1, sizeof **out);
+    for (*n = 0; *n < (int64_t)k->n; ++*n) {
+        uint64_t len = 0; /* checked when the file was opened */
+        for (int i = 0; i < 8; i++) len |= (uint64_t)p[i] << 8 * i;
+        (*out)[*n] = nb_strndup((const char *)p + 8, (size_t)len);
+        whole &= strlen((*out)[*n]) == len;
+        p += 8 + len;
+    }
+    for (int64_t i = 0; i < *n && !whole; i++) free((*out)[i]);
+    if (!whole) {
+        free(*out);
+        *out = NULL;
+    }
+    return whole;
+}
+
+bool nb_gguf_f32s(const nb_gguf *g, const char *key, float **out, int64_t *n) {
+    const nb_gguf_key *k = list_of(g, key, NB_GGUF_KF32, NB_GGUF_KF32);
+    if (!k) return false;
+    *n = (int64_t)k->n;
+    *out = nb_malloc((size_t)k->n * sizeof **out + 1);
+    if (k->n) memcpy(*out, k->data, (size_t)k->n * sizeof **out);
+    return true;
+}
+
+bool nb_gguf_i32s(const nb_gguf *g, const char *key, int32_t **out, int64_t *n) {
+    const nb_gguf_key *k = list_of(g, key, NB_GGUF_KI32, NB_GGUF_KU32);
+    if (!k) return false;
+    *n = (int64_t)k->n;
+    *out = nb_malloc((size_t)k->n * sizeof **out + 1);
+    if (k->n) memcpy(*out, k->data, (size_t)k->n * sizeof **out);
+    return true;
+}

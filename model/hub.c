@@ -9,6 +9,7 @@
 #include "core/json.h"
 #include "core/log.h"
 #include "core/mem.h"
+#include "model/gguf_base.h"
 #include "model/weights.h"
 
 /* "name" or "org/name" as the hub allows them: nothing that could lead out of the cache. */
@@ -59,14 +60,25 @@ static char *snapshot(const char *repo) {
     return dir;
 }
 
+/* The folder, or the model in GGUF that is all it has. */
+static nb_status in_folder(const char *folder, char **dir) {
+    char *config = nb_path_join(folder, "config.json");
+    bool has_config = nb_file_exists(config);
+    free(config);
+    if (!has_config) NB_TRY(nb_gguf_in_dir(folder, dir));
+    if (!*dir) *dir = nb_strdup(folder);
+    return NB_OK;
+}
+
 nb_status nb_base_resolve(const char *dir_or_name, char **dir) {
     *dir = NULL;
-    if (nb_is_dir(dir_or_name)) {
+    if (nb_is_dir(dir_or_name)) return in_folder(dir_or_name, dir);
+    if (nb_gguf_is(dir_or_name)) {
         *dir = nb_strdup(dir_or_name);
         return NB_OK;
     }
     if (nb_file_exists(dir_or_name))
-        return nb_fail(NB_EINPUT, "%s: is a file; give the model's folder", dir_or_name);
+        return nb_fail(NB_EINPUT, "%s: is a file, and not in GGUF; give the model's folder", dir_or_name);
     if (!is_hub_name(dir_or_name))
         return nb_fail(NB_EINPUT, "%s: no such folder, and not a hub name (org/name) either", dir_or_name);
     nb_text repo = {0}, looked = {0};
@@ -180,7 +192,7 @@ static nb_status file_sha256(const char *path, nb_hex out) {
 static int by_text(const void *x, const void *y) { return strcmp(*(char *const *)x, *(char *const *)y); }
 
 /* The names of the folder's config.json and weight files, sorted. */
-static nb_status base_files(const char *dir, char ***names, int *n) {
+static nb_status folder_files(const char *dir, char ***names, int *n) {
     char *index = nb_path_join(dir, "model.safetensors.index.json");
     json_t *root = NULL;
     nb_status st = nb_file_exists(index) ? nb_json_load(index, &root) : NB_OK;
@@ -203,6 +215,18 @@ static nb_status base_files(const char *dir, char ***names, int *n) {
     return st;
 }
 
+/* The paths of all files that make a base, in an order of their own. */
+static nb_status base_files(const char *dir, char ***paths, int *n) {
+    if (nb_gguf_is(dir)) return nb_gguf_parts(dir, paths, n);
+    nb_status st = folder_files(dir, paths, n);
+    for (int i = 0; i < *n; i++) {
+        char *name = (*paths)[i];
+        (*paths)[i] = nb_path_join(dir, name);
+        free(name);
+    }
+    return st;
+}
+
 nb_status nb_base_sha256(const char *dir, nb_hex out) {
     char **names;
     int n;
@@ -212,8 +236,7 @@ nb_status nb_base_sha256(const char *dir, nb_hex out) {
     int todo = st == NB_OK ? n : 0, failed = n; /* the first file that failed speaks, whatever the threads do */
 #pragma omp parallel for schedule(dynamic)
     for (int i = 0; i < todo; i++) {
-        char *path = nb_path_join(dir, names[i]);
-        nb_status one = file_sha256(path, hex[i]);
+        nb_status one = file_sha256(names[i], hex[i]);
         if (one != NB_OK) {
 #pragma omp critical(nb_base_sha256)
             if (i < failed) {
@@ -222,16 +245,16 @@ nb_status nb_base_sha256(const char *dir, nb_hex out) {
                 snprintf(message, sizeof message, "%s", nb_message());
             }
         }
-        free(path);
     }
     if (message[0]) nb_fail(st, "%s", message);
     nb_sha256 h = nb_sha256_open();
     for (int i = 0; i < n; i++) {
-        nb_sha256_add_str(&h, names[i]);
+        nb_sha256_add_str(&h, nb_path_base(names[i]));
         nb_sha256_add_str(&h, hex[i]);
         free(names[i]);
     }
     nb_sha256_close(&h, out);
+    if (n == 1) memcpy(out, hex[0], sizeof(nb_hex));
     free(names);
     free(hex);
     return st;

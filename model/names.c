@@ -98,6 +98,13 @@ const nb_family *nb_family_find(const char *model_type, const char *architecture
     return NULL;
 }
 
+const nb_family *nb_family_by_type(const char *model_type) {
+    int i = 0;
+    while (i < NB_LEN(families) && strcmp(families[i].model_type, model_type) != 0) i++;
+    NB_ASSERT(i < NB_LEN(families));
+    return &families[i];
+}
+
 char *nb_families_text(void) {
     nb_text t = {0};
     for (int i = 0; i < NB_LEN(families); i++)

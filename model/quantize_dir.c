@@ -123,6 +123,12 @@ nb_status nb_base_quantize_dir(const char *dir_or_name, const char *dir_out, boo
     nb_base *b = NULL;
     NB_TRY(check_free_place(dir_out));
     NB_TRY(nb_base_load(&b, dir_or_name, &(nb_base_options){.quantized_cache = ""}));
+    if (b->is_gguf) {
+        nb_status no = nb_fail(NB_EUNSUPPORTED, "%s: is GGUF: make a folder of it first (nibble export --format hf)",
+                               b->dir);
+        nb_base_free(b);
+        return no;
+    }
     char *out = nb_strdup(dir_out);
     for (size_t n = strlen(out); n > 1 && out[n - 1] == '/'; n--) out[n - 1] = 0;
     char *tmp = nb_asprintf("%s.tmp-%ld", out, (long)getpid());

@@ -9,6 +9,7 @@
 #include "core/log.h"
 #include "core/mem.h"
 #include "model/family.h"
+#include "model/gguf_base.h"
 
 /* Keys of other families' configs that change the result. A value that means "off" (absent, null, false, 0, empty)
  * or the neutral one passes; any other is refused. */
@@ -311,8 +312,20 @@ static nb_status read_config(nb_spec *s, json_t *c, const char *where) {
     return s->learned_positions ? NB_OK : nb_spec_read_rope(s, f, c, where);
 }
 
+static nb_status load_gguf(nb_spec *s, const char *path) {
+    nb_gguf_model m;
+    json_t *c = NULL;
+    NB_TRY(nb_gguf_model_open(&m, path));
+    nb_status st = nb_gguf_config(&c, &m);
+    if (st == NB_OK) st = read_config(s, c, path);
+    json_decref(c);
+    nb_gguf_model_close(&m);
+    return st;
+}
+
 nb_status nb_spec_load(nb_spec *s, const char *dir) {
     *s = (nb_spec){0};
+    if (nb_gguf_is(dir)) return load_gguf(s, dir);
     char *path = nb_path_join(dir, "config.json");
     json_t *c = NULL;
     nb_status st = !nb_is_dir(dir) ? nb_fail(NB_EINPUT, "%s: is not a model folder", dir)

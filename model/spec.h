@@ -67,8 +67,8 @@ typedef struct nb_spec {
     float init_std;        /* initializer_range: weights drawn anew are normal(0, init_std) */
 } nb_spec;
 
-/* Reads DIR/config.json. Refuses by name an unknown architecture and every field that would change the result
- * and is not handled. `quantization_config` is read by model/weights.c. */
+/* Reads DIR/config.json, or the keys of a GGUF model. Refuses by name an unknown architecture and every field that
+ * would change the result and is not handled. `quantization_config` is read by model/weights.c. */
 nb_status nb_spec_load(nb_spec *s, const char *dir);
 /* Checks sizes against each other; called by nb_spec_load. */
 nb_status nb_spec_check(const nb_spec *s, const char *where);

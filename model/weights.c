@@ -8,6 +8,7 @@
 #include "core/mem.h"
 #include "core/nearest.h"
 #include "model/base.h"
+#include "model/gguf_base.h"
 
 /* The first formats are the dtypes of the same name, in the same order. */
 _Static_assert((int)NB_FMT_F32 == (int)NB_F32 && (int)NB_FMT_BF16 == (int)NB_BF16 && (int)NB_FMT_F16 == (int)NB_F16,
@@ -135,15 +136,17 @@ done:
     return st;
 }
 
+nb_status nb_base_ones(nb_base *b, const float **out, int64_t n) {
+    float *ones;
+    NB_TRY(nb_base_buffer(b, (void **)&ones, (size_t)n * sizeof *ones, "norms"));
+    for (int64_t i = 0; i < n; i++) ones[i] = 1;
+    *out = ones;
+    return NB_OK;
+}
+
 /* Weight and bias of a norm; those of one without tensors are ones. */
 static nb_status norm_vectors(nb_base *b, const float **weight, const float **bias, const char *module, int64_t n) {
-    if (b->spec.bare_norm) {
-        float *ones;
-        NB_TRY(nb_base_buffer(b, (void **)&ones, (size_t)n * sizeof *ones, module));
-        for (int64_t i = 0; i < n; i++) ones[i] = 1;
-        *weight = ones;
-        return NB_OK;
-    }
+    if (b->spec.bare_norm) return nb_base_ones(b, weight, n);
     NB_TRY(vector(b, weight, module, "weight", n));
     return b->spec.norm_kind == NB_NORM_LAYER ? vector(b, bias, module, "bias", n) : NB_OK;
 }
@@ -277,10 +280,13 @@ static nb_status reinit_sha256(nb_base *b, const nb_base_options *o) {
 static nb_status fill(nb_base *b, const char *dir_or_name, const nb_base_options *o) {
     NB_TRY(nb_base_resolve(dir_or_name, &b->dir));
     NB_TRY(nb_spec_load(&b->spec, b->dir));
+    b->is_gguf = nb_gguf_is(b->dir);
     b->layer = nb_calloc((size_t)b->spec.layers, sizeof *b->layer);
     b->head.name = nb_strdup(nb_spec_head_name(&b->spec));
     for (int64_t l = 0; l < b->spec.layers; l++)
         for (nb_slot k = 0; k < NB_SLOTS; k++) b->layer[l].lin[k].name = nb_spec_linear_name(&b->spec, l, k);
+    if (o->reinit && b->is_gguf)
+        return nb_fail(NB_EINPUT, "%s: reinit_weights wants a folder with config.json, not a GGUF file", b->dir);
     if (o->reinit && o->load_in_4bit)
         return nb_fail(NB_EINPUT, "%s: weights drawn anew (reinit_weights) are trained whole, load_in_4bit freezes "
                        "them: set one of the two to false", b->dir);
@@ -288,12 +294,15 @@ static nb_status fill(nb_base *b, const char *dir_or_name, const nb_base_options
         NB_TRY(reinit_sha256(b, o));
         return nb_base_reinit(b, o);
     }
-    NB_TRY(load_files(b));
+    NB_TRY(b->is_gguf ? nb_base_load_gguf(b) : load_files(b));
     NB_TRY(nb_base_sha256(b->dir, b->sha256));
     if (b->prequantized && !o->load_in_4bit && !o->keep_quantized)
         return nb_fail(NB_EINPUT, "%s: is saved in 4 bits; set load_in_4bit: true (adapter: qlora), or give the "
                        "original model", b->dir);
-    if (!o->load_in_4bit || b->prequantized) return nb_base_turn(b);
+    if (o->load_in_4bit && b->in_blocks)
+        nb_info("%s: its weights are quantized already (%s): load_in_4bit leaves them as they are", b->dir,
+                nb_base_format(b));
+    if (!o->load_in_4bit || b->prequantized || b->in_blocks) return nb_base_turn(b);
     NB_TRY(nb_base_to_nf4(b, o));
     b->quantized = true;
     b->double_quant = o->double_quant;
@@ -336,6 +345,8 @@ void nb_base_free(nb_base *b) {
     for (int i = 0; i < b->store->n_bufs; i++) nb_big_free(b->store->bufs[i].p, b->store->bufs[i].bytes);
     nb_st_close(&b->store->st);
     nb_st_close(&b->store->cache);
+    if (b->store->gguf) nb_gguf_model_close(b->store->gguf);
+    free(b->store->gguf);
     free(b->store->bufs);
     free(b->store->used);
     free(b->store);

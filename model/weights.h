@@ -1,5 +1,5 @@
-/* The frozen base: a Hugging Face folder's weights in the form products read them, quantized to NF4 on the way
- * if asked, from a cache where that was done before. */
+/* The frozen base: the weights of a Hugging Face folder, or of a model in GGUF, in the form products read them,
+ * quantized to NF4 on the way if asked, from a cache where that was done before. */
 #ifndef NB_MODEL_WEIGHTS_H
 #define NB_MODEL_WEIGHTS_H
 
@@ -25,8 +25,9 @@ const char *nb_head_quant_name(nb_head_quant q); /* "none", "nf4", "int8" */
 
 typedef struct nb_base {
     nb_spec spec;
-    char *dir;             /* resolved folder (a hub name is looked up in the local Hugging Face cache) */
+    char *dir;             /* resolved folder (a hub name is looked up in the local Hugging Face cache), or GGUF file */
     nb_hex sha256;         /* of all weight files and config.json: names this base in manifests and cache keys */
+    bool is_gguf, in_blocks; /* ... its linear layers, some at least, are in formats of blocks: used as they are */
     bool quantized, double_quant, prequantized; /* linear layers are NF4; ... already so in the folder */
     nb_weight embed;       /* [V, C] f32, bf16 or f16: never quantized */
     nb_weight positions;   /* [context, C] likewise; rows 0: not learned */
@@ -71,14 +72,24 @@ bool nb_base_is_derived(const nb_st_tensor *t);
 nb_status nb_base_extend(nb_base *b, int64_t n);
 /* The output head in fewer bits, quantized here and now; after nb_base_extend, before a model is opened on the base. */
 nb_status nb_base_quantize_head(nb_base *b, nb_head_quant q);
+/* The tensors that a Hugging Face folder of this base would have, in one file "model.safetensors": floats as they are
+ * held, vectors in f32. Those held in blocks are BF16 with data NULL, and those a folder has turned: nb_base_matrix has
+ * their values. For a base that was not quantized on the way; close with nb_st_close before the base is freed. */
+void nb_base_list(const nb_base *b, nb_st *out);
+/* The weight that a tensor of this name is ("model.embed_tokens.weight"); NULL: it is no matrix of the base. */
+const nb_weight *nb_base_matrix(const nb_base *b, const char *tensor);
+/* What most of the linear layers' weights are held in: "nf4", "bf16", "q4_k". */
+const char *nb_base_format(const nb_base *b);
 /* Bytes of all weights as they are held; or as they would be with the linear layers in NF4, double quantization. */
 int64_t nb_base_bytes(const nb_base *b, bool in_4bit);
 
 /* "org/name" -> snapshot folder in the local Hugging Face cache ($HF_HUB_CACHE, $HF_HOME/hub,
- * ~/.cache/huggingface/hub); an existing folder -> itself. Caller frees *dir. */
+ * ~/.cache/huggingface/hub); an existing folder -> itself, but the GGUF model in it where it has one and no
+ * config.json; a file in GGUF -> itself. Caller frees *dir. */
 nb_status nb_base_resolve(const char *dir_or_name, char **dir);
-/* sha256 over a folder's config.json and weight files (names and bytes; the same for a copy elsewhere). Each one is
- * remembered in the cache folder by real path, size, time and inode. */
+/* sha256 over a folder's config.json and weight files (names and bytes; the same for a copy elsewhere), or over the
+ * parts of a model in GGUF; of one file alone its own. Each one is remembered in the cache folder by real path, size,
+ * time and inode. */
 nb_status nb_base_sha256(const char *dir, nb_hex out);
 
 /* Writes DIR_OUT (new or empty) as transformers + bitsandbytes save a 4-bit model: linear layers packed with

@@ -262,7 +262,7 @@ static void greet(const loop *l) {
     if (!r->dev->be->host_memory) nb_info("device    %s", r->dev->label);
     nb_info("base      %s: %s, %.1f M parameters, %s, computing in %s (%s)", r->base->dir, s->family,
             (double)nb_spec_parameters(s) / 1e6,
-            r->base->quantized ? "NF4" : nb_format_name(r->base->layer[0].lin[0].w.format),
+            nb_base_format(r->base),
             nb_dtype_name(r->dev->compute), r->dev->gemm);
     if (r->adapter->full) nb_info("training  all weights");
     else

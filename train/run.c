@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "adapters/tokenizer_open.h"
 #include "core/cpu.h"
 #include "core/log.h"
 #include "core/mem.h"
@@ -38,7 +39,7 @@ static nb_status open_tokenizer(nb_run *r) {
     const char *from = c->tokenizer ? c->tokenizer : r->base->dir;
     bool adapters = !c->tokenizer && c->lora_model_dir && nb_adapter_has_tokenizer(c->lora_model_dir);
     if (adapters) from = c->lora_model_dir;
-    NB_TRY(nb_tokenizer_load(&r->tokenizer, from));
+    NB_TRY(nb_tokenizer_open(&r->tokenizer, from));
     int known = nb_tokenizer_vocab_size(r->tokenizer);
     nb_hex as_loaded;
     snprintf(as_loaded, sizeof as_loaded, "%s", nb_tokenizer_sha256(r->tokenizer));

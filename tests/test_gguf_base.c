@@ -1,0 +1,545 @@
+/* GGUF models as a base: the same numbers as the folder they were made of, the same ids as llama.cpp's, and what is
+ * refused. */
+#include "adapters/export.h"
+#include "adapters/merge.h"
+#include "adapters/tokenizer_open.h"
+#include "core/hash.h"
+#include "data/tokenizer_export.h"
+#include "model/gguf_base.h"
+#include "model/gguf_map.h"
+#include "tests/tiny_base.h"
+
+static char *tmp_path(const char *name) { return nb_path_join(nb_test_tmp(), name); }
+
+/* The folder as a GGUF file; caller frees the path. */
+static char *export_as(const char *dir, const char *type) {
+    static int serial;
+    char *name = nb_asprintf("base-%d.gguf", serial++), *path = tmp_path(name);
+    nb_export_report r;
+    assert_ok(nb_export_gguf(dir, "a model", path, nb_gguf_mix_find(type), true, &r));
+    free(name);
+    return path;
+}
+
+/* ---- numbers ---- */
+
+/* Logits of every position of a text of n tokens, [n, V]; caller frees. The vocabulary's size, if wanted. */
+static float *logits_of(const char *path, int n, bool four_bits, int64_t *vocab) {
+    nb_dev *dev;
+    nb_base *b;
+    nb_model *m;
+    nb_arena arena = {0};
+    nb_runner *r;
+    nb_base_options o = {.quantized_cache = "", .load_in_4bit = four_bits, .double_quant = true};
+    int32_t ids[64], pos[64];
+    assert_ok(nb_dev_open(&dev, "cpu", NB_F32));
+    assert_ok(nb_base_load(&b, path, &o));
+    assert_ok(nb_model_open(&m, b, dev, n, n));
+    assert_ok(nb_runner_open_logits(&r, m, &arena, n, n, NULL));
+    for (int i = 0; i < n; i++) ids[i] = (int32_t)((17 * i + 5) % b->spec.vocab), pos[i] = i;
+    nb_seg seg = {0, n, 0, n};
+    nb_batch batch = {.n = n, .ids = ids, .pos = pos, .sample = (const uint32_t *)pos, .segs = &seg, .n_segs = 1};
+    float *logits = nb_malloc((size_t)(n * b->spec.vocab) * sizeof *logits);
+    assert_ok(nb_runner_logits(r, &batch, NULL, pos, n, logits));
+    if (vocab) *vocab = b->spec.vocab;
+    nb_runner_free(r);
+    nb_arena_free(&arena);
+    nb_model_free(m);
+    nb_base_free(b);
+    nb_dev_close(dev);
+    return logits;
+}
+
+static void expect_same_bits(const char *what, const char *dir, const char *file, int n, bool four_bits) {
+    int64_t V, V2;
+    float *want = logits_of(dir, n, four_bits, &V), *got = logits_of(file, n, four_bits, &V2);
+    assert_int_equal(V, V2);
+    if (memcmp(want, got, (size_t)(n * V) * sizeof *want) != 0)
+        fail_msg("%s: logits differ by %.2g", what, nb_rel_error(got, want, n * V));
+    free(want), free(got);
+}
+
+/* Windows that llama.cpp has no word for are left out of the file: fewer tokens than that see no difference. */
+static const struct { const char *folder; int n; } families[] = {
+    {"llama", 40}, {"llama3", 40}, {"mistral", 6}, {"smollm2", 40}, {"qwen2-yarn", 7}, {"qwen3", 40}, {"gemma", 40},
+    {"phi3-longrope", 40}, {"phi", 40}, {"olmo", 40}, {"olmo2", 40}, {"gpt2", 40},
+};
+
+static void test_families(void **state) {
+    (void)state;
+    for (int i = 0; i < NB_LEN(families); i++) {
+        char *dir = nb_path_join("tests/golden", families[i].folder), *file = export_as(dir, "f32");
+        expect_same_bits(families[i].folder, dir, file, families[i].n, false);
+        free(dir), free(file);
+    }
+}
+
+#define SIZES                                                                                                     \
+    "\"vocab_size\": 120, \"hidden_size\": 24, \"intermediate_size\": 36, \"num_attention_heads\": 4, "            \
+    "\"num_key_value_heads\": 2, \"head_dim\": 12, \"max_position_embeddings\": 64, \"torch_dtype\": \"float32\""
+
+#define FAMILY(architecture, type, layers) \
+    "{\"architectures\": [\"" architecture "\"], \"model_type\": \"" type "\", "                                   \
+    "\"num_hidden_layers\": " #layers ", " SIZES
+
+/* What the golden folders lack. */
+static const struct { const char *name, *config; } more[] = {
+    {"llama3 in full", FAMILY("LlamaForCausalLM", "llama", 2) ", \"rope_theta\": 5e5, \"rope_scaling\": {"
+     "\"rope_type\": \"llama3\", \"factor\": 32.0, \"low_freq_factor\": 1.0, \"high_freq_factor\": 4.0, "
+     "\"original_max_position_embeddings\": 8192}}"},
+    {"llama with biases", FAMILY("LlamaForCausalLM", "llama", 2) ", \"attention_bias\": true, \"mlp_bias\": true, "
+     "\"rope_scaling\": {\"type\": \"linear\", \"factor\": 4.0}}"},
+    {"gemma2", FAMILY("Gemma2ForCausalLM", "gemma2", 3) ", \"sliding_window\": 5, \"query_pre_attn_scalar\": 12, "
+     "\"attn_logit_softcapping\": 4.0, \"final_logit_softcapping\": 3.0}"},
+    {"gemma3", FAMILY("Gemma3ForCausalLM", "gemma3_text", 7) ", \"sliding_window\": 5, \"query_pre_attn_scalar\": 12, "
+     "\"rope_scaling\": {\"rope_type\": \"linear\", \"factor\": 8.0}}"},
+    {"smollm3", FAMILY("SmolLM3ForCausalLM", "smollm3", 5) "}"},
+    {"phi3 with a window", FAMILY("Phi3ForCausalLM", "phi3", 2) ", \"sliding_window\": 9, "
+     "\"partial_rotary_factor\": 0.5}"},
+};
+
+static char *with_tokenizer(char *dir) {
+    char *to = nb_path_join(dir, "tokenizer.json");
+    assert_ok(nb_file_copy("tests/golden/llama/tokenizer.json", to));
+    free(to);
+    return dir;
+}
+
+static void test_more_families(void **state) {
+    (void)state;
+    for (int i = 0; i < NB_LEN(more); i++) {
+        char *dir = with_tokenizer(tiny_base("family", more[i].config, 7)), *file = export_as(dir, "f32");
+        expect_same_bits(more[i].name, dir, file, 40, false);
+        free(dir), free(file);
+    }
+}
+
+/* The factors of another rule than Llama 3's are kept as they are. */
+static void test_other_factors(void **state) {
+    (void)state;
+    char *dir = with_tokenizer(tiny_base("factors", more[0].config, 7));
+    nb_spec *s = NB_NEW(nb_spec);
+    json_t *c;
+    char *path = nb_path_join(dir, "config.json");
+    assert_ok(nb_json_load(path, &c));
+    json_object_set_new(json_object_get(c, "rope_scaling"), "low_freq_factor", json_real(1.5));
+    assert_ok(nb_json_save(path, c));
+    char *file = export_as(dir, "f32");
+    assert_ok(nb_spec_load(s, file));
+    assert_int_equal(s->rope[0].kind, NB_ROPE_LONGROPE);
+    int64_t V;
+    float *want = logits_of(dir, 40, false, &V), *got = logits_of(file, 40, false, NULL);
+    assert_close(nb_rel_error(got, want, 40 * V), 0, 1e-5); /* the file has them as f32 */
+    free(want), free(got), free(s), free(dir), free(path), free(file);
+    json_decref(c);
+}
+
+/* Rounded weights are the same weights from either file, in NF4 too. */
+static void test_types(void **state) {
+    (void)state;
+    static const char *const types[] = {"f16", "bf16"};
+    for (int i = 0; i < NB_LEN(types); i++) {
+        char *file = export_as("tests/golden/llama", types[i]), *back = tmp_path(i ? "bf16" : "f16");
+        nb_session s;
+        assert_ok(nb_session_open(&s, &(nb_session_options){.base = file, .dtype = "f32", .device = "cpu"}));
+        assert_ok(nb_merge(&s, back, NB_MERGE_ORIGINAL)); /* no adapter: the base as a folder */
+        nb_session_close(&s);
+        expect_same_bits("as stored", back, file, 40, false);
+        expect_same_bits("in 4 bits", back, file, 40, true);
+        free(file), free(back);
+    }
+}
+
+/* Files of llama.cpp's own converter. */
+static void test_stories(void **state) {
+    (void)state;
+    const char *dir = VECTORS("stories260K-hf");
+    expect_same_bits("stories260K", dir, VECTORS("gguf/stories260K-f32.gguf"), 60, false);
+    int64_t V;
+    float *want = logits_of(dir, 60, false, &V);
+    for (int i = 0; i < 3; i++) {
+        static const struct { const char *file; double most; } files[] = {
+            {"gguf/stories260K-f16.gguf", 2e-3}, {"gguf/stories260K-bf16.gguf", 2e-2},
+            {"gguf/stories260K-q8_0.gguf", 3e-2},
+        };
+        float *got = logits_of(VECTORS(files[i].file), 60, false, NULL);
+        assert_close(nb_rel_error(got, want, 60 * V), 0, files[i].most);
+        free(got);
+    }
+    free(want);
+}
+
+/* ---- adapters ---- */
+
+/* The same adapter on the folder and on the file: merged, both have the same tensors. */
+static void test_merge(void **state) {
+    (void)state;
+    char *file = export_as("tests/golden/gemma", "f32"), *out[2] = {tmp_path("from-hf"), tmp_path("from-gguf")};
+    for (int i = 0; i < 2; i++) {
+        nb_session s;
+        nb_session_options o = {.base = i ? file : "tests/golden/gemma", .adapter = "tests/golden/gemma/adapter",
+                                .dtype = "f32", .device = "cpu"};
+        assert_ok(nb_session_open(&s, &o));
+        assert_ok(nb_merge(&s, out[i], NB_MERGE_ORIGINAL));
+        nb_session_close(&s);
+    }
+    nb_st a, b;
+    assert_ok(nb_st_open_dir(&a, out[0], "model"));
+    assert_ok(nb_st_open_dir(&b, out[1], "model"));
+    assert_int_equal(a.n_tensors, b.n_tensors);
+    for (int i = 0; i < a.n_tensors; i++) {
+        const nb_st_tensor *t = &a.tensors[i], *u = nb_st_find(&b, t->name);
+        assert_non_null(u);
+        assert_int_equal(t->bytes, u->bytes);
+        bool norm = strstr(t->name, "norm"); /* stored with 1 added, which rounds */
+        if (!norm && memcmp(t->data, u->data, t->bytes) != 0) fail_msg("%s differs", t->name);
+        for (size_t k = 0; norm && k < t->bytes / 4; k++)
+            assert_close(((const float *)t->data)[k], ((const float *)u->data)[k], 0x1p-23);
+    }
+    nb_st_close(&a), nb_st_close(&b);
+    expect_same_bits("merged", out[0], out[1], 40, false);
+    free(file), free(out[0]), free(out[1]);
+}
+
+/* ---- files ---- */
+
+/* One model in three parts: its keys in the first, every third tensor in each. */
+static void write_parts(const char *dir, const char *to) {
+    nb_spec *s = NB_NEW(nb_spec);
+    nb_st st;
+    nb_gguf_plan p;
+    assert_ok(nb_spec_load(s, dir));
+    assert_ok(nb_st_open_dir(&st, dir, "model"));
+    assert_ok(nb_gguf_plan_make(&p, s, &st));
+    for (int part = 0; part < 3; part++) {
+        char *path = nb_asprintf("%s/m-%05d-of-00003.gguf", to, part + 1);
+        nb_gguf_writer *w;
+        assert_ok(nb_gguf_write_begin(&w, path));
+        if (!part) {
+            nb_gguf_put_str(w, "general.architecture", nb_gguf_arch(s));
+            nb_gguf_put_spec(w, s);
+        }
+        nb_gguf_put_u32(w, "split.no", (uint32_t)part);
+        nb_gguf_put_u32(w, "split.count", 3);
+        for (int i = part; i < p.n; i += 3) {
+            const nb_gguf_item *it = &p.items[i];
+            int64_t ne[2] = {it->n_dims == 2 ? it->cols : it->rows, it->rows};
+            assert_ok(nb_gguf_write_declare(w, it->name, NB_GGUF_F32, it->n_dims, ne));
+        }
+        for (int i = part; i < p.n; i += 3) {
+            const nb_gguf_item *it = &p.items[i];
+            size_t n = (size_t)(it->rows * it->cols);
+            float *x = nb_malloc(n * sizeof *x);
+            nb_gguf_item_read(it, x, 0, it->rows);
+            assert_ok(nb_gguf_write_data(w, x, n * sizeof *x));
+            free(x);
+        }
+        assert_ok(nb_gguf_write_end(w));
+        free(path);
+    }
+    nb_gguf_plan_free(&p);
+    nb_st_close(&st);
+    free(s);
+}
+
+static void test_parts(void **state) {
+    (void)state;
+    char *dir = tmp_path("parts"), *first, *second, *found, *third;
+    nb_tokenizer *t;
+    nb_base *b;
+    assert_ok(nb_mkdirs(dir));
+    write_parts("tests/golden/llama", dir);
+    first = nb_path_join(dir, "m-00001-of-00003.gguf"), second = nb_path_join(dir, "m-00002-of-00003.gguf");
+    third = nb_path_join(dir, "m-00003-of-00003.gguf");
+    expect_same_bits("three parts", "tests/golden/llama", first, 40, false);
+    expect_same_bits("a folder of parts", "tests/golden/llama", dir, 40, false);
+    assert_ok(nb_base_resolve(dir, &found));
+    assert_string_equal(found, first);
+    free(found);
+    nb_base_options o = {0};
+    assert_fails(nb_base_load(&b, second, &o), NB_EINPUT, "is part 2 of 3: give the first");
+    assert_fails(nb_tokenizer_open(&t, dir), NB_EINPUT, "no list of tokens");
+    char *other = nb_path_join(dir, "other.gguf");
+    assert_ok(nb_file_copy(first, other));
+    assert_fails(nb_base_load(&b, dir, &o), NB_EINPUT, "has 2 GGUF models");
+    assert_fails(nb_base_load(&b, other, &o), NB_EINPUT, "is one of 3 parts");
+    assert_int_equal(remove(other), 0);
+    assert_ok(nb_file_copy(second, third));
+    assert_fails(nb_base_load(&b, first, &o), NB_EINPUT, "says it is part 2, its name says 3");
+    assert_int_equal(remove(third), 0);
+    assert_fails(nb_base_load(&b, first, &o), NB_EIO, "m-00003-of-00003.gguf");
+    free(dir), free(first), free(second), free(third), free(other);
+}
+
+static void test_sha256(void **state) {
+    (void)state;
+    char *file = export_as("tests/golden/llama", "f32");
+    nb_base *b;
+    nb_hex hex;
+    assert_ok(nb_base_load(&b, file, &(nb_base_options){0}));
+    assert_ok(nb_sha256_file(file, hex));
+    assert_string_equal(b->sha256, hex); /* what sha256sum says */
+    assert_string_equal(b->dir, file);
+    nb_base_free(b);
+    assert_fails(nb_base_load(&b, file, &(nb_base_options){.reinit = true}), NB_EINPUT, "not a GGUF file");
+    assert_fails(nb_base_quantize_dir(file, nb_test_tmp(), true), NB_EINPUT, "not empty");
+    char *out = tmp_path("quantized");
+    assert_fails(nb_base_quantize_dir(file, out, true), NB_EUNSUPPORTED, "--format hf");
+    free(out), free(file);
+}
+
+/* ---- refusals ---- */
+
+/* Writes `with` over the first `what` of a file that was made of `folder`, and expects the message. */
+static void refused(const char *folder, const char *what, const char *with, size_t n, size_t behind, nb_status code,
+                    const char *text) {
+    char *file = export_as(folder, "f32"), *data;
+    size_t size, at = 0, len = strlen(what);
+    nb_base *b;
+    assert_ok(nb_file_read(file, &data, &size));
+    while (at + len < size && memcmp(data + at, what, len) != 0) at++;
+    if (at + len >= size) fail_msg("%s: no \"%s\"", folder, what);
+    memcpy(data + at + behind, with, n);
+    assert_ok(nb_file_write(file, data, size));
+    nb_status st = nb_base_load(&b, file, &(nb_base_options){0});
+    if (st != code || !strstr(nb_message(), text))
+        fail_msg("%s in %s: status %d, \"%s\", want %d, \"%s\"", what, folder, st, nb_message(), code, text);
+    free(data), free(file);
+}
+#define RENAMED(folder, what, with, code, text) refused("tests/golden/" folder, what, with, strlen(with), 0, code, text)
+#define SET(folder, what, bytes, code, text) \
+    refused("tests/golden/" folder, what, bytes, sizeof(bytes) - 1, sizeof(what) - 1, code, text)
+
+static void test_refusals(void **state) {
+    (void)state;
+    RENAMED("llama", "llama.attention.value_length", "llama.attention.valuX_length", NB_EUNSUPPORTED,
+            "valuX_length\" may change");
+    RENAMED("llama", "llama.block_count", "llama.blokk_count", NB_EINPUT, "has no \"llama.block_count\"");
+    RENAMED("llama", "llama.rope.dimension_count", "llama.rope.freq_base_swaaa", NB_EUNSUPPORTED, "may change");
+    RENAMED("llama", "blk.0.attn_q.weight", "blk.0.attn_x.weight", NB_EINPUT, "has no tensor \"blk.0.attn_q.weight\"");
+    RENAMED("llama", "token_embd.weight", "token_embx.weight", NB_EINPUT, "no whole model");
+    RENAMED("qwen3", "qwen3", "qwenX", NB_EUNSUPPORTED,
+            "architecture \"qwenX\" is not supported (supported in GGUF: llama, qwen2");
+    RENAMED("llama", "model", "adapt", NB_EINPUT, "is \"adapt\", not a model");
+    /* a u32 or f32 behind the kind of the value */
+    SET("llama", "llama.embedding_length", "\4\0\0\0\0\0\0\0", NB_EINPUT, "embedding_length");
+    SET("llama", "llama.embedding_length", "\4\0\0\0\x31\0\0\0", NB_ESHAPE, "token_embd.weight");
+    SET("llama", "llama.block_count", "\4\0\0\0\xff\xff\xff\xff", NB_EINPUT, "num_hidden_layers");
+    SET("llama", "llama.attention.head_count", "\6\0\0\0\0\0\0\0", NB_EUNSUPPORTED, "a whole number is wanted");
+    SET("llama", "llama.attention.value_length", "\4\0\0\0\7\0\0\0", NB_EUNSUPPORTED, "is not key_length");
+    SET("llama", "llama.rope.dimension_count", "\4\0\0\0\7\0\0\0", NB_EINPUT, "impossible");
+    SET("llama", "llama.rope.freq_base", "\6\0\0\0\0\0\x80\x7f", NB_EINPUT, "not finite");
+    SET("olmo", "olmo.attention.layer_norm_epsilon", "\6\0\0\0\0\0\0\x3f", NB_EUNSUPPORTED,
+        "0.5: OlmoForCausalLM has 1e-05");
+    SET("qwen2-yarn", "qwen2.rope.scaling.type\10\0\0\0\4\0\0\0\0\0\0\0", "barn", NB_EUNSUPPORTED, "\"barn\"");
+    char *not = tmp_path("not.gguf");
+    nb_base *b;
+    assert_ok(nb_file_write(not, "GGU", 3));
+    assert_fails(nb_base_load(&b, not, &(nb_base_options){0}), NB_EINPUT, "not in GGUF");
+    assert_ok(nb_file_write(not, "GGUF", 4));
+    assert_fails(nb_base_load(&b, not, &(nb_base_options){0}), NB_EINPUT, "ends within");
+    free(not);
+}
+
+static void put_byte(FILE *f, size_t at, int byte) {
+    fseek(f, (long)at, SEEK_SET);
+    fputc(byte, f);
+    fflush(f);
+}
+
+/* Whatever a byte of the header becomes, loading ends with an answer. */
+static void test_damaged(void **state) {
+    (void)state;
+    char *file = export_as("tests/golden/phi3-longrope", "f16");
+    nb_gguf g;
+    assert_ok(nb_gguf_open(&g, file));
+    size_t header = (size_t)(g.tensors[0].data - g.map.data);
+    for (int64_t i = 0; i < g.n_tensors; i++)
+        if ((size_t)(g.tensors[i].data - g.map.data) < header) header = (size_t)(g.tensors[i].data - g.map.data);
+    nb_gguf_close(&g);
+    FILE *f = fopen(file, "r+b"); /* in place: writing it anew each time would wait for the disk */
+    assert_non_null(f);
+    int loaded = 0;
+    for (size_t i = 8; i < header; i += 7) {
+        nb_base *b;
+        nb_tokenizer *t;
+        fseek(f, (long)i, SEEK_SET);
+        int old = fgetc(f);
+        put_byte(f, i, old ^ (1 << i % 8));
+        if (nb_base_load(&b, file, &(nb_base_options){0}) == NB_OK) nb_base_free(b), loaded++;
+        if (nb_tokenizer_open(&t, file) == NB_OK) nb_tokenizer_free(t);
+        put_byte(f, i, old);
+    }
+    fclose(f);
+    assert_true(loaded > 50); /* names of tokens, tables that are not read */
+    free(file);
+}
+
+/* ---- tokenizers ---- */
+
+static void expect_ids(const nb_tokenizer *t, const char *name, const char *text, size_t n, const int32_t *want,
+                       int64_t n_want) {
+    nb_ids ids = {0};
+    assert_ok(nb_tokenizer_encode(t, text, n, 0, &ids));
+    if (ids.n != n_want || (n_want && memcmp(ids.id, want, (size_t)n_want * sizeof *want) != 0))
+        fail_msg("%s: \"%.*s\" has other ids", name, (int)n, text);
+    nb_ids_free(&ids);
+}
+
+/* The texts of NAME.inp, parted by lines of their own, and the ids that llama.cpp has for them, a line each. */
+static void check_vocabulary(const char *name) {
+    static const char mark[] = "\n__ggml_vocab_test__\n";
+    char *rel = nb_asprintf("llamacpp-vocab/ggml-vocab-%s.gguf", name), *in = nb_asprintf("%s.inp", VECTORS(rel)),
+         *out = nb_asprintf("%s.out", VECTORS(rel)), *texts, *lines;
+    size_t n;
+    int count = 0;
+    nb_tokenizer *t;
+    assert_ok(nb_tokenizer_open(&t, VECTORS(rel)));
+    assert_ok(nb_file_read(in, &texts, &n));
+    assert_ok(nb_file_read(out, &lines, &n));
+    char *text = texts, *line = lines, *end;
+    for (; (end = strstr(text, mark)); text = end + strlen(mark), count++) {
+        int32_t want[256];
+        int64_t n_want = 0;
+        char *stop = strchr(line, '\n'), *p = line;
+        assert_non_null(stop);
+        while (p + strspn(p, " ") < stop) want[n_want++] = (int32_t)strtol(p, &p, 10);
+        line = stop + 1;
+        expect_ids(t, name, text, (size_t)(end - text), want, n_want);
+    }
+    assert_true(count > 40);
+    nb_tokenizer_free(t);
+    free(texts), free(lines), free(rel), free(in), free(out);
+}
+
+static void test_llamacpp_vocabularies(void **state) {
+    (void)state;
+    check_vocabulary("gpt-2");
+    check_vocabulary("llama-spm");
+    check_vocabulary("phi-3");
+}
+
+/* Equal ids on texts of many kinds, and the same text back. */
+static void expect_equal_tokenizers(const char *name, const nb_tokenizer *a, const nb_tokenizer *b) {
+    json_t *texts, *v;
+    size_t i;
+    assert_ok(nb_json_load(VECTORS("tok/texts.json"), &texts));
+    assert_true(json_array_size(texts) > 50);
+    json_array_foreach(texts, i, v) {
+        const char *s = json_string_value(v);
+        size_t n = json_string_length(v);
+        nb_ids x = {0};
+        nb_text first = {0}, second = {0};
+        assert_ok(nb_tokenizer_encode(a, s, n, 0, &x));
+        expect_ids(b, name, s, n, x.id, x.n);
+        assert_ok(nb_tokenizer_decode(a, x.id, x.n, false, &first));
+        assert_ok(nb_tokenizer_decode(b, x.id, x.n, false, &second));
+        assert_int_equal(first.n, second.n);
+        if (first.n) assert_memory_equal(first.s, second.s, first.n);
+        nb_ids_free(&x);
+        nb_text_free(&first), nb_text_free(&second);
+    }
+    json_decref(texts);
+}
+
+static void expect_equal_roles(const nb_tokenizer *a, const nb_tokenizer *b) {
+    assert_int_equal(nb_tokenizer_bos(a), nb_tokenizer_bos(b));
+    assert_int_equal(nb_tokenizer_eos(a), nb_tokenizer_eos(b));
+    assert_int_equal(nb_tokenizer_pad(a), nb_tokenizer_pad(b));
+    assert_int_equal(nb_tokenizer_adds_bos(a), nb_tokenizer_adds_bos(b));
+    assert_int_equal(nb_tokenizer_adds_eos(a), nb_tokenizer_adds_eos(b));
+    const char *x = nb_tokenizer_chat_template(a), *y = nb_tokenizer_chat_template(b);
+    assert_true(!x == !y && (!x || !strcmp(x, y)));
+}
+
+/* A tokenizer, made into a list and back, and saved and loaded, is the same tokenizer. */
+static void test_lists(void **state) {
+    (void)state;
+    static const char *const names[] = {"llama3", "qwen2.5", "smollm2", "gpt2", "phi-2", "phi-4-mini", "olmo1-gptneox",
+                                        "llama2", "phi-3", "phi-3-mini", "gemma-cropped"};
+    char *dir = tmp_path("tokenizer");
+    assert_ok(nb_mkdirs(dir));
+    for (int i = 0; i < NB_LEN(names); i++) {
+        char *rel = nb_path_join("tok", names[i]);
+        nb_tokenizer *t, *made, *saved;
+        nb_token_list l;
+        assert_ok(nb_tokenizer_load(&t, VECTORS(rel)));
+        assert_ok(nb_tokenizer_list(t, nb_tokenizer_vocab_size(t) + 3, &l));
+        l.strips_right = !strcmp(names[i], "phi-3-mini") || !strcmp(names[i], "phi-4-mini"); /* by the model's name */
+        assert_ok(nb_tokenizer_from_list(&made, &l, names[i]));
+        assert_ok(nb_tokenizer_save(made, dir));
+        assert_ok(nb_tokenizer_load(&saved, dir));
+        assert_int_equal(nb_tokenizer_vocab_size(made), nb_tokenizer_vocab_size(t));
+        expect_equal_tokenizers(names[i], t, made);
+        expect_equal_tokenizers(names[i], made, saved);
+        expect_equal_roles(t, made);
+        expect_equal_roles(made, saved);
+        nb_token_list_free(&l);
+        nb_tokenizer_free(t), nb_tokenizer_free(made), nb_tokenizer_free(saved);
+        free(rel);
+    }
+    free(dir);
+}
+
+/* Added tokens and roles of a tokenizer that came from a list are saved with it. */
+static void test_list_grows(void **state) {
+    (void)state;
+    char *file = export_as("tests/golden/llama", "f32"), *dir = tmp_path("grown");
+    nb_tokenizer *t, *saved;
+    int32_t id;
+    assert_ok(nb_mkdirs(dir));
+    assert_ok(nb_tokenizer_open(&t, file));
+    int n = nb_tokenizer_vocab_size(t);
+    assert_ok(nb_tokenizer_add(t, "<box>", true, &id));
+    assert_int_equal(id, n);
+    assert_ok(nb_tokenizer_set_special(t, "pad_token", "<box>"));
+    assert_ok(nb_tokenizer_save(t, dir));
+    assert_ok(nb_tokenizer_load(&saved, dir));
+    assert_int_equal(nb_tokenizer_token_id(saved, "<box>"), n);
+    assert_int_equal(nb_tokenizer_pad(saved), n);
+    nb_tokenizer_free(t), nb_tokenizer_free(saved);
+    free(file), free(dir);
+}
+
+static void test_bad_lists(void **state) {
+    (void)state;
+    char *tokens[] = {"a", "b", "ab", "a"}, *merges[] = {"a b"};
+    float scores[] = {0, 0, -1, NAN};
+    int32_t types[] = {1, 1, 1, 1};
+    nb_token_list l = {.model = "gpt2", .pre = "gpt-2", .n = 3, .token = tokens, .type = types, .merge = merges,
+                       .n_merges = 1, .bos = 7, .eos = -1, .unk = -1, .pad = -1};
+    nb_tokenizer *t;
+    assert_ok(nb_tokenizer_from_list(&t, &l, "list"));
+    expect_ids(t, "small", "ab", 2, (int32_t[]){2}, 1);
+    assert_int_equal(nb_tokenizer_bos(t), -1);
+    nb_tokenizer_free(t);
+    l.n = 4;
+    assert_fails(nb_tokenizer_from_list(&t, &l, "list"), NB_EINPUT, "two ids");
+    l.n = 3, merges[0] = "ab";
+    assert_fails(nb_tokenizer_from_list(&t, &l, "list"), NB_EINPUT, "merge 0 is not two tokens");
+    merges[0] = "a c";
+    assert_fails(nb_tokenizer_from_list(&t, &l, "list"), NB_EINPUT, "not in the vocabulary");
+    merges[0] = "a b", types[1] = 9;
+    assert_fails(nb_tokenizer_from_list(&t, &l, "list"), NB_EINPUT, "token 1 has the unknown type 9");
+    types[1] = 1, tokens[0] = "\xff";
+    assert_fails(nb_tokenizer_from_list(&t, &l, "list"), NB_EINPUT, "not valid UTF-8");
+    tokens[0] = "a", l.pre = "falcon";
+    assert_fails(nb_tokenizer_from_list(&t, &l, "list"), NB_EUNSUPPORTED, "tokenizer.ggml.pre \"falcon\" is not known");
+    l.model = "t5";
+    assert_fails(nb_tokenizer_from_list(&t, &l, "list"), NB_EUNSUPPORTED, "tokenizer.ggml.model \"t5\"");
+    l.model = "llama";
+    assert_fails(nb_tokenizer_from_list(&t, &l, "list"), NB_EINPUT, "scores are missing");
+    l.score = scores, l.n = 4;
+    assert_fails(nb_tokenizer_from_list(&t, &l, "list"), NB_EINPUT, "not finite");
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_families),   cmocka_unit_test(test_more_families), cmocka_unit_test(test_other_factors),
+        cmocka_unit_test(test_types),      cmocka_unit_test(test_stories),       cmocka_unit_test(test_merge),
+        cmocka_unit_test(test_parts),      cmocka_unit_test(test_sha256),        cmocka_unit_test(test_refusals),
+        cmocka_unit_test(test_damaged),    cmocka_unit_test(test_llamacpp_vocabularies),
+        cmocka_unit_test(test_lists),      cmocka_unit_test(test_list_grows),    cmocka_unit_test(test_bad_lists),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}
