@@ -6,7 +6,7 @@
  *
  * SentencePiece joins the neighbours whose concatenation is the piece with the highest score. That is a merge loop
  * with a merge for every way to cut a piece in two pieces, ranked by the score of the result. */
-#include <math.h>
+#include <float.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -196,10 +196,12 @@ static void make_merges(model *m) {
     free(list);
 }
 
-/* User-defined symbols are pieces with a score that always wins, and no normalizer changes them. */
+/* User-defined symbols are pieces with a score that always wins, and no normalizer changes them. That score grows with
+ * the highest of the normal ones, but FLT_MIN is where SentencePiece begins to look for it, and logarithms of
+ * probabilities are below. */
 static void make_unigram(model *m) {
     bool *in = nb_calloc((size_t)m->n, sizeof *in);
-    float best = -INFINITY;
+    float best = FLT_MIN;
     m->t->uni.score = nb_calloc((size_t)m->n, sizeof(double));
     for (int i = 0; i < m->n; i++)
         if (m->v[i].type == NORMAL && m->v[i].score > best) best = m->v[i].score;

@@ -20,6 +20,28 @@ static const double unk_penalty = 10;
 
 /* ---- reading ------------------------------------------------------------------------------------------- */
 
+/* A score as the tokenizers library reads it, whose JSON reader takes the digits for an integer and divides that by a
+ * power of ten: two roundings, so that the last bit may differ from the nearest double, which decides ties. */
+static double read_score(double x) {
+    char digits[40];
+    int precision = 0;
+    if (x == 0 || !isfinite(x)) return x;
+    do snprintf(digits, sizeof digits, "%.*e", precision, x);
+    while (strtod(digits, NULL) != x && precision++ < 16);
+    bool negative = digits[0] == '-';
+    int exponent = atoi(strchr(digits, 'e') + 1) - precision;
+    double whole = 0;
+    uint64_t integer = 0;
+    for (const char *s = digits + negative; *s != 'e'; s++)
+        if (*s != '.') integer = integer * 10 + (uint64_t)(*s - '0');
+    whole = (double)integer;
+    if (exponent < -300 || exponent > 300) return x;
+    char power[16];
+    snprintf(power, sizeof power, "1e%d", abs(exponent));
+    whole = exponent < 0 ? whole / strtod(power, NULL) : whole * strtod(power, NULL);
+    return negative ? -whole : whole;
+}
+
 /* "vocab": [[piece, score], ...], ids in order */
 static nb_status read_vocab(nb_tokenizer *t, const json_t *vocab) {
     size_t n = json_array_size(vocab);
@@ -34,7 +56,7 @@ static nb_status read_vocab(nb_tokenizer *t, const json_t *vocab) {
         if (strlen(s) != json_string_length(json_array_get(v, 0)))
             return nb_fail(NB_EINPUT, "%s: model.vocab[%zu] contains a NUL character", t->file, i);
         NB_TRY(nb_tok_put(t, s, strlen(s), (int64_t)i, NB_TOK_VOCAB));
-        t->uni.score[i] = json_number_value(score);
+        t->uni.score[i] = read_score(json_number_value(score));
     }
     return NB_OK;
 }
@@ -76,7 +98,7 @@ void nb_tok_unigram_build(nb_tokenizer *t, const bool *in) {
         if (u->score[id] < least) least = u->score[id];
         if (t->entry[id].n) sorted[n++] = &t->entry[id];
     }
-    u->unk_score = least - unk_penalty;
+    u->unk_score = u->floats ? (double)(float)(least - unk_penalty) : least - unk_penalty;
     if (n) qsort(sorted, (size_t)n, sizeof(*sorted), by_bytes);
     NB_GROW(u->node, 0, cap);
     NB_GROW(range, 0, cap_range);
