@@ -7,9 +7,11 @@
  * lane (g, c), g = lane/4, c = lane%4, keeps what it loads with 16-byte loads (row g of W) and pairs it with the
  * same k of row g of x.
  *
+ * blocks_kernel: one warp a row of W in one of GGUF's formats; any type and number of rows.
  * any_kernel: one warp a row of W, element by element, any format, type and size. */
 #include "kernels/cuda/nf4.h"
 #include "kernels/cuda/products.h"
+#include "kernels/cuda/vec.h"
 
 namespace {
 
@@ -137,6 +139,15 @@ template <nb_format F, int NT, int MT> __global__ void __launch_bounds__(THREADS
     }
 }
 
+/* The sums of a warp's lanes, to y. */
+static __device__ __forceinline__ void few_out(const few_arg &a, float (&acc)[ANY_ROWS], int t0, int64_t row) {
+#pragma unroll
+    for (int t = 0; t < ANY_ROWS; t++) {
+        for (int step = 16; step; step >>= 1) acc[t] += __shfl_xor_sync(0xffffffffu, acc[t], step);
+        if ((int)threadIdx.x % 32 == t && t0 + t < a.T) put(a.y, a.y_f32, (t0 + t) * a.ldy + row, acc[t], a.beta);
+    }
+}
+
 /* T: type of x, and what values of W are rounded to. Block (n, t): 8 rows of W, 8 rows of x. */
 template <class T> __global__ void __launch_bounds__(THREADS) any_kernel(few_arg a, const T *x) {
     const int64_t K = a.w.cols, row = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32;
@@ -150,11 +161,34 @@ template <class T> __global__ void __launch_bounds__(THREADS) any_kernel(few_arg
         for (int t = 0; t < ANY_ROWS; t++)
             if (t0 + t < a.T) acc[t] = fmaf(to_f32(x[(t0 + t) * K + k]), to_f32(w), acc[t]);
     }
+    few_out(a, acc, t0, row);
+}
+
+/* The same for GGUF's blocks: a lane takes 8 values of k at a time, which have one scale, and x in 16-byte loads. */
+template <class T, nb_format F> __global__ void __launch_bounds__(THREADS) blocks_kernel(few_arg a, const T *x) {
+    const int64_t K = a.w.cols, row = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32;
+    const int t0 = blockIdx.y * ANY_ROWS, lane = threadIdx.x % 32;
+    if (row >= a.w.rows) return;
+    float acc[ANY_ROWS] = {0};
+    for (int64_t k = lane * CHUNK; k < K; k += 32 * CHUNK) {
+        float w[CHUNK];
+        block_values<F>(w, a.w.data, row * K + k);
 #pragma unroll
-    for (int t = 0; t < ANY_ROWS; t++) {
-        for (int step = 16; step; step >>= 1) acc[t] += __shfl_xor_sync(0xffffffffu, acc[t], step);
-        if (lane == t && t0 + t < a.T) put(a.y, a.y_f32, (t0 + t) * a.ldy + row, acc[t], a.beta);
+        for (int j = 0; j < CHUNK; j++) {
+            T rounded;
+            from_f32(rounded, w[j]);
+            w[j] = to_f32(rounded);
+        }
+#pragma unroll
+        for (int t = 0; t < ANY_ROWS; t++) {
+            if (t0 + t >= a.T) break;
+            float v[CHUNK];
+            load(v, x + (t0 + t) * K + k);
+#pragma unroll
+            for (int j = 0; j < CHUNK; j++) acc[t] = fmaf(v[j], w[j], acc[t]);
+        }
     }
+    few_out(a, acc, t0, row);
 }
 
 /* By size and alignment alone, never by T. */
@@ -175,6 +209,19 @@ template <nb_format F> void launch_few(nb_dev *d, const few_arg &a) {
     else LAUNCH((few_kernel<F, 1, 1>), of16, THREADS, 0, gpu_stream(d), a);
 }
 
+/* Weights that tensor cores do not take. */
+template <class T> void launch_any(nb_dev *d, const few_arg &a, const void *x) {
+    const dim3 grid((unsigned)((a.w.rows + WARPS - 1) / WARPS), (unsigned)((a.T + ANY_ROWS - 1) / ANY_ROWS));
+#define BLOCK(F, f, size, bytes)                                                                                  \
+    if (a.w.format == NB_FMT_##F && (uintptr_t)x % 16 == 0) {                                                     \
+        LAUNCH((blocks_kernel<T, NB_FMT_##F>), grid, THREADS, 0, gpu_stream(d), a, (const T *)x);                 \
+        return;                                                                                                   \
+    }
+    NB_BLOCK_FORMATS(BLOCK)
+#undef BLOCK
+    LAUNCH(any_kernel<T>, grid, THREADS, 0, gpu_stream(d), a, (const T *)x);
+}
+
 } /* namespace */
 
 extern "C" bool NB_GPU(few_fits)(const nb_dev *d, const nb_weight *w, int64_t T) {
@@ -187,9 +234,8 @@ extern "C" nb_status NB_GPU(few_fwd)(nb_dev *d, nb_mat y, const nb_elem *x, cons
     NB_ASSERT(T <= MOST);
     if (T <= 0 || w->rows <= 0) return NB_OK;
     const few_arg a = {y.p, y.ld, y.dtype == NB_F32, (const bf16 *)x, *w, (int)T, beta};
-    const dim3 grid((unsigned)((w->rows + WARPS - 1) / WARPS), (unsigned)((T + ANY_ROWS - 1) / ANY_ROWS));
-    if (d->elem == NB_F32) LAUNCH(any_kernel<float>, grid, THREADS, 0, gpu_stream(d), a, (const float *)x);
-    else if (!tensor_cores(d, w, x)) LAUNCH(any_kernel<bf16>, grid, THREADS, 0, gpu_stream(d), a, (const bf16 *)x);
+    if (d->elem == NB_F32) launch_any<float>(d, a, x);
+    else if (!tensor_cores(d, w, x)) launch_any<bf16>(d, a, x);
     else if (w->format == NB_FMT_NF4) launch_few<NB_FMT_NF4>(d, a);
     else launch_few<NB_FMT_BF16>(d, a);
     return gpu_launched(d, "few_fwd");
