@@ -84,7 +84,7 @@ static const weight_case one = {1, 1, NF4(64, false, NB_BF16)}, odd = {7, 33, NF
 
 /* GGUF's formats: two blocks of 256 a row, or 32's odd number of blocks. */
 #define BLOCKS(F, f, size, bytes) \
-    static const weight_case f = {21, size == 256 ? 512 : 224, {.format = NB_FMT_##F}};
+    static const weight_case f = {9, size == 256 ? 512 : 224, {.format = NB_FMT_##F}};
 NB_BLOCK_FORMATS(BLOCKS)
 #undef BLOCKS
 
