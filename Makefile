@@ -219,7 +219,7 @@ fuzz:  ## look for files that break the readers (libFuzzer): FUZZ_SECONDS=60 eac
 	@$(MAKE) CC=clang FUZZ=1 CUDA=0 build/clang-fuzz/fuzz
 	tests/fuzz/run.sh build/clang-fuzz $(FUZZ_TARGETS)
 
-interop: nibble  ## read what nibble exports with llama.cpp, transformers and PEFT (from PyPI, in build/interop)
+interop: nibble  ## read what nibble exports with the programs it is for (from PyPI, in build/interop)
 	tests/interop/run.sh ./nibble
 
 probe:  ## what is there to build with, and what is missing

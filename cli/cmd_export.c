@@ -12,7 +12,9 @@
 
 typedef struct args {
     nb_session_options session;
-    const char *format, *dtype, *out;
+    const char *format, *dtype, *system;
+    const nb_gguf_mix *mix; /* dtype, where there is one */
+    char *out;              /* without a slash at its end */
     bool verify;
     int64_t threads;
 } args;
@@ -100,69 +102,112 @@ static nb_status export_lora(const args *a) {
     return st;
 }
 
-static nb_status gguf_of(const args *a, const char *dir, const char *model, const nb_gguf_mix *mix) {
-    nb_export_report r;
-    char name[256];
-    NB_TRY(nb_export_gguf(dir, last_name(model, name, sizeof name), a->out, mix, a->verify, &r));
-    say(a, &r);
-    return NB_OK;
-}
+/* ---- formats of a whole model: of a folder in float, which an adapter is merged into on the way ---- */
 
-/* With an adapter, or from GGUF, the model is a folder beside the file for as long as this takes. */
-static nb_status export_gguf(const args *a) {
-    const nb_gguf_mix *wanted = a->dtype ? nb_gguf_mix_find(a->dtype) : NULL;
+typedef nb_status of_folder(const args *a, const char *dir, const char *name, const nb_chat_template *chat);
+
+/* With an adapter, or from GGUF, the model is a folder beside the output for as long as this takes. */
+static nb_status of_model(const args *a, of_folder *f) {
     nb_session s;
-    char *dir;
-    if (a->dtype && !wanted) return nb_fail(NB_EINPUT, "--dtype %s: say %s", a->dtype, nb_gguf_mix_names);
-    if (nb_file_exists(a->out)) return nb_fail(NB_EINPUT, "%s: exists; nothing was written. Name another file", a->out);
+    char name[256], *dir;
+    if (nb_file_exists(a->out))
+        return nb_fail(NB_EINPUT, "%s: exists; nothing was written. Give another name", a->out);
     if (!a->session.adapter && !a->session.base) return nb_fail(NB_EINPUT, "--base DIR is needed");
     if (!a->session.adapter && !is_gguf(a->session.base)) {
         NB_TRY(nb_base_resolve(a->session.base, &dir));
-        nb_status st = gguf_of(a, dir, a->session.base, wanted);
+        nb_status st = f(a, dir, last_name(a->session.base, name, sizeof name), NULL);
         free(dir);
         return st;
     }
     NB_TRY(open_session(&s, a, true));
+    const nb_chat_template *chat = s.chat;
     dir = nb_asprintf("%s.merged.tmp", a->out);
     nb_status st = nb_remove_tree(dir);
     if (st == NB_OK) st = nb_merge(&s, dir, NB_MERGE_ORIGINAL);
     nb_session_close(&s);
-    if (st == NB_OK) st = gguf_of(a, dir, a->session.adapter ? a->session.adapter : a->session.base, wanted);
+    const char *of = a->session.adapter ? a->session.adapter : a->session.base;
+    if (st == NB_OK) st = f(a, dir, last_name(of, name, sizeof name), chat);
     nb_remove_tree(dir);
     free(dir);
     return st;
 }
 
-static const struct { const char *name; nb_status (*run)(const args *); bool has_dtype; } formats[] = {
-    {"gguf", export_gguf, true},
-    {"gguf-lora", export_lora, false},
-    {"hf", export_hf, false},
-    {"peft", export_peft, false},
-};
+static nb_status gguf_of(const args *a, const char *dir, const char *name, const nb_chat_template *chat) {
+    (void)chat; /* the folder has it */
+    nb_export_report r;
+    NB_TRY(nb_export_gguf(dir, name, a->out, a->mix, a->verify, &r));
+    say(a, &r);
+    return NB_OK;
+}
 
-static nb_status run(const args *a) {
-    if (!a->format || !a->out) return nb_fail(NB_EINPUT, "--format gguf|gguf-lora|hf|peft and --out PATH are needed");
+static nb_status ollama_of(const args *a, const char *dir, const char *name, const nb_chat_template *chat) {
+    nb_export_report r;
+    NB_TRY(nb_export_ollama(dir, name, a->out, a->mix, a->verify, chat, a->system, &r));
+    say(a, &r);
+    printf("with it: cd %s && ollama create %s -f Modelfile\n", a->out, name);
+    return NB_OK;
+}
+
+static nb_status bnb_of(const args *a, const char *dir, const char *name, const nb_chat_template *chat) {
+    (void)name, (void)chat;
+    int64_t n, bytes;
+    char size[16];
+    NB_TRY(nb_base_quantize_dir(dir, a->out, true));
+    if (!a->verify) {
+        printf("wrote %s\n", a->out);
+        return NB_OK;
+    }
+    nb_status st = nb_base_verify_quantized(dir, a->out, &n, &bytes);
+    if (st != NB_OK) return nb_remove_tree(a->out), st;
+    printf("wrote %s: %s; all %lld tensors read back and agree within the format's rounding\n", a->out,
+           nb_bytes((double)bytes, size), (long long)n);
+    return NB_OK;
+}
+
+static nb_status export_gguf(const args *a) { return of_model(a, gguf_of); }
+static nb_status export_ollama(const args *a) { return of_model(a, ollama_of); }
+static nb_status export_bnb(const args *a) { return of_model(a, bnb_of); }
+
+static const struct { const char *name; nb_status (*run)(const args *); bool has_dtype, has_system; } formats[] = {
+    {"gguf", export_gguf, .has_dtype = true},
+    {"gguf-lora", export_lora},
+    {"ollama", export_ollama, .has_dtype = true, .has_system = true},
+    {"hf", export_hf},
+    {"peft", export_peft},
+    {"bnb", export_bnb},
+};
+#define FORMATS "gguf, gguf-lora, ollama, hf, peft or bnb"
+
+static nb_status run(args *a) {
+    if (!a->format || !a->out) return nb_fail(NB_EINPUT, "--format (" FORMATS ") and --out PATH are needed");
     for (int i = 0; i < NB_LEN(formats); i++) {
         if (strcmp(formats[i].name, a->format) != 0) continue;
         if (a->dtype && !formats[i].has_dtype)
-            return nb_fail(NB_EINPUT, "--dtype %s: only --format gguf has a choice of types", a->dtype);
+            return nb_fail(NB_EINPUT, "--dtype %s: only --format gguf and ollama have a choice of types", a->dtype);
+        a->mix = a->dtype ? nb_gguf_mix_find(a->dtype) : NULL;
+        if (a->dtype && !a->mix) return nb_fail(NB_EINPUT, "--dtype %s: say %s", a->dtype, nb_gguf_mix_names);
+        if (a->system && !formats[i].has_system)
+            return nb_fail(NB_EINPUT, "--system: only --format ollama keeps a system message");
         NB_TRY(nb_cli_threads(a->threads));
         return formats[i].run(a);
     }
-    return nb_fail(NB_EINPUT, "--format %s: say gguf, gguf-lora, hf or peft", a->format);
+    return nb_fail(NB_EINPUT, "--format %s: say " FORMATS, a->format);
 }
 
 int nb_cmd_export(int argc, char **argv) {
+    const char *out = NULL;
     args a = {.verify = true, .session = {.device = "cpu", .dtype = "f32"}};
     const nb_opt opts[] = {
         {"base", NB_OPT_STR, &a.session.base, "DIR", "base model: folder or GGUF (default: the one the adapter names)"},
         {"adapter", NB_OPT_STR, &a.session.adapter, "DIR",
          "PEFT adapter folder: merged on the way, into the stored weights"},
         {"format", NB_OPT_STR, &a.format, "FORMAT",
-         "gguf (a model for llama.cpp), gguf-lora (an adapter for llama.cpp), hf (merged model folder), peft (adapter "
-         "folder)"},
-        {"dtype", NB_OPT_STR, &a.dtype, "TYPE", "gguf: f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q5_0, q4_0 (default: as the base is stored)"},
-        {"out", NB_OPT_STR, &a.out, "PATH", "file (gguf) or folder to write; must not exist"},
+         "gguf (a model for llama.cpp), gguf-lora (an adapter for llama.cpp), ollama (GGUF and Modelfile), hf (merged "
+         "model folder), peft (adapter folder), bnb (model folder in bitsandbytes' 4 bits)"},
+        {"dtype", NB_OPT_STR, &a.dtype, "TYPE",
+         "gguf, ollama: f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m, q5_0, q4_0 (default: as the base is stored)"},
+        {"system", NB_OPT_STR, &a.system, "TEXT", "ollama: the system message where a conversation has none"},
+        {"out", NB_OPT_STR, &out, "PATH", "file (gguf, gguf-lora) or folder to write; must not exist"},
         {"verify", NB_OPT_FLAG, &a.verify, NULL, "read back and compare what was written (the default)"},
         {"threads", NB_OPT_INT, &a.threads, "N", "threads (0: all cores)"},
     };
@@ -172,6 +217,11 @@ int nb_cmd_export(int argc, char **argv) {
                                 "Other ways to merge a QLoRA adapter: nibble merge, then export --base.\n", opts,
                                 NB_LEN(opts), NULL, 0, &n, &done);
     if (st == NB_OK && done) return 0;
+    if (st == NB_OK && out) {
+        a.out = nb_strdup(out);
+        for (size_t i = strlen(out); i > 1 && a.out[i - 1] == '/'; i--) a.out[i - 1] = 0;
+    }
     if (st == NB_OK) st = run(&a);
+    free(a.out);
     return nb_exit_status("export", st);
 }

@@ -158,9 +158,14 @@ nb_status nb_nf4_read(nb_base *b, const nb_st *s, nb_weight *w, const char *modu
     const nb_st_tensor *state = take(b, s, module, ".quant_state.bitsandbytes__nf4");
     *found = state != NULL;
     if (!state) {
-        const nb_st_tensor *fp4 = take(b, s, module, ".quant_state.bitsandbytes__fp4");
-        return fp4 ? nb_fail(NB_EUNSUPPORTED, "%s: \"%s\" is quantized to FP4, which nibble does not read; give the "
-                             "original weights", s->files[fp4->shard].path, module) : NB_OK;
+        const nb_st_tensor *fp4 = take(b, s, module, ".quant_state.bitsandbytes__fp4"), *bytes = take(b, s, module, "");
+        if (fp4)
+            return nb_fail(NB_EUNSUPPORTED, "%s: \"%s\" is quantized to FP4, which nibble does not read; give the "
+                           "original weights", s->files[fp4->shard].path, module);
+        return bytes && bytes->dtype == NB_U8
+                   ? nb_fail(NB_EINPUT, "%s: \"%s.weight\" holds packed bytes, and there is no \"quant_state\" that says "
+                             "how: save the model again with bitsandbytes, or give the original weights",
+                             s->files[bytes->shard].path, module) : NB_OK;
     }
     const char *path = s->files[state->shard].path;
     bool nested = false;

@@ -1,5 +1,6 @@
 /* A model folder in 4 bits, as transformers and bitsandbytes save it. */
 #include <errno.h>
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -146,5 +147,72 @@ nb_status nb_base_quantize_dir(const char *dir_or_name, const char *dir_out, boo
     free(tmp);
     free(out);
     nb_base_free(b);
+    return st;
+}
+
+/* ---- reading back ---- */
+
+/* Elements of one block: NF4's levels are at most 0.304 of the largest value apart, the bytes of double quantization at
+ * most 0.0144 of theirs, and the product is rounded to the dtype. */
+static nb_status compare_block(const nb_weight *q, int64_t block, const float *want, const float *got, int64_t n,
+                               const char *module) {
+    double largest = 0, step;
+    for (int64_t i = 0; i < n; i++) largest = fmax(largest, fabs((double)want[i]));
+    step = (0.152 + 0x1p-8) * largest;
+    if (q->nf4.absmax_u8) step += 0.0072 * q->nf4.nested_absmax[block / q->nf4.nested_blocksize];
+    for (int64_t i = 0; i < n; i++)
+        if (!(fabs((double)want[i] - got[i]) <= step))
+            return nb_fail(NB_ENUMERIC, "%s.weight: element %lld is %g and reads back from NF4 as %g", module,
+                           (long long)(block * q->nf4.blocksize + i), want[i], got[i]);
+    return NB_OK;
+}
+
+static nb_status compare_linear(const nb_base_linear *float_lin, const nb_base_linear *four) {
+    const nb_weight *w = &float_lin->w, *q = &four->w;
+    if (q->format != NB_FMT_NF4 || w->rows != q->rows || w->cols != q->cols)
+        return nb_fail(NB_EIO, "%s.weight does not read back in 4 bits", float_lin->name);
+    int64_t size = q->nf4.blocksize, block = 0; /* so many rows are whole blocks */
+    float *x = nb_malloc((size_t)(size * w->cols) * sizeof *x), *y = nb_malloc((size_t)(size * w->cols) * sizeof *y);
+    nb_status st = NB_OK;
+    for (int64_t i = 0; i < w->rows && st == NB_OK; i += size) {
+        int64_t rows = w->rows - i < size ? w->rows - i : size, n = rows * w->cols;
+        nb_weight_decode(x, w->cols, w, i, rows, 0, w->cols);
+        nb_weight_decode(y, w->cols, q, i, rows, 0, w->cols);
+        for (int64_t at = 0; at < n && st == NB_OK; at += size, block++)
+            st = compare_block(q, block, x + at, y + at, n - at < size ? n - at : size, float_lin->name);
+    }
+    free(x), free(y);
+    return st;
+}
+
+static nb_status compare_rest(const nb_base *b, const nb_base *q, int64_t *n) {
+    const nb_st *s = &b->store->st;
+    bool *copied = tensors_to_copy(b);
+    nb_status st = NB_OK;
+    for (int i = 0; i < s->n_tensors && st == NB_OK; i++) {
+        const nb_st_tensor *t = &s->tensors[i], *u = copied[i] ? nb_st_find(&q->store->st, t->name) : NULL;
+        if (!copied[i]) continue;
+        if (!u || u->dtype != t->dtype || u->bytes != t->bytes || memcmp(u->data, t->data, t->bytes) != 0)
+            st = nb_fail(NB_EIO, "%s: \"%s\" does not read back as it was written", q->dir, t->name);
+        ++*n;
+    }
+    free(copied);
+    return st;
+}
+
+nb_status nb_base_verify_quantized(const char *dir_or_name, const char *dir_out, int64_t *n, int64_t *bytes) {
+    nb_base *b = NULL, *q = NULL;
+    *n = *bytes = 0;
+    nb_status st = nb_base_load(&b, dir_or_name, &(nb_base_options){.quantized_cache = ""});
+    if (st == NB_OK) st = nb_base_load(&q, dir_out, &(nb_base_options){.load_in_4bit = true, .quantized_cache = ""});
+    for (int64_t i = 0; st == NB_OK && i < b->spec.layers * NB_SLOTS; i++) {
+        const nb_base_linear *lin = &b->layer[i / NB_SLOTS].lin[i % NB_SLOTS];
+        if (!lin->w.rows) continue;
+        st = compare_linear(lin, &q->layer[i / NB_SLOTS].lin[i % NB_SLOTS]);
+        ++*n;
+    }
+    if (st == NB_OK) st = compare_rest(b, q, n);
+    for (int i = 0; st == NB_OK && i < q->store->st.n_tensors; i++) *bytes += (int64_t)q->store->st.tensors[i].bytes;
+    nb_base_free(b), nb_base_free(q);
     return st;
 }

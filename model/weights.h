@@ -96,5 +96,8 @@ nb_status nb_base_sha256(const char *dir, nb_hex out);
  * their quant_state, the rest as it is, config.json with quantization_config, tokenizer files copied. The cache has the
  * same form. */
 nb_status nb_base_quantize_dir(const char *dir_or_name, const char *dir_out, bool double_quant);
+/* Reads such a folder back: every 4-bit weight is within NF4's step of the one it was made of, all else is equal. *n
+ * tensors were compared, *bytes are in the folder's. */
+nb_status nb_base_verify_quantized(const char *dir_or_name, const char *dir_out, int64_t *n, int64_t *bytes);
 
 #endif

@@ -51,6 +51,30 @@ says peft 0 "read back and are equal" export_ --adapter "$lora" --format peft --
 is peft_equal "$(sha "$lora/adapter_model.safetensors")" "$(sha "$tmp/peft/adapter_model.safetensors")"
 says gguf_lora 0 "all 28 read back" export_ --adapter "$lora" --format gguf-lora --out "$tmp/lora.gguf"
 
+# ---- for Ollama: the same file, and a Modelfile ----
+says ollama 0 "all 20 read back" export_ --adapter "$lora" --format ollama --system "Be brief." --out "$tmp/ollama/"
+is ollama_files "Modelfile model.gguf" "$(names "$tmp/ollama")"
+is ollama_gguf "$(sha "$tmp/merged.gguf")" "$(sha "$tmp/ollama/model.gguf")"
+yes ollama_template grep -q '^TEMPLATE """{{ if .System }}<|im_start|>system$' "$tmp/ollama/Modelfile"
+yes ollama_stop grep -q '^PARAMETER stop "<|im_end|>"$' "$tmp/ollama/Modelfile"
+yes ollama_system grep -q '^SYSTEM """Be brief."""$' "$tmp/ollama/Modelfile"
+says ollama_base 0 "ollama create base" export_ --base "$tmp/base" --format ollama --dtype q8_0 --out "$tmp/ollama-base"
+says system_of_gguf 1 "only --format ollama" export_ --base "$tmp/base" --format gguf --system x --out "$tmp/no.gguf"
+cp -r "$tmp/base" "$tmp/counts"
+sed -i 's/"chat_template": *"/&{{ messages | length }}/' "$tmp/counts/tokenizer_config.json"
+says ollama_no_template 0 "no form in Go" export_ --base "$tmp/counts" --format ollama --out "$tmp/ollama-counts"
+
+# ---- 4 bits as bitsandbytes saves them ----
+says bnb 0 "read back and agree" export_ --base "$tmp/base" --format bnb --out "$tmp/bnb"
+"$NIBBLE" quantize --base "$tmp/base" --out "$tmp/quantized" >"$tmp/quantize.log" 2>&1
+is bnb_as_quantize "$(sha "$tmp/quantized/model.safetensors")" "$(sha "$tmp/bnb/model.safetensors")"
+says bnb_merged 0 "read back and agree" export_ --adapter "$lora" --format bnb --out "$tmp/bnb-merged"
+"$NIBBLE" quantize --base "$tmp/hf" --out "$tmp/hf-quantized" >"$tmp/quantize.log" 2>&1
+is bnb_of_merged "$(sha "$tmp/hf-quantized/model.safetensors")" "$(sha "$tmp/bnb-merged/model.safetensors")"
+says bnb_generates 0 "" "$NIBBLE" generate --base "$tmp/bnb-merged" --prompt "Once upon" --max-new-tokens 4
+says bnb_twice 1 "is saved in 4 bits" export_ --base "$tmp/bnb" --format bnb --out "$tmp/no.gguf"
+says bnb_dtype 1 "have a choice of types" export_ --base "$tmp/base" --format bnb --dtype f16 --out "$tmp/no.gguf"
+
 # ---- adapters of 4-bit bases, and those that a GGUF adapter cannot be ----
 four="--set adapter=qlora --set load_in_4bit=true --set bnb_4bit_compute_dtype=float32"
 run qlora $four || bad qlora "$(tail -n 3 "$tmp/qlora.log")"
@@ -77,6 +101,7 @@ says gpt2_hf 0 "KL from base + adapter" export_ --base $gpt2 --adapter $gpt2/ada
 says gpt2_scaled_hf 0 "KL from base + adapter" export_ --base $gpt2-scaled --adapter $gpt2-scaled/adapter --format hf --out "$tmp/gpt2s"
 says gpt2_gguf 0 "all 28 read back" export_ --base $gpt2 --adapter $gpt2/adapter --format gguf --dtype q8_0 --out "$tmp/gpt2.gguf"
 says gpt2_lora 0 "all 16 read back" export_ --base $gpt2 --adapter $gpt2/adapter --format gguf-lora --out "$tmp/gpt2-lora.gguf"
+says gpt2_bnb 0 "all 28 tensors read back" export_ --base $gpt2 --adapter $gpt2/adapter --format bnb --out "$tmp/gpt2-bnb"
 says gpt2_peft 0 "read back and are equal" export_ --base $gpt2 --adapter $gpt2/adapter --format peft --out "$tmp/gpt2-peft"
 yes gpt2_peft_is_fan_in_fan_out grep -q '"fan_in_fan_out": true' "$tmp/gpt2-peft/adapter_config.json"
 yes lora_is_not grep -q '"fan_in_fan_out": false' "$lora/adapter_config.json"
@@ -87,12 +112,12 @@ says gpt2_by_layer 1 "scale_attn_by_inverse_layer_idx" export_ --base "$tmp/gpt2
 
 # ---- refusals ----
 echo mine >"$tmp/mine.gguf"
-for format in gguf gguf-lora peft; do
+for format in gguf gguf-lora peft ollama bnb; do
     says "exists_$format" 1 "exists; nothing was written" export_ --adapter "$lora" --format $format --out "$tmp/mine.gguf"
 done
 is left_alone mine "$(cat "$tmp/mine.gguf")"
 says no_format 1 "are needed" export_ --base "$tmp/base" --out "$tmp/no.gguf"
-says other_format 1 "say gguf, gguf-lora, hf or peft" export_ --base "$tmp/base" --format onnx --out "$tmp/no.gguf"
+says other_format 1 "say gguf, gguf-lora, ollama, hf, peft or bnb" export_ --base "$tmp/base" --format onnx --out "$tmp/no.gguf"
 says other_dtype 1 "say f32, f16, bf16, q8_0" export_ --base "$tmp/base" --format gguf --dtype q2 --out "$tmp/no.gguf"
 says dtype_of_hf 1 "only --format gguf" export_ --adapter "$lora" --format hf --dtype f16 --out "$tmp/no.gguf"
 says no_adapter 1 "--adapter DIR is needed" export_ --base "$tmp/base" --format peft --out "$tmp/no.gguf"

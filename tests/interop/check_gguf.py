@@ -85,7 +85,7 @@ class Model:
     def __init__(self, path, lora=None):
         from llama_cpp import Llama
         arch = GGUFReader(path).fields["general.architecture"].contents()
-        self.gelu = arch.startswith(("gemma", "phi2"))
+        self.gelu = arch.startswith(("gemma", "phi2", "gpt2"))
         self.llama = Llama(model_path=path, lora_path=lora, n_ctx=128, n_threads=1, logits_all=True, type_k=0,
                            type_v=0, verbose=False)
 

@@ -1,25 +1,64 @@
 #!/bin/bash
-# Reads what nibble exports with the programs it is for: the gguf package, llama.cpp, transformers and PEFT, from PyPI in
-# a virtual environment under build/interop.
-#   tests/interop/run.sh NIBBLE [BASE [ADAPTER]]    default: the sample base, and an adapter of a few steps on it
+# Reads what nibble exports with the programs it is for: the gguf package, llama.cpp, transformers, PEFT, bitsandbytes and Go's
+# templates, from PyPI in a virtual environment under build/interop (llama.cpp is compiled there, which takes minutes).
+#   tests/interop/run.sh NIBBLE [BASE [ADAPTER]]    default: the sample base and a small GPT-2, each with an adapter of a
+#                                                   few steps
 set -eu
 nibble=$(realpath "$1")
 cd "$(dirname "$0")/../.."
 venv=$PWD/build/interop
-base=${2:-data/samples/base} adapter=${3:-}
-if [ ! -e "$venv/ready" ]; then
+python=$venv/bin/python
+if ! cat tests/{golden,interop}/requirements.txt | cmp -s - "$venv/ready"; then
     python3 -m venv "$venv"
-    "$venv/bin/pip" install -q -r tests/interop/requirements.txt
-    touch "$venv/ready"
+    # Only llama.cpp's library: not its tools for images.
+    CMAKE_ARGS="-DLLAVA_BUILD=OFF ${CMAKE_ARGS:-}" "$venv/bin/pip" install -q -r tests/interop/requirements.txt
+    cat tests/{golden,interop}/requirements.txt >"$venv/ready"
 fi
+export OMP_WAIT_POLICY=passive TOKENIZERS_PARALLELISM=false
 tmp=$(mktemp -d); trap 'rm -rf "$tmp"' EXIT
-if [ -z "$adapter" ]; then
-    adapter=$tmp/run/adapter
-    "$nibble" train configs/quickstart.yaml --set base_model="$base" --set max_steps=4 --set load_in_4bit=false \
-        --set adapter=lora --set output_dir="$tmp/run" >"$tmp/train.log" 2>&1 || { tail -n 5 "$tmp/train.log"; exit 1; }
+failed=0
+# run COMMAND...: goes on after a difference; all of them count
+run() { echo "== ${*#"$python"}"; "$@" 2>"$tmp/log" || { tail -n 5 "$tmp/log"; failed=1; }; }
+train() { # BASE OUT SETTINGS...
+    "$nibble" train configs/quickstart.yaml --set base_model="$1" --set output_dir="$2" --set max_steps=4 \
+        --set load_in_4bit=false --set sequence_len=64 "${@:3}" >"$tmp/train.log" 2>&1 || { tail -n 5 "$tmp/train.log"; exit 1; }
+}
+
+# every format of BASE and ADAPTER
+check() {
+    local base=$1 adapter=$2 out
+    out=$tmp/$(basename "$base")-out
+    "$nibble" export --base "$base" --adapter "$adapter" --format peft --out "$out-peft"
+    "$nibble" export --base "$base" --adapter "$adapter" --format hf --out "$out-hf"
+    run "$python" tests/interop/check_peft.py --base "$base" --adapter "$out-peft" --nibble "$nibble" >/dev/null
+    run "$python" tests/interop/check_peft.py --base "$out-hf" --nibble "$nibble" >/dev/null
+    run "$python" tests/interop/check_bnb.py --nibble "$nibble" --base "$base" --adapter "$adapter"
+    run "$python" tests/interop/check_gguf.py --nibble "$nibble" --base "$base" --adapter "$adapter"
+}
+
+# A GPT-2 of random weights that a few steps are trained into, with the sample's tokenizer.
+small_gpt2() {
+    mkdir "$tmp/config"
+    cp data/samples/base/{tokenizer,tokenizer_config,special_tokens_map}.json "$tmp/config"
+    cat >"$tmp/config/config.json" <<END
+{"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2", "vocab_size": 4096, "n_embd": 64, "n_layer": 2, "n_head": 4,
+ "n_positions": 256, "bos_token_id": 0, "eos_token_id": 0, "initializer_range": 0.2}
+END
+    train "$tmp/config" "$tmp/gpt2" --set adapter=full --set reinit_weights=true --set bf16=false
+}
+
+if [ $# -gt 1 ]; then
+    adapter=${3:-}
+    if [ -z "$adapter" ]; then train "$2" "$tmp/run" --set adapter=lora; adapter=$tmp/run/adapter; fi
+    check "$2" "$adapter"
+else
+    train data/samples/base "$tmp/llama" --set adapter=lora
+    check data/samples/base "$tmp/llama/adapter"
+    small_gpt2
+    train "$tmp/gpt2/model" "$tmp/gpt2-lora" --set adapter=lora
+    check "$tmp/gpt2/model" "$tmp/gpt2-lora/adapter"
 fi
-"$nibble" export --base "$base" --adapter "$adapter" --format peft --out "$tmp/peft"
-"$nibble" export --base "$base" --adapter "$adapter" --format hf --out "$tmp/hf"
-"$venv/bin/python" tests/interop/check_peft.py --base "$base" --adapter "$tmp/peft" --nibble "$nibble" >/dev/null
-"$venv/bin/python" tests/interop/check_peft.py --base "$tmp/hf" --nibble "$nibble" >/dev/null
-"$venv/bin/python" tests/interop/check_gguf.py --nibble "$nibble" --base "$base" --adapter "$adapter"
+templates=${NIBBLE_VECTORS:+$NIBBLE_VECTORS/chat/rendered.json}
+run "$python" tests/interop/check_modelfile.py --nibble "$nibble" --go "$venv/bin/go" ${templates:+--templates "$templates"}
+if [ $failed -ne 0 ]; then echo "something differs"; else echo "all agree"; fi
+exit $failed
