@@ -106,8 +106,10 @@ typedef struct pending {
     size_t start;
 } pending;
 
+/* Behind byte tokens it stands where they do: starts never decrease. */
 static void unk_flush(const nb_tokenizer *t, nb_tok_work *w, pending *p) {
-    if (p->any) nb_tok_sym_add(w, t->bpe.unk, p->start);
+    size_t last = w->n_sym ? w->sym[w->n_sym - 1].start : 0;
+    if (p->any) nb_tok_sym_add(w, t->bpe.unk, p->start > last ? p->start : last);
     p->any = false;
 }
 

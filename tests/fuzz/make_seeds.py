@@ -94,6 +94,10 @@ def adapter():
                                      target_modules=".*(q|v)_proj", layers_to_transform=[0]), *tensors(*two))
     dora = [(stem + f"{m}.lora_magnitude_vector", "F32", [rows]) for m, rows in (("q_proj", 8), ("v_proj", 4))]
     save("adapter", "dora", dict(config, use_dora=True), *tensors(*two, *dora))
+    embed = "base_model.model.model.embed_tokens."
+    save("adapter", "embedding", dict(config, target_modules=["q_proj", "v_proj", "embed_tokens"]), *tensors(
+        *two, (embed + "lora_embedding_A", "F32", [2, 8]), (embed + "lora_embedding_B", "F32", [8, 2])))
+    save("adapter", "saved", dict(config, modules_to_save=["embed_tokens"]), *tensors(*two, (embed + "weight", "F32", [8, 8])))
 
 
 # ---- GGUF ----
