@@ -219,6 +219,9 @@ fuzz:  ## look for files that break the readers (libFuzzer): FUZZ_SECONDS=60 eac
 	@$(MAKE) CC=clang FUZZ=1 CUDA=0 build/clang-fuzz/fuzz
 	tests/fuzz/run.sh build/clang-fuzz $(FUZZ_TARGETS)
 
+bench-peers: nibble  ## nibble beside PyTorch + PEFT and llama.cpp, from PyPI in build/peers: PEERS="--shapes tiny" for less
+	bench/peers/run.sh ./nibble $(PEERS)
+
 interop: nibble  ## read what nibble exports with the programs it is for (from PyPI, in build/interop)
 	tests/interop/run.sh ./nibble
 
@@ -240,8 +243,8 @@ clean:  ## remove everything that was built
 	rm -rf build nibble
 
 help:  ## this list
-	@awk -F '## ' '/^[a-z]+:.*## / { split($$1, t, ":"); printf "  %-10s %s\n", t[1], $$2 }' Makefile
+	@awk -F '## ' '/^[a-z-]+:.*## / { split($$1, t, ":"); printf "  %-10s %s\n", t[1], $$2 }' Makefile
 
-.PHONY: all nibble quickstart test tests-built pack objects lint bench interop fuzz probe install uninstall clean help now
+.PHONY: all nibble quickstart test tests-built pack objects lint bench bench-peers interop fuzz probe install uninstall clean help now
 .SECONDARY:
 -include $(OBJ:.o=.d) $(CLI_OBJ:.o=.d) $(CUDA_OBJ:.o=.d) $(sort $(EMU_OBJ:.o=.d) $(CHECK_OBJ:.o=.d)) $(GPUCHECK_OBJ:.o=.d) $(BUILD)/tests/gpu/device.d $(BUILD)/tests/emu/profile.d $(TEST_BIN:%=%.d) $(BENCH_BIN:%=%.d)

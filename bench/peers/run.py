@@ -1,0 +1,188 @@
+"""Measures nibble and its peers side by side: every contender of a workload takes its turn, round after round, so that
+what else the machine does meets all of them alike. Writes bench/results/peers-CPU.json; report.py makes the table.
+
+    run.py --nibble PATH [--shapes NAME,...] [--workloads NAME,...] [--rounds N] [--out FILE]
+"""
+
+import argparse
+import json
+import os
+import platform
+import re
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+import models
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+REPO = os.path.dirname(os.path.dirname(HERE))
+PACKAGES = ["torch", "transformers", "peft", "bitsandbytes", "llama-cpp-python"]
+WORKLOADS = ("train", "train-checkpointing", "prompt", "generation")
+
+
+def nibble(ctx, part, config, *more):
+    """A run of `nibble bench`; its median is taken over the rounds, of each the fastest of a few."""
+    with tempfile.NamedTemporaryFile(suffix=".json") as out:
+        command = [ctx.nibble, "bench", config, "--only", part, "--seconds", str(ctx.seconds), "--threads",
+                   str(ctx.threads), "--prompt", str(ctx.tokens), "--generate", str(ctx.generate), "--json", out.name]
+        rss = measure(command + list(more))[1]
+        all_parts = json.load(open(out.name))
+    j = all_parts["generation" if part == "generation" else part]
+    row = {"tokens_per_second": j["tokens_per_second"], "peak_rss": rss, "percent_of_limit": j["percent"]}
+    if "read_gb_s" in j:
+        row.update(gb_s=j["gb_s"], read_gb_s=j["read_gb_s"])
+    return row
+
+
+def peer(ctx, script, *more):
+    out, rss = measure([sys.executable, os.path.join(HERE, script), *more, "--threads", str(ctx.threads)])
+    j = json.loads(out.splitlines()[-1])
+    return {"tokens_per_second": j["tokens"] / min(j["seconds"]), "peak_rss": rss}
+
+
+def measure(command):
+    """Standard output and the peak of resident memory in bytes."""
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        p = subprocess.Popen(command, stdout=out, stderr=err)
+        _, status, usage = os.wait4(p.pid, 0)
+        p.returncode = os.waitstatus_to_exitcode(status)
+        out.seek(0), err.seek(0)
+        if p.returncode:
+            raise RuntimeError(err.read().decode(errors="replace").strip()[-400:] or f"status {p.returncode}")
+        return out.read().decode(), usage.ru_maxrss * 1024
+
+
+def write_configs(ctx, shape, folder):
+    """One for a base in 4 bits, one for it as it is; bench reads no data."""
+    paths = {}
+    for name, four in (("nf4", "true"), ("bf16", "false")):
+        paths[name] = os.path.join(ctx.cache, f"{shape}-{name}.yaml")
+        with open(paths[name], "w") as f:
+            f.write(f"base_model: {folder}\nload_in_4bit: {four}\nadapter: {'qlora' if four == 'true' else 'lora'}\n"
+                    f"quantized_cache: {ctx.cache}/nf4\nlora_r: {ctx.rank}\nlora_alpha: {2 * ctx.rank}\n"
+                    f"sequence_len: {ctx.tokens}\nmicro_batch_size: 1\noutput_dir: {ctx.cache}/out\n"
+                    f"datasets: [{{path: {REPO}/README.md, type: completion}}]\n")
+    return paths
+
+
+def contenders(ctx, shape, workload):
+    """Name -> a function that makes one measurement."""
+    folder = models.model_folder(ctx.cache, shape, REPO)
+    config = write_configs(ctx, shape, folder)
+    train = ["--tokens", str(ctx.tokens), "--rank", str(ctx.rank), "--steps", str(ctx.steps)]
+    found = {}
+    if workload.startswith("train"):
+        again = workload.endswith("checkpointing")
+        levels = ("smart", "true") if again else ("false",)
+        for base in ("nf4", "bf16"):
+            for level in levels:
+                name = f"nibble {base}" + (f", {level}" if again else "")
+                set_level = ["--set", "gradient_checkpointing=" + level]
+                found[name] = lambda b=base, s=set_level: nibble(ctx, "step", config[b], *s)
+        for name, more in (("PyTorch + PEFT bf16", []), ("PyTorch + PEFT bf16, adapters too", ["--narrow-adapters"]),
+                           ("PyTorch + PEFT f32", ["--dtype", "float32"]),
+                           ("PyTorch + PEFT + bitsandbytes nf4", ["--nf4"])):
+            more = more + (["--checkpointing"] if again else [])
+            found[name] = lambda m=more: peer(ctx, "peer_torch.py", folder, *train, *m)
+        return found
+    part = workload
+    size = ["--prompt", str(ctx.tokens)] if part == "prompt" else ["--generate", str(ctx.generate)]
+    for name, base, head in (("nibble nf4", "nf4", "none"), ("nibble nf4, head nf4", "nf4", "nf4"),
+                             ("nibble nf4, head int8", "nf4", "int8"), ("nibble bf16", "bf16", "none")):
+        found[name] = lambda b=base, h=head: nibble(ctx, part, config[b], "--set", "lm_head_quant=" + h)
+    for kind in models.GGUF_TYPES:
+        path = models.gguf_file(ctx.cache, shape, kind, ctx.nibble, folder)
+        found[f"llama.cpp {kind}"] = lambda p=path: peer(ctx, "peer_llamacpp.py", p, *size, "--runs", str(ctx.steps))
+    return found
+
+
+def side_by_side(ctx, shape, workload):
+    makers = contenders(ctx, shape, workload)
+    rows = {name: [] for name in makers}
+    errors = {}
+    for turn in range(ctx.rounds):
+        for name, make in makers.items():
+            if name in errors:
+                continue
+            start = time.time()
+            try:
+                rows[name].append(make())
+            except RuntimeError as e:
+                errors[name] = str(e)
+            said = (f"failed: {errors[name]}" if name in errors
+                    else f"{rows[name][-1]['tokens_per_second']:.1f} tokens/s")
+            print(f"{shape}, {workload}, round {turn + 1} of {ctx.rounds}: {name}: {said} ({time.time() - start:.0f} s)",
+                  file=sys.stderr, flush=True)
+    results = []
+    for name, all_rounds in rows.items():
+        result = {"shape": shape, "workload": workload, "contender": name}
+        if name in errors:
+            result["error"] = errors[name]
+        for key in all_rounds[0] if all_rounds else ():
+            values = [r[key] for r in all_rounds if r[key] is not None]
+            if values:
+                result[key] = {"median": statistics.median(values), "least": min(values), "most": max(values)}
+        results.append(result)
+    return results
+
+
+def machine(ctx):
+    from importlib.metadata import PackageNotFoundError, version
+
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not there"
+    first = open("/proc/cpuinfo").read().split("\n\n")[0]
+    about = {k.strip(): v.strip() for k, v in re.findall(r"^(.*?):(.*)$", first, re.M)}
+    flags = about.get("flags", "").split()
+    memory = int(re.search(r"MemTotal:\s+(\d+)", open("/proc/meminfo").read())[1]) * 1024
+    return {
+        "cpu": about.get("model name", platform.machine()), "threads": ctx.threads, "memory": memory,
+        "instructions": [f for f in ("avx2", "fma", "avx512f", "avx512_bf16", "amx_bf16") if f in flags],
+        "kernel": platform.release().split("-")[0], "python": platform.python_version(),
+        "load_before": os.getloadavg()[0],
+        "versions": versions,
+        "nibble": subprocess.run([ctx.nibble, "--version"], capture_output=True, text=True).stdout.strip(),
+    }
+
+
+def main():
+    p = argparse.ArgumentParser()
+    p.add_argument("--nibble", required=True)
+    p.add_argument("--shapes", default="smollm2-135m,llama-3.2-1b")
+    p.add_argument("--workloads", default=",".join(WORKLOADS))
+    p.add_argument("--rounds", type=int, default=3)
+    p.add_argument("--tokens", type=int, default=512)
+    p.add_argument("--generate", type=int, default=256)
+    p.add_argument("--rank", type=int, default=16)
+    p.add_argument("--steps", type=int, default=2, help="runs of a peer in each round that count; the fastest is taken")
+    p.add_argument("--seconds", type=float, default=4, help="of nibble in each round")
+    p.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    p.add_argument("--cache", default=os.path.join(REPO, "build/peers/models"))
+    p.add_argument("--out")
+    ctx = p.parse_args()
+    ctx.nibble = os.path.realpath(ctx.nibble)
+    os.makedirs(ctx.cache, exist_ok=True)
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    about = machine(ctx)
+    results = []
+    for shape in ctx.shapes.split(","):
+        for workload in ctx.workloads.split(","):
+            results += side_by_side(ctx, shape, workload)
+    name = re.sub(r"[^a-z0-9]+", "-", about["cpu"].lower()).strip("-")
+    out = ctx.out or os.path.join(REPO, "bench/results", f"peers-{name}.json")
+    setting = {k: getattr(ctx, k) for k in ("tokens", "generate", "rank", "rounds", "steps", "seconds")}
+    with open(out, "w") as f:
+        json.dump({"machine": about, "setting": setting, "results": results}, f, indent=1)
+        f.write("\n")
+    print(out)
+
+
+if __name__ == "__main__":
+    main()
