@@ -17,6 +17,7 @@ typedef struct nb_lora_options {
     bool rslora, dora;
     char *const *save;          /* modules trained whole beside it (modules_to_save) */
     int n_save;
+    bool tie;                   /* a tied head follows the embedding that is trained whole (ensure_weight_tying) */
     const char *const *targets; /* suffixes of module paths, as PEFT matches lists */
     int n_targets;
     const char *pattern;        /* or one regular expression, matched against the whole path; or neither: all-linear */
@@ -44,6 +45,7 @@ typedef struct nb_adapter {
     int n_targets;
     char **saved;        /* its modules_to_save, as they were given */
     int n_saved;
+    bool tie;            /* ensure_weight_tying */
     json_t *manifest;    /* nibble_manifest.json as loaded, or NULL */
     struct nb_attached { /* the places its parameters sit in, for switching it off and on */
         const char *module;           /* path */

@@ -7,6 +7,7 @@
 
 #include "adapters/parts.h"
 #include "core/hash.h"
+#include "core/log.h"
 #include "core/mem.h"
 #include "core/rng.h"
 
@@ -286,7 +287,10 @@ typedef struct saver {
 
 static void save_module(const nb_module *m, void *arg) {
     saver *s = arg;
-    if (nb_saves_module(s->a->saved, s->a->n_saved, m->path, s->used)) nb_adapter_attach_whole(s->a, m);
+    nb_adapter *a = s->a;
+    bool follows = a->tie && a->model->spec->tied && m->weight_at == &a->model->head.weight;
+    if (nb_saves_module(a->saved, a->n_saved, m->path, s->used) && !follows) nb_adapter_attach_whole(a, m);
+    if (follows) nb_adapter_tie_head(a);
 }
 
 static void count_params(const nb_module *m, void *arg) { *(int *)arg += m->bias ? 2 : 1; }
@@ -294,6 +298,7 @@ static void count_params(const nb_module *m, void *arg) { *(int *)arg += m->bias
 /* Modules trained whole beside the adapter. */
 static nb_status attach_saved(nb_adapter *a, const nb_lora_options *o) {
     a->n_saved = o->n_save;
+    a->tie = o->tie;
     a->saved = nb_calloc((size_t)o->n_save + 1, sizeof *a->saved);
     for (int i = 0; i < o->n_save; i++) a->saved[i] = nb_strdup(o->save[i]);
     saver s = {a, nb_calloc((size_t)o->n_save + 1, sizeof *s.used)};
@@ -341,6 +346,9 @@ nb_status nb_adapter_new(nb_adapter **out, nb_model *m, const nb_lora_options *o
         nb_adapter_free(a);
         return st;
     }
+    if (nb_adapter_unties(a))
+        nb_info("%s and %s, which are one here, come apart: one is trained without the other", nb_spec_embed_name(m->spec),
+                nb_spec_head_name(m->spec));
     name_targets(a);
     nb_adapter_enable(a, true);
     *out = a;
@@ -371,6 +379,9 @@ nb_status nb_adapter_check_parts(const nb_adapter *a) {
     const char *embed = nb_spec_embed_name(m->spec), *head = nb_spec_head_name(m->spec);
     bool ends = attached_to(a, NULL) || attached_to(a, &m->head);
     bool whole = nb_adapter_whole_at(a, &m->embed_trained) || nb_adapter_whole_at(a, &m->head.weight);
+    if (a->tie && m->spec->tied && (ends || (a->n_saved && !nb_adapter_whole_at(a, &m->embed_trained))))
+        return nb_fail(NB_EUNSUPPORTED, "ensure_weight_tying: %s follows %s where that is trained whole, which it is not "
+                       "here; an adapter on one of them leaves the other alone", head, embed);
     if (a->dora && ends)
         return nb_fail(NB_EUNSUPPORTED, "DoRA on %s or %s is not in this version: leave them out of the target modules",
                        embed, head);

@@ -32,7 +32,7 @@ bool nb_saves_module(char *const *keys, int n, const char *path, bool *used);
 /* Parameters for a module's weights; they get the base's values by nb_adapter_fill_whole after nb_adapter_place. */
 void nb_adapter_attach_whole(nb_adapter *a, const nb_module *m);
 nb_status nb_adapter_fill_whole(nb_adapter *a);
-/* The embedding trained whole is the head too. */
+/* The embedding is the head too, if it is trained whole. */
 void nb_adapter_tie_head(nb_adapter *a);
 /* out[n, m] = in[m, n] turned. */
 void nb_turn(float *out, const float *in, int64_t m, int64_t n);

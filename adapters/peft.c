@@ -88,6 +88,7 @@ static json_t *adapter_config(const nb_adapter *a) {
     static const char *const nulls[] = {"auto_mapping", "layers_pattern", "layers_to_transform", "revision"};
     for (int i = 0; i < NB_LEN(nulls); i++) json_object_set_new(c, nulls[i], json_null());
     if (a->rows.n) json_object_set_new(c, "trainable_token_indices", token_indices(a));
+    if (a->tie) json_object_set_new(c, "ensure_weight_tying", json_true());
     return c;
 }
 
@@ -113,25 +114,33 @@ nb_status nb_adapter_fetch(const nb_adapter *a, const nb_tensor *p, const void *
     return st;
 }
 
+static nb_status put_param(const nb_adapter *a, nb_st_writer *w, const nb_tensor *p, const char *name) {
+    size_t bytes = (size_t)nb_tensor_size(p) * sizeof(float);
+    float *host = nb_malloc(bytes);
+    nb_status st = nb_adapter_fetch(a, p, p->data, host);
+    if (st == NB_OK) st = nb_st_write_data(w, name, host, bytes);
+    free(host);
+    return st;
+}
+
+/* A head that follows the embedding is in the file too, as PEFT has it: versions that do not tie them load it. */
 static nb_status put_params(const nb_adapter *a, const char *path) {
     json_t *meta = json_pack("{s:s}", "format", "pt");
     nb_st_writer *w;
     nb_status st = nb_st_write_begin(&w, path, meta);
     json_decref(meta);
     if (st != NB_OK) return st;
+    const nb_tensor *head = a->tie && a->model->spec->tied ? nb_adapter_whole_at(a, &a->model->head.weight) : NULL;
+    char *head_name = nb_asprintf(NB_PEFT_PREFIX "%s.weight", nb_spec_head_name(a->model->spec));
     for (int i = 0; i < a->n_params && st == NB_OK; i++) {
         const nb_tensor *p = &a->params[i];
         int64_t turned[2] = {p->d[1], p->d[0]};
         st = nb_st_write_declare(w, p->name, NB_F32, p->n_dims, nb_adapter_is_turned(a, p) ? turned : p->d);
     }
-    for (int i = 0; i < a->n_params && st == NB_OK; i++) {
-        const nb_tensor *p = &a->params[i];
-        size_t bytes = (size_t)nb_tensor_size(p) * sizeof(float);
-        float *host = nb_malloc(bytes);
-        st = nb_adapter_fetch(a, p, p->data, host);
-        if (st == NB_OK) st = nb_st_write_data(w, p->name, host, bytes);
-        free(host);
-    }
+    if (head && st == NB_OK) st = nb_st_write_declare(w, head_name, NB_F32, 2, head->d);
+    for (int i = 0; i < a->n_params && st == NB_OK; i++) st = put_param(a, w, &a->params[i], a->params[i].name);
+    if (head && st == NB_OK) st = put_param(a, w, head, head_name);
+    free(head_name);
     if (st == NB_OK) return nb_st_write_end(w);
     nb_st_write_abort(w);
     return st;

@@ -15,7 +15,6 @@
 static const char *const unsupported[] = {
     "use_qalora", "alora_invocation_tokens", "layer_replication", "target_parameters", "arrow_config",
     "use_bdlora", "kasa_config", "velora_config", "monteclora_config", "lora_bias", "megatron_config",
-    "ensure_weight_tying",
 };
 
 /* What an adapter begins with does not matter once it is trained, unless PEFT takes it out of the base's weights (or
@@ -56,6 +55,7 @@ static nb_status read_config(nb_adapter *a, const json_t *c, const char *path) {
     NB_TRY(nb_json_real(c, "lora_dropout", &a->dropout, path));
     NB_TRY(nb_json_bool(c, "use_rslora", &a->rslora, path));
     NB_TRY(nb_json_bool(c, "use_dora", &a->dora, path));
+    NB_TRY(nb_json_bool(c, "ensure_weight_tying", &a->tie, path));
     if (a->r < 1 || a->r > 65536) return nb_fail(NB_EINPUT, "%s: r = %lld is not a rank", path, (long long)a->r);
     return NB_OK;
 }
@@ -157,6 +157,11 @@ static void load_whole(const nb_module *m, void *arg) {
     if (l->st != NB_OK) return;
     bool named = nb_saves_module(l->a->saved, l->a->n_saved, m->path, NULL);
     const nb_st_tensor *weight = tensor_named(l->s, m->path, "weight"), *bias = tensor_named(l->s, m->path, "bias");
+    if (l->a->tie && l->a->model->spec->tied && m->weight_at == &l->a->model->head.weight) {
+        nb_adapter_tie_head(l->a);
+        if (weight) l->beside[l->n_beside++] = weight;
+        return;
+    }
     if (!weight && named)
         l->st = nb_fail(NB_EINPUT, "%s: has no %s%s.weight, which modules_to_save means", l->path, NB_PEFT_PREFIX, m->path);
     if (!weight) return;

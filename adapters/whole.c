@@ -96,11 +96,10 @@ void nb_adapter_attach_whole(nb_adapter *a, const nb_module *m) {
 
 void nb_adapter_tie_head(nb_adapter *a) {
     nb_model *m = a->model;
+    nb_tensor *embed = NULL;
     for (int i = 0; i < a->n_whole; i++)
-        if (a->whole[i].place == &m->embed_trained) {
-            put_whole(a, a->whole[i].param, &m->head.weight, NULL, false, NULL);
-            return;
-        }
+        if (a->whole[i].place == &m->embed_trained) embed = a->whole[i].param;
+    if (embed) put_whole(a, embed, &m->head.weight, NULL, false, NULL);
 }
 
 static nb_status fill_matrix(nb_adapter *a, nb_tensor *p, const nb_weight *w) {

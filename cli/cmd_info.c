@@ -97,6 +97,8 @@ static nb_status show_adapter_config(const json_t *c, const char *where) {
     row("base", "%s", base);
     row("rank", "%lld, alpha %g, dropout %g", (long long)r, alpha, dropout);
     show_text_list("targets", json_object_get(c, "target_modules"));
+    if (json_array_size(json_object_get(c, "modules_to_save")))
+        show_text_list("trained whole", json_object_get(c, "modules_to_save"));
     show_pattern("ranks", json_object_get(c, "rank_pattern"));
     show_pattern("alphas", json_object_get(c, "alpha_pattern"));
     return NB_OK;

@@ -17,8 +17,9 @@ static const nb_gguf_family families[] = {
     {"mistral", "llama", .interleaved = true, .biases = true, .any_rope = true},
     {"qwen2", "qwen2", .biases = true},
     {"qwen3", "qwen3"},
-    {"gemma", "gemma", .act = NB_ACT_GELU_TANH},
-    {"gemma2", "gemma2", .act = NB_ACT_GELU_TANH, .pattern = 2, .window_key = true, .scale_layers = 46},
+    {"gemma", "gemma", .act = NB_ACT_GELU_TANH, .tied = true},
+    {"gemma2", "gemma2", .act = NB_ACT_GELU_TANH, .pattern = 2, .window_key = true, .scale_layers = 46,
+     .tied = true},
     {"gemma3_text", "gemma3", .act = NB_ACT_GELU_TANH, .pattern = 6, .window_key = true, .scale_layers = 62},
     {"phi3", "phi3", .window_key = true, .any_rope = true},
     {"phi", "phi2", .biases = true, .act = NB_ACT_GELU_TANH},
@@ -103,6 +104,9 @@ nb_status nb_gguf_check(const nb_spec *s, const char *where) {
         return nb_fail(NB_EUNSUPPORTED, "%s: %s: llama.cpp's %s scales attention by head_dim^-0.5", where,
                        s->learned_positions ? "scale_attn_weights, scale_attn_by_inverse_layer_idx"
                                             : "query_pre_attn_scalar", a->name);
+    if (a->tied && !s->tied)
+        return nb_fail(NB_EUNSUPPORTED, "%s: tie_word_embeddings: llama.cpp's %s has no output head of its own", where,
+                       a->name);
     NB_TRY(check_rope(s, a, where));
     return check_layers(s, a, where);
 }

@@ -32,6 +32,7 @@ typedef struct nb_gguf_family {
     int no_rope;          /* every so manyth layer has no positions */
     bool any_rope;        /* reads factors for llama3 and longrope */
     int64_t scale_layers; /* with so many layers, attention is scaled by (hidden / heads)^-0.5, not head_dim^-0.5 */
+    bool tied;            /* has no output head of its own */
 } nb_gguf_family;
 /* By general.architecture; NULL: not one of ours. Rows of a name follow one another. */
 const nb_gguf_family *nb_gguf_family_find(const char *arch);

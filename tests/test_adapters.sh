@@ -32,12 +32,19 @@ ends="--set lora_target_modules=[embed_tokens,lm_head,q_proj]"
 # ---- every kind, merged ----
 trains whole_head --set "lora_modules_to_save=[lm_head]"
 is whole_head_unties "false 1" "$(tie whole_head) $(own_head whole_head)"
-says whole_info 0 "lm_head" "$NIBBLE" info "$tmp/whole_head/adapter"
+says whole_info 0 "trained whole lm_head" "$NIBBLE" info "$tmp/whole_head/adapter"
 trains whole_embedding --set "lora_modules_to_save=[embed_tokens]"
 is whole_embedding_unties "false 1" "$(tie whole_embedding) $(own_head whole_embedding)"
 trains whole_untied --set base_model="$tmp/untied" --set "lora_modules_to_save=[lm_head,embed_tokens,norm,1.mlp]"
 yes whole_saved grep -q '"base_model.model.model.layers.1.mlp.up_proj.weight"' "$tmp/whole_untied/adapter/adapter_model.safetensors"
 is whole_not_adapted 3 "$(sed -n 's/^training .* on \([0-9]*\) modules.*/\1/p' "$tmp/whole_untied.log")"
+trains whole_tied --set "lora_modules_to_save=[embed_tokens]" --set peft_ensure_weight_tying=true
+is whole_stays_tied "true 0" "$(tie whole_tied) $(own_head whole_tied)"
+run whole_tied_more --set lora_model_dir="$tmp/whole_tied/adapter" --set learning_rate=0 --set max_steps=1
+is whole_tied_again "$(sha "$tmp/whole_tied/adapter/adapter_model.safetensors")" \
+    "$(sha "$tmp/whole_tied_more/adapter/adapter_model.safetensors")"
+says tied_head_alone 1 "ensure_weight_tying" "$NIBBLE" train "$tmp/run.yaml" --set peft_ensure_weight_tying=true \
+    --set "lora_modules_to_save=[lm_head]"
 trains whole_norm --set "lora_modules_to_save=[model.norm]"
 is whole_norm_stays_tied "true 0" "$(tie whole_norm) $(own_head whole_norm)"
 trains ends $ends --set lora_dropout=0.1

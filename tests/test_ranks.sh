@@ -89,6 +89,16 @@ is eight_zero_same_state "$(state eight)" "$(state eight_zero)"
 train 3 eight_three $eight --set zero_stage=1
 close eight_three_are_two eight eight_three 1e-4
 
+# ---- whole modules, and adapters of embedding and head ----
+parts="--set lora_target_modules=[embed_tokens,q_proj] --set lora_modules_to_save=[lm_head,norm] --set max_steps=4"
+train 1 parts_one $parts
+train 2 parts $parts
+close parts_two_are_one parts_one parts 1e-5
+for stage in 1 3; do
+    train 2 "parts$stage" $parts --set zero_stage=$stage
+    is "parts_zero$stage" "$(adapter parts) $(state parts)" "$(adapter "parts$stage") $(state "parts$stage")"
+done
+
 # ---- the frozen base's layers shared out: the same bits, also where a rank has nothing to do at the end of an epoch ----
 train 2 base --set zero_stage=3
 yes base_greets grep -q "the base's layers and the optimizer's state shared out" "$tmp/base.log"

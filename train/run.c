@@ -183,6 +183,7 @@ nb_status nb_run_open_adapter(nb_run *r) {
                              .layers = c->peft_layers_to_transform.n ? c->peft_layers_to_transform.v : NULL,
                              .n_layers = c->peft_layers_to_transform.n,
                              .save = c->lora_modules_to_save.v, .n_save = c->lora_modules_to_save.n,
+                             .tie = c->peft_ensure_weight_tying,
                              .token_ids = r->added_tokens, .n_token_ids = r->n_added_tokens,
                              .seed = (uint64_t)c->seed};
         if (!all && c->lora_target_modules.scalar) o.pattern = c->lora_target_modules.v[0];

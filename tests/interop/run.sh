@@ -47,6 +47,25 @@ END
     train "$tmp/config" "$tmp/gpt2" --set adapter=full --set reinit_weights=true --set bf16=false
 }
 
+# What an adapter can hold besides, trained on BASE: it and its merged model.
+kind() { # NAME BASE SETTINGS...
+    local out=$tmp/$1
+    train "$2" "$out" --set adapter=lora --set learning_rate=1e-2 "${@:3}"
+    "$nibble" export --base "$2" --adapter "$out/adapter" --format hf --out "$out-hf"
+    run "$python" tests/interop/check_peft.py --base "$2" --adapter "$out/adapter" --nibble "$nibble" >/dev/null
+    run "$python" tests/interop/check_peft.py --base "$out-hf" --nibble "$nibble" >/dev/null
+}
+kinds() {
+    local base=data/samples/base ends="--set lora_target_modules=[embed_tokens,lm_head,q_proj]"
+    kind whole $base --set "lora_modules_to_save=[lm_head, embed_tokens, norm]"
+    kind tied $base --set "lora_modules_to_save=[embed_tokens]" --set peft_ensure_weight_tying=true
+    kind dora $base --set peft_use_dora=true --set lora_dropout=0.1
+    kind ends $base $ends
+    kind untied "$tmp/whole-hf" $ends --set lora_dropout=0.1 # a head of its own
+    run "$python" tests/interop/check_gguf.py --nibble "$nibble" --base "$tmp/whole-hf" --adapter "$tmp/untied/adapter" \
+        --prompt "Once upon a time"
+}
+
 if [ $# -gt 1 ]; then
     adapter=${3:-}
     if [ -z "$adapter" ]; then train "$2" "$tmp/run" --set adapter=lora; adapter=$tmp/run/adapter; fi
@@ -54,6 +73,7 @@ if [ $# -gt 1 ]; then
 else
     train data/samples/base "$tmp/llama" --set adapter=lora
     check data/samples/base "$tmp/llama/adapter"
+    kinds
     small_gpt2
     train "$tmp/gpt2/model" "$tmp/gpt2-lora" --set adapter=lora
     check "$tmp/gpt2/model" "$tmp/gpt2-lora/adapter"
