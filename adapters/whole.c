@@ -20,8 +20,10 @@ static void visit_vectors(const walk *w, const char *path, const float *weight, 
 
 static void visit_linear(nb_linear *lin, int64_t layer, void *arg) {
     const walk *w = arg;
-    nb_module m = {lin->base->name, &lin->base->w, layer >= 0 && w->model->spec->stored_transposed, NULL, lin->base->bias,
-                   lin->base->w.rows, &lin->weight, &lin->bias_trained};
+    bool head = layer < 0;
+    const nb_weight *from = head ? nb_base_stored_head(w->model->base) : &lin->base->w;
+    nb_module m = {lin->base->name, from, !head && w->model->spec->stored_transposed, NULL, lin->base->bias, from->rows,
+                   &lin->weight, &lin->bias_trained};
     w->fn(&m, w->arg);
 }
 
