@@ -100,8 +100,9 @@ typedef struct nb_glu_attr {
 
 /* loss[n]: negative log-likelihood of targets[i] at row rows[i] of x[T,C] under softmax(x W^T + bias). in: x, W[V,C]
  * (trained) or NULL, rows[n_rows,C] or NULL (as in nb_embedding_attr), bias[V] or NULL, A[R,C] or NULL, B[V,R] or NULL
- * (an adapter, as in nb_linear_attr). The logits are made a few rows at a time and never exist whole. With a frozen head the gradient rows d loss[i]/d x are made in the same pass, unscaled,
- * and scaled by d(loss[i]) in backward; with a trained head backward makes the logits again. */
+ * (an adapter, as in nb_linear_attr). The logits are made a few rows at a time and never exist whole. With a frozen head
+ * the gradient rows d loss[i]/d x are made in the same pass, unscaled, and scaled by d(loss[i]) in backward; with a
+ * trained head backward makes the logits again. */
 typedef struct nb_linear_xent_attr {
     const nb_weight *w;
     const int32_t *rows, *targets; /* [n], n >= 1 */

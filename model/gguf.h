@@ -30,8 +30,8 @@ bool nb_gguf_type_written(nb_gguf_type t); /* can nb_gguf_encode make it? */
 nb_format nb_gguf_type_format(nb_gguf_type t);
 /* Bytes of n values; n is a multiple of the type's block. */
 size_t nb_gguf_bytes(nb_gguf_type t, int64_t n);
-/* n values (whole blocks) to a type (F32, F16, BF16, Q8_0) and from any. Q8_0: per 32 values an f16 scale d = max|x| / 127 and bytes round(x / d),
- * halves away from 0. */
+/* n values (whole blocks) to a type (F32, F16, BF16, Q8_0) and from any. Q8_0: per 32 values an f16 scale
+ * d = max|x| / 127 and bytes round(x / d), halves away from 0. */
 void nb_gguf_encode(nb_gguf_type t, void *out, const float *x, int64_t n);
 void nb_gguf_decode(nb_gguf_type t, float *out, const void *data, int64_t n);
 
