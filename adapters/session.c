@@ -64,7 +64,7 @@ static nb_status open_tokenizer(nb_session *s, const nb_session_options *o, cons
 static nb_status quantize_head(nb_session *s, const nb_session_options *o, const manifest_facts *f) {
     const char *name = o->lm_head_quant ? o->lm_head_quant : f->lm_head_quant ? f->lm_head_quant : "none";
     for (nb_head_quant q = NB_HEAD_STORED; q <= NB_HEAD_INT8; q++)
-        if (!strcmp(name, nb_head_quant_name(q))) return nb_base_quantize_head(s->base, q);
+        if (!strcmp(name, nb_head_quant_name(q))) return nb_base_quantize_head(s->base, q, o->quantized_cache);
     return nb_fail(NB_EINPUT, "lm_head_quant \"%.20s\": none, nf4 or int8", name);
 }
 

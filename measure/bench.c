@@ -8,6 +8,7 @@
 #include "core/mem.h"
 #include "measure/decode.h"
 #include "measure/limits.h"
+#include "measure/memory.h"
 #include "measure/step.h"
 #include "train/recompute.h"
 #include "train/run.h"
@@ -31,12 +32,14 @@ static json_t *percent(double rate, double limit) { return limit > 0 ? json_real
 
 static double peak(const bench *b) { return b->run.dev->compute == NB_BF16 ? b->top.bf16 : b->top.f32; }
 
+/* At the end of what nb_memory_mark began. */
 static void put_times(json_t *j, int64_t runs, double best, double median, int64_t tokens) {
     json_object_set_new(j, "tokens", json_integer(tokens));
     json_object_set_new(j, "runs", json_integer(runs));
     json_object_set_new(j, "ms", json_real(best * 1e3));
     json_object_set_new(j, "median_ms", json_real(median * 1e3));
     json_object_set_new(j, "tokens_per_second", json_real((double)tokens / best));
+    json_object_set_new(j, "peak_memory", json_integer((json_int_t)nb_memory_peak()));
 }
 
 static nb_status next_part(bench *b, const char *name) {
@@ -93,6 +96,7 @@ static nb_status put_prompt(bench *b) {
     nb_decode d;
     json_t *j = json_object();
     json_object_set_new(b->out, "prompt", j);
+    nb_memory_mark();
     NB_TRY(nb_decode_prompt(b->run.model, most(b, b->o->prompt), b->o->seconds, &d));
     put_times(j, d.runs, d.best, d.median, d.tokens);
     json_object_set_new(j, "gflops", json_real(d.flops / d.best * 1e-9));
@@ -107,10 +111,11 @@ static nb_status put_generation(bench *b) {
     bool here = b->run.dev->be->host_memory;
     json_object_set_new(b->out, "generation", j);
     double read = here ? nb_measure_read(nb_threads(), 0.3) : 0, after;
+    nb_memory_mark();
     NB_TRY(nb_decode_generate(b->run.model, most(b, b->o->generate), b->o->seconds, &d));
+    put_times(j, d.runs, d.best, d.median, d.tokens);
     after = here ? nb_measure_read(nb_threads(), 0.3) : 0;
     if (after > read) read = after;
-    put_times(j, d.runs, d.best, d.median, d.tokens);
     json_object_set_new(j, "gb_s", json_real(d.bytes / d.best * 1e-9));
     json_object_set_new(j, "read_gb_s", known(read * 1e-9));
     json_object_set_new(j, "percent", percent(d.bytes / d.best, read));
@@ -146,6 +151,7 @@ static nb_status put_step(bench *b, nb_step *s, int64_t tokens, const nb_recompu
     nb_run *r = &b->run;
     json_t *j = json_object();
     json_object_set_new(b->out, "step", j);
+    nb_memory_mark();
     NB_TRY(nb_step_open(s, r->model, r->adapter, &r->optimizer, tokens, recompute));
     for (double end = 0; nb_step_counted(s) < 1 || nb_now() < end;) {
         NB_TRY(nb_step_run(s));
@@ -177,7 +183,7 @@ static nb_status open_random(bench *b) {
         return nb_fail(NB_EINPUT, "--dtype %s: f32 or bf16", o->dtype);
     NB_TRY(nb_dev_open(&r->dev, device, bf16 ? NB_BF16 : NB_F32));
     NB_TRY(nb_base_random(&r->base, &o->shape, o->format, longest));
-    NB_TRY(nb_base_quantize_head(r->base, o->head));
+    NB_TRY(nb_base_quantize_head(r->base, o->head, ""));
     return nb_model_open(&r->model, r->base, r->dev, longest, longest);
 }
 

@@ -25,10 +25,9 @@ typedef struct nb_bench_options {
  *   machine     {cpu, threads, cores, memory, nibble}
  *   limits      one object a number of threads (1, 2, 4, ..., all): {threads, f32_gflops, bf16_gflops, read_gb_s}
  *   model       {name, format, head, compute, parameters, weight_bytes}
- *   prompt      {tokens, runs, ms, median_ms, tokens_per_second, gflops, percent}
- *   generation  {tokens, runs, ms, median_ms, tokens_per_second, gb_s, read_gb_s (measured beside it), percent}
- *   step        {tokens, rank, checkpointing, runs, ms, median_ms, tokens_per_second, gflops, percent,
- *                activation_bytes, optimizer_ms,
+ *   prompt      {tokens, runs, ms, median_ms, tokens_per_second, peak_memory, gflops, percent}
+ *   generation  {the same, with gb_s and read_gb_s (measured beside it) for gflops}
+ *   step        {the same as prompt, and rank, checkpointing, activation_bytes, optimizer_ms,
  *                operations: [{name, times, share, forward, backward: {ms, gflops, gb_s, percent}}]}
  * A part that was not measured is absent, a limit that is not known null, and so is a percentage of it. Percentages are
  * of the multiply-adds' peak in the type that products compute in, or of reading memory; of an operation, of whichever

@@ -7,6 +7,7 @@
 
 struct nb_base_store {
     nb_st st, cache; /* the folder's weights; the file of quantized ones */
+    nb_map head;     /* the file of the quantized head */
     struct nb_gguf_model *gguf; /* instead of st: the files in GGUF */
     bool *used;      /* [st.n_tensors] */
     struct {

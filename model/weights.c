@@ -345,6 +345,7 @@ void nb_base_free(nb_base *b) {
     for (int i = 0; i < b->store->n_bufs; i++) nb_big_free(b->store->bufs[i].p, b->store->bufs[i].bytes);
     nb_st_close(&b->store->st);
     nb_st_close(&b->store->cache);
+    nb_map_close(&b->store->head);
     if (b->store->gguf) nb_gguf_model_close(b->store->gguf);
     free(b->store->gguf);
     free(b->store->bufs);

@@ -70,8 +70,9 @@ bool nb_base_is_derived(const nb_st_tensor *t);
 /* n more rows of embedding and untied head, for tokens it has no row for: a copy of both, the new rows the mean of the
  * old ones (as transformers' resize_token_embeddings started them). Before a model is opened on the base. */
 nb_status nb_base_extend(nb_base *b, int64_t n);
-/* The output head in fewer bits, quantized here and now; after nb_base_extend, before a model is opened on the base. */
-nb_status nb_base_quantize_head(nb_base *b, nb_head_quant q);
+/* The output head in fewer bits, from the cache or quantized now; after nb_base_extend, before a model is opened on the
+ * base. cache: as in nb_base_options. */
+nb_status nb_base_quantize_head(nb_base *b, nb_head_quant q, const char *cache);
 /* The tensors that a Hugging Face folder of this base would have, in one file "model.safetensors": floats as they are
  * held, vectors in f32. Those held in blocks are BF16 with data NULL, and those a folder has turned: nb_base_matrix has
  * their values. For a base that was not quantized on the way; close with nb_st_close before the base is freed. */

@@ -1,5 +1,6 @@
 /* lm_head_quant: the output head in 4 or 8 bits, tied and untied, on the processor and on a GPU. */
 #include "core/cpu.h"
+#include "core/file.h"
 #include "eval/score.h"
 #include "model/transformer.h"
 #include "tests/test.h"
@@ -12,7 +13,7 @@ static nb_base *load(const char *name, const char *more, nb_head_quant q) {
     nb_base *b;
     char *dir = tiny_base(name, more, 5);
     assert_ok(nb_base_load(&b, dir, &o));
-    assert_ok(nb_base_quantize_head(b, q));
+    assert_ok(nb_base_quantize_head(b, q, ""));
     return b;
 }
 
@@ -88,13 +89,43 @@ static void losses(void **state) {
     }
 }
 
+/* The second time it comes from a file; one of another size is not used. */
+static void from_the_cache(void **state) {
+    (void)state;
+    char *cache = nb_asprintf("%s/head-cache", nb_test_tmp()), *file = NULL;
+    nb_base_options o = {.quantized_cache = ""};
+    for (nb_head_quant q = NB_HEAD_NF4; q <= NB_HEAD_INT8; q++) {
+        float *first = NULL;
+        for (int turn = 0; turn < 3; turn++) {
+            nb_base *b;
+            char **names;
+            int n;
+            assert_ok(nb_base_load(&b, tiny_base("tied", bases[0].config, 5), &o));
+            assert_ok(nb_base_quantize_head(b, q, cache));
+            float *x = decoded(&b->head.w);
+            if (!turn) first = x;
+            assert_memory_equal(x, first, 70 * 64 * sizeof *x);
+            if (turn) free(x);
+            nb_base_free(b);
+            assert_ok(nb_list_dir(cache, &names, &n));
+            assert_int_equal(n, 1);
+            file = nb_path_join(cache, names[0]);
+            if (turn == 1) assert_ok(nb_file_write(file, "short", 5)); /* the third turn makes it anew */
+            if (turn == 2) assert_ok(nb_remove_tree(cache));
+            free(names[0]), free(names), free(file);
+        }
+        free(first);
+    }
+    free(cache);
+}
+
 static void what_does_not_fit_is_refused(void **state) {
     (void)state;
     nb_base_options o = {.quantized_cache = ""};
     nb_base *b; /* a hidden size of 24: no whole block of 32 */
     assert_ok(nb_base_load(&b, tiny_base("narrow", TINY_LLAMA "}", 5), &o));
-    assert_fails(nb_base_quantize_head(b, NB_HEAD_INT8), NB_EINPUT, "32");
-    assert_ok(nb_base_quantize_head(b, NB_HEAD_NF4));
+    assert_fails(nb_base_quantize_head(b, NB_HEAD_INT8, ""), NB_EINPUT, "32");
+    assert_ok(nb_base_quantize_head(b, NB_HEAD_NF4, ""));
     nb_base_free(b);
 }
 
@@ -103,6 +134,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(values_and_bytes),
         cmocka_unit_test(losses),
+        cmocka_unit_test(from_the_cache),
         cmocka_unit_test(what_does_not_fit_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

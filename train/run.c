@@ -131,7 +131,7 @@ nb_status nb_run_open_model(nb_run *r) {
         return nb_fail(NB_EINPUT, "%s: sha256 is %s, base_model_sha256 wants %s", c->base_model, r->base->sha256,
                        c->base_model_sha256);
     NB_TRY(open_tokenizer(r));
-    NB_TRY(nb_base_quantize_head(r->base, (nb_head_quant)c->lm_head_quant));
+    NB_TRY(nb_base_quantize_head(r->base, (nb_head_quant)c->lm_head_quant, c->quantized_cache));
     int64_t context = r->base->spec.context;
     r->sequence_len = c->sequence_len ? c->sequence_len : context < 2048 ? context : 2048;
     if (r->sequence_len > context && !r->base->spec.learned_positions)
