@@ -95,7 +95,9 @@ nb_status nb_tok_charsmap_longest(const nb_tok_norm *s, nb_tok_work *w, const nb
     for (size_t i = 0, to; i < in->n; i = to) {
         size_t len, n = 0;
         const char *text = NULL;
-        to = i + nb_tok_unigram_kept(s->kept, in->s + i, in->n - i);
+        for (to = i; to < in->n && s->map.plain[(uint8_t)in->s[to] & 127] && !(in->s[to] & 0x80); to++)
+            if (s->kept->uni.kept[(uint8_t)in->s[to]]) break;
+        if (to == i) to += nb_tok_unigram_kept(s->kept, in->s + i, in->n - i);
         nb_tok_buf_copy(out, in, i, to);
         if (to > i) continue;
         NB_TRY(look_up(&s->map, in->s + i, in->n - i, true, &len, &text, &n));

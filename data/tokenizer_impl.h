@@ -215,15 +215,18 @@ typedef struct nb_tok_bpe {
     uint32_t max_len;     /* longest token, bytes */
 } nb_tok_bpe;
 
+enum { NB_TOK_WIDE = 0xffff };
 typedef struct nb_tok_node { /* of a trie of pieces */
-    int32_t child; /* its children are node[child..child + n), by their bytes */
+    int32_t child; /* its children are node[child..child + n), by their bytes; many: wide[child] lists them */
     int32_t id;    /* of the piece that ends here, -1 none */
-    uint16_t n;
+    uint16_t n;    /* NB_TOK_WIDE: many */
     uint8_t byte;
 } nb_tok_node;
 typedef struct nb_tok_unigram {
     nb_tok_node *node; /* NULL: the model is BPE. Unknown pieces and byte fallback are nb_tok_bpe's */
     int n_nodes;
+    int32_t (*wide)[256]; /* children by byte, -1 none */
+    bool kept[256];    /* a piece that no normalizer changes (NB_TOK_KEPT) begins with this byte */
     double *score;     /* by id of the model's vocabulary */
     double unk_score;
     bool floats;       /* scores and their sums are rounded to float */

@@ -232,6 +232,22 @@ static nb_status parse_punctuation(nb_tok_pres *s, const json_t *v, const char *
     return nb_tok_regex(&p->pattern, "[\\p{P}$+<=>^`|~]", where);
 }
 
+static nb_status parse_bert(nb_tok_pres *s, const json_t *v, const char *where) {
+    NB_TRY(parse_whitespace_split(s, v, where));
+    return parse_punctuation(s, v, where);
+}
+
+static nb_status parse_delimiter(nb_tok_pres *s, const json_t *v, const char *where) {
+    const char *text;
+    NB_TRY(nb_tok_only(v, where, (const char *const[]){"type", "delimiter", NULL}));
+    NB_TRY(nb_tok_need_str(v, "delimiter", &text, where));
+    if (!*text) return nb_fail(NB_EINPUT, "%s: CharDelimiterSplit without a delimiter", where);
+    nb_tok_pre *p = push(s, NB_PRE_SPLIT);
+    p->behavior = NB_REMOVED;
+    p->pattern = (nb_tok_pattern){.lit = nb_strdup(text), .lit_n = strlen(text), .where = where};
+    return NB_OK;
+}
+
 static const struct {
     const char *type;
     nb_status (*parse)(nb_tok_pres *s, const json_t *v, const char *where);
@@ -241,7 +257,9 @@ static const struct {
              {"Metaspace", parse_metaspace},
              {"Whitespace", parse_whitespace},
              {"WhitespaceSplit", parse_whitespace_split},
-             {"Punctuation", parse_punctuation}};
+             {"Punctuation", parse_punctuation},
+             {"BertPreTokenizer", parse_bert},
+             {"CharDelimiterSplit", parse_delimiter}};
 
 nb_status nb_tok_pres_parse(nb_tok_pres *s, const json_t *v, const char *where, int depth) {
     const char *type;

@@ -15,6 +15,7 @@
 
 /* Bytes after which a word's beginning is settled where no piece reaches over: bounds the memory of long words. */
 enum { WINDOW = 4096 };
+enum { FEW_CHILDREN = 12 }; /* that are looked through one by one */
 static const double unk_penalty = 10;
 #define UNREACHED UINT32_MAX
 
@@ -85,6 +86,18 @@ static int by_bytes(const void *p, const void *q) {
     return c ? c : (x->n > y->n) - (x->n < y->n);
 }
 
+static void widen(nb_tok_unigram *u) {
+    int n = 0, cap = 0;
+    for (int i = 0; i < u->n_nodes; i++) {
+        nb_tok_node *x = &u->node[i];
+        if (x->n <= FEW_CHILDREN) continue;
+        NB_GROW(u->wide, n, cap);
+        memset(u->wide[n], -1, sizeof u->wide[n]);
+        for (int k = 0; k < x->n; k++) u->wide[n][u->node[x->child + k].byte] = x->child + k;
+        x->child = n++, x->n = NB_TOK_WIDE;
+    }
+}
+
 /* Node after node, breadth first: node i stands for the beginning that pieces lo[i]..hi[i] of the sorted list share.
  * The children of a node lie side by side, by their bytes. */
 void nb_tok_unigram_build(nb_tokenizer *t, const bool *in) {
@@ -123,23 +136,26 @@ void nb_tok_unigram_build(nb_tokenizer *t, const bool *in) {
     }
     free(sorted);
     free(range);
+    for (int id = 0; id < t->n; id++)
+        if (t->entry[id].s && (t->entry[id].flags & NB_TOK_KEPT)) u->kept[(uint8_t)t->entry[id].s[0]] = true;
+    widen(u);
 }
 
-static const nb_tok_node *child(const nb_tok_unigram *u, const nb_tok_node *x, uint8_t byte) {
-    const nb_tok_node *lo = u->node + x->child, *hi = lo + x->n;
-    while (hi - lo > 8) {
-        const nb_tok_node *mid = lo + (hi - lo) / 2;
-        if (mid->byte <= byte) lo = mid;
-        else hi = mid;
+static inline const nb_tok_node *child(const nb_tok_unigram *u, const nb_tok_node *x, uint8_t byte) {
+    if (x->n == NB_TOK_WIDE) {
+        int32_t at = u->wide[x->child][byte];
+        return at < 0 ? NULL : u->node + at;
     }
-    for (; lo < hi; lo++)
-        if (lo->byte == byte) return lo;
+    const nb_tok_node *c = u->node + x->child, *end = c + x->n;
+    for (; c < end; c++)
+        if (c->byte == byte) return c;
     return NULL;
 }
 
 size_t nb_tok_unigram_kept(const nb_tokenizer *t, const char *s, size_t n) {
     const nb_tok_node *x = t->uni.node;
     size_t best = 0;
+    if (!t->uni.kept[(uint8_t)s[0]]) return 0;
     for (size_t i = 0; x && i < n && (x = child(&t->uni, x, (uint8_t)s[i]));)
         if (i++, x->id >= 0 && (t->entry[x->id].flags & NB_TOK_KEPT)) best = i;
     return best;
@@ -147,6 +163,7 @@ size_t nb_tok_unigram_kept(const nb_tokenizer *t, const char *s, size_t n) {
 
 void nb_tok_unigram_free(nb_tok_unigram *u) {
     free(u->node);
+    free(u->wide);
     free(u->score);
 }
 

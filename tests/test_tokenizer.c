@@ -11,71 +11,7 @@
 #include "core/mem.h"
 #include "core/rng.h"
 #include "data/tokenizer.h"
-
-#define META "\xe2\x96\x81"
-
-/* ---- fixtures ------------------------------------------------------------------------------------------ */
-
-static const char *fixture(const char *name, const void *data, size_t n) {
-    static char path[512];
-    snprintf(path, sizeof path, "%s/%s", nb_test_tmp(), name);
-    assert_ok(nb_file_write(path, data, n));
-    return path;
-}
-
-/* A tokenizer.json of `sections` (normalizer and the like, each ending in a comma) and `model` (fields of the BPE). */
-static nb_status load_json(nb_tokenizer **t, const char *sections, const char *model) {
-    char *json = nb_asprintf("{%s \"model\": {\"type\": \"BPE\", %s}}", sections, model);
-    const char *path = fixture("t.json", json, strlen(json));
-    nb_status st = nb_tokenizer_load(t, path);
-    free(json);
-    return st;
-}
-
-/* "vocab": tokens separated by spaces, ids in order from 0 */
-static char *vocab(const char *tokens) {
-    nb_text out = {0};
-    char *copy = nb_strdup(tokens), *save = NULL;
-    int id = 0;
-    nb_text_puts(&out, "\"vocab\": {");
-    for (char *s = strtok_r(copy, " ", &save); s; s = strtok_r(NULL, " ", &save))
-        nb_text_printf(&out, "%s\"%s\": %d", id ? ", " : "", s, id), id++;
-    nb_text_puts(&out, "}");
-    free(copy);
-    return out.s;
-}
-
-static nb_tokenizer *make(const char *sections, const char *tokens, const char *rest) {
-    nb_tokenizer *t;
-    char *v = vocab(tokens), *model = nb_asprintf("%s, %s", v, rest);
-    assert_ok(load_json(&t, sections, model));
-    free(v);
-    free(model);
-    return t;
-}
-
-/* The text's tokens in their string form, separated by '|'. */
-static void expect_n(const nb_tokenizer *t, const char *text, size_t n, int flags, const char *want) {
-    nb_ids ids = {0};
-    nb_text got = {0};
-    nb_text_puts(&got, "");
-    assert_ok(nb_tokenizer_encode(t, text, n, flags, &ids));
-    for (int64_t i = 0; i < ids.n; i++) nb_text_printf(&got, "%s%s", i ? "|" : "", nb_tokenizer_token(t, ids.id[i]));
-    assert_string_equal(got.s, want);
-    nb_text_free(&got);
-    nb_ids_free(&ids);
-}
-static void expect(const nb_tokenizer *t, const char *text, const char *want) {
-    expect_n(t, text, strlen(text), 0, want);
-}
-
-static void expect_starts(const nb_tokenizer *t, const char *text, int flags, const int64_t *want, int n) {
-    nb_ids ids = {0};
-    assert_ok(nb_tokenizer_encode(t, text, strlen(text), flags, &ids));
-    assert_int_equal(ids.n, n);
-    for (int i = 0; i < n; i++) assert_int_equal(ids.start[i], want[i]);
-    nb_ids_free(&ids);
-}
+#include "tests/tokenizer_fixture.h"
 
 #define BYTES_PRE "\"pre_tokenizer\": {\"type\": \"ByteLevel\", \"add_prefix_space\": false},"
 #define BYTES_DEC "\"decoder\": {\"type\": \"ByteLevel\"},"
@@ -235,7 +171,6 @@ static void split_regexes(void **state) {
     " \"content\": \" \"}, {\"type\": \"ByteFallback\"}, {\"type\": \"Fuse\"}, {\"type\": \"Strip\", \"content\": \" " \
     "\","                                                                                                              \
     " \"start\": 1, \"stop\": 0}]},"
-#define TOKEN(id, text, more) "{\"id\": " #id ", \"content\": \"" text "\", \"special\": true" more "}"
 
 static void normalizers(void **state) {
     (void)state;
@@ -291,14 +226,6 @@ static void added_tokens(void **state) {
 }
 
 /* ---- decoding ------------------------------------------------------------------------------------------ */
-
-static void expect_decoded(const nb_tokenizer *t, const int32_t *ids, int n, bool skip, const char *want) {
-    nb_text out = {0};
-    nb_text_puts(&out, "");
-    assert_ok(nb_tokenizer_decode(t, ids, n, skip, &out));
-    assert_string_equal(out.s, want);
-    nb_text_free(&out);
-}
 
 static void decoding(void **state) {
     (void)state;
@@ -446,140 +373,6 @@ static void threads(void **state) {
     nb_tokenizer_free(t);
 }
 
-/* ---- tokenizer.model ----------------------------------------------------------------------------------- */
-
-static void add_piece(nb_text *m, const char *s, float score, int type) {
-    nb_text p = {0};
-    nb_text_printf(&p, "\x0a%c%s", (int)strlen(s), s);
-    nb_text_puts(&p, "\x15");
-    nb_text_add(&p, (const char *)&score, 4);
-    nb_text_printf(&p, "\x18%c", type);
-    nb_text_printf(m, "\x0a%c", (int)p.n);
-    nb_text_add(m, p.s, p.n);
-    nb_text_free(&p);
-}
-
-/* Scores, not order, decide: "bc" joins before "ab". Runs of spaces shrink (remove_extra_whitespaces, the default). */
-static void model_file(void **state) {
-    (void)state;
-    static const struct { const char *s; float score; int type; } pieces[] = {
-        {"<unk>", 0, 2}, {"<s>", 0, 3}, {"</s>", 0, 3}, {META, -9, 1}, {"a", -9, 1}, {"b", -9, 1}, {"c", -9, 1},
-        {"ab", -3, 1}, {"bc", -2, 1}, {META "a", -4, 1}, {"<u>", 0, 4}};
-    nb_text m = {0};
-    for (int i = 0; i < NB_LEN(pieces); i++) add_piece(&m, pieces[i].s, pieces[i].score, pieces[i].type);
-    nb_text_add(&m, "\x12\x02\x18\x02", 4); /* trainer_spec { model_type: BPE } */
-    nb_tokenizer *t;
-    const char *path = fixture("m.model", m.s, m.n);
-    assert_ok(nb_tokenizer_load(&t, path));
-    expect(t, "abc", META "a|bc");
-    expect(t, "  ab   ab ", META "|ab|" META "|ab");
-    expect(t, "a<u>xyb", META "a|<u>|<unk>|b");
-    expect(t, "<s>a", "<s>|" META "a");
-    expect_n(t, "abc", 3, NB_TOK_SPECIAL, "<s>|" META "a|bc");
-    assert_int_equal(nb_tokenizer_eos(t), 2);
-    expect_decoded(t, (int32_t[]){1, 9, 8, 3, 4}, 5, true, "abc a");
-    nb_tokenizer_free(t);
-
-    for (size_t cut = 0; cut < m.n; cut++) /* no prefix crashes; those that end inside a field are refused */
-        if (nb_tokenizer_load(&t, fixture("m.model", m.s, cut)) == NB_OK) nb_tokenizer_free(t);
-    assert_fails(nb_tokenizer_load(&t, fixture("m.model", m.s, m.n - 1)), NB_EINPUT, "damaged");
-    m.s[m.n - 1] = 3;
-    assert_fails(nb_tokenizer_load(&t, fixture("m.model", m.s, m.n)), NB_EUNSUPPORTED, "other than BPE and Unigram");
-    m.s[m.n - 1] = 1; /* the same pieces as Unigram: scores add up, and user-defined symbols always win */
-    assert_ok(nb_tokenizer_load(&t, fixture("m.model", m.s, m.n)));
-    expect(t, "abc", META "a|bc");
-    expect(t, "cab", META "|c|ab");
-    expect(t, "a<u>xyb", META "a|<u>|<unk>|b");
-    expect_n(t, "a</s>", 5, NB_TOK_PLAIN, META "a|<unk>");
-    assert_int_equal(nb_tokenizer_unk(t), 0);
-    nb_tokenizer_free(t);
-    nb_text_free(&m);
-}
-
-/* ---- Unigram ------------------------------------------------------------------------------------------- */
-
-static nb_tokenizer *make_unigram(const char *sections, const char *model) {
-    nb_tokenizer *t;
-    char *json = nb_asprintf("{%s \"model\": {\"type\": \"Unigram\", %s}}", sections, model);
-    assert_ok(nb_tokenizer_load(&t, fixture("t.json", json, strlen(json))));
-    free(json);
-    return t;
-}
-
-static void unigram(void **state) {
-    (void)state;
-    nb_tokenizer *t = make_unigram(
-        "\"added_tokens\": [" TOKEN(7, "</s>", "") "],",
-        "\"unk_id\": 0, \"byte_fallback\": true, \"vocab\": [[\"<unk>\", 0], [\"a\", -1], [\"b\", -2], [\"ab\", -2.5],"
-        " [\"aba\", -4.5], [\"<0xC3>\", -30], [\"<0xA9>\", -30], [\"</s>\", 0]]");
-    expect(t, "ab", "ab");
-    expect(t, "aba", "ab|a"); /* -3.5 beats -4.5 */
-    expect(t, "bab", "b|ab");
-    expect(t, "a\xc3\xa9" "b", "a|<0xC3>|<0xA9>|b");
-    expect(t, "axy\xc3\xa9" "b", "a|<unk>|b"); /* unknown together, and not all of them bytes */
-    expect(t, "<0xC3>", "<0xC3>"); /* spelled out it is a piece like any other, as in the tokenizers library */
-    expect(t, "a</s>b", "a|</s>|b");
-    expect_n(t, "a</s>b", 6, NB_TOK_PLAIN, "a|<unk>|b");
-    expect_n(t, "a</s>b", 6, 0, "a|</s>|b");
-    static const int64_t starts[] = {0, 1, 1, 3};
-    expect_starts(t, "a\xc3\xa9" "b", 0, starts, 4);
-    nb_tokenizer_free(t);
-    t = make_unigram("", "\"unk_id\": null, \"vocab\": [[\"a\", -1]]");
-    nb_ids ids = {0};
-    assert_fails(nb_tokenizer_encode(t, "aab", 3, 0, &ids), NB_EINPUT, "no piece for the character \"b\"");
-    assert_int_equal(ids.n, 0);
-    nb_ids_free(&ids);
-    nb_tokenizer_free(t);
-}
-
-/* The best way through random texts, by trying all of them; long words are settled window by window. */
-static double best_way(const char *s, char *way) {
-    static const struct { const char *s; double score; } pieces[] = {
-        {"a", -1}, {"b", -2.25}, {"ab", -2.75}, {"ba", -3.125}, {"aab", -4}, {"bb", -3.75}, {"abab", -5.0625}};
-    double best = *s ? -1e9 : 0;
-    char rest[256];
-    if (!*s) *way = 0;
-    for (int i = 0; i < NB_LEN(pieces); i++) {
-        size_t n = strlen(pieces[i].s);
-        if (strncmp(s, pieces[i].s, n)) continue;
-        double score = pieces[i].score + best_way(s + n, rest);
-        if (score <= best) continue;
-        best = score;
-        sprintf(way, "%s%s%s", pieces[i].s, *rest ? "|" : "", rest);
-    }
-    return best;
-}
-
-static void unigram_equals_definition(void **state) {
-    (void)state;
-    nb_tokenizer *t = make_unigram("", "\"unk_id\": null, \"vocab\": [[\"a\", -1], [\"b\", -2.25], [\"ab\", -2.75],"
-                                       " [\"ba\", -3.125], [\"aab\", -4], [\"bb\", -3.75], [\"abab\", -5.0625]]");
-    nb_rng rng = nb_rng_open(5, NB_RNG_TEST, 0);
-    for (int round = 0; round < 300; round++) {
-        char text[32], way[256];
-        size_t n = 1 + nb_rng_below(&rng, 14);
-        for (size_t i = 0; i < n; i++) text[i] = "aab"[nb_rng_below(&rng, 3)];
-        text[n] = 0;
-        double want = best_way(text, way), got = 0;
-        nb_ids ids = {0};
-        assert_ok(nb_tokenizer_encode(t, text, n, 0, &ids));
-        static const double scores[] = {-1, -2.25, -2.75, -3.125, -4, -3.75, -5.0625};
-        for (int64_t i = 0; i < ids.n; i++) got += scores[ids.id[i]];
-        assert_true(got == want); /* eighths and sixteenths: sums are exact */
-        nb_ids_free(&ids);
-    }
-    size_t n = 3 << 20;
-    char *text = nb_malloc(n);
-    nb_ids ids = {0};
-    for (size_t i = 0; i < n; i++) text[i] = "abab"[i & 3];
-    assert_ok(nb_tokenizer_encode(t, text, n, 0, &ids)); /* one word */
-    assert_int_equal(ids.n, n / 4);
-    assert_int_equal(ids.start[ids.n - 1], n - 4);
-    nb_ids_free(&ids);
-    free(text);
-    nb_tokenizer_free(t);
-}
-
 /* ---- refusals ------------------------------------------------------------------------------------------ */
 
 #define AB "\"vocab\": {\"a\": 0, \"b\": 1, \"ab\": 2}, \"merges\": [\"a b\"]"
@@ -605,6 +398,7 @@ static void refuses_files(void **state) {
         {"\"normalizer\": {\"type\": \"BertNormalizer\"},", AB, NB_EUNSUPPORTED, "normalizer \"BertNormalizer\""},
         {"\"normalizer\": {\"type\": \"Sequence\"},", AB, NB_EINPUT, "normalizers"},
         {"\"pre_tokenizer\": {\"type\": \"UnicodeScripts\"},", AB, NB_EUNSUPPORTED, "pre_tokenizer \"UnicodeScripts\""},
+        {"\"pre_tokenizer\": {\"type\": \"CharDelimiterSplit\", \"delimiter\": \"\"},", AB, NB_EINPUT, "a delimiter"},
         {"\"pre_tokenizer\": {\"type\": \"Split\", \"pattern\": {\"Regex\": \"(a\"}, \"behavior\": \"Isolated\"},", AB,
          NB_EINPUT, "bad regular expression"},
         {"\"pre_tokenizer\": {\"type\": \"Split\", \"pattern\": {\"Regex\": \"[a&&b]\"}, \"behavior\": \"Isolated\"},",
@@ -625,22 +419,6 @@ static void refuses_files(void **state) {
         assert_fails(load_json(&t, cases[i].sections, cases[i].model), cases[i].st, cases[i].text);
         assert_non_null(strstr(nb_message(), "t.json"));
         assert_null(t);
-    }
-    static const struct { const char *model; nb_status st; const char *text; } models[] = {
-        {"\"type\": \"WordPiece\", \"vocab\": {}", NB_EUNSUPPORTED, "model \"WordPiece\""},
-        {"\"type\": \"WordLevel\", \"vocab\": {}", NB_EUNSUPPORTED, "model \"WordLevel\""},
-        {"\"type\": \"Unigram\", \"vocab\": []", NB_EINPUT, "0 pieces"},
-        {"\"type\": \"Unigram\", \"vocab\": {\"a\": 1}", NB_EINPUT, "should be an array"},
-        {"\"type\": \"Unigram\", \"vocab\": [[\"a\"]]", NB_EINPUT, "vocab[0] should be [piece, score]"},
-        {"\"type\": \"Unigram\", \"vocab\": [[\"a\", \"b\"]]", NB_EINPUT, "vocab[0] should be [piece, score]"},
-        {"\"type\": \"Unigram\", \"vocab\": [[\"a\", 0], [\"a\", 0]]", NB_EINPUT, "has two ids, 0 and 1"},
-        {"\"type\": \"Unigram\", \"unk_id\": 1, \"vocab\": [[\"a\", 0]]", NB_EINPUT, "unk_id"},
-        {"\"type\": \"Unigram\", \"unk_id\": \"a\", \"vocab\": [[\"a\", 0]]", NB_EINPUT, "unk_id"},
-        {"\"type\": \"Unigram\", \"alpha\": 0.1, \"vocab\": [[\"a\", 0]]", NB_EUNSUPPORTED, "alpha"}};
-    for (int i = 0; i < NB_LEN(models); i++) {
-        char *json = nb_asprintf("{\"model\": {%s}}", models[i].model);
-        assert_fails(nb_tokenizer_load(&t, fixture("t.json", json, strlen(json))), models[i].st, models[i].text);
-        free(json);
     }
     static const char half[] = "{\"model\":\n {\"ty";
     assert_fails(nb_tokenizer_load(&t, fixture("t.json", half, strlen(half))), NB_EINPUT, "t.json:2:");
@@ -690,8 +468,7 @@ int main(void) {
         cmocka_unit_test(split_regexes),    cmocka_unit_test(normalizers),
         cmocka_unit_test(added_tokens),     cmocka_unit_test(decoding),
         cmocka_unit_test(decoding_bytes),   cmocka_unit_test(folder),
-        cmocka_unit_test(threads),          cmocka_unit_test(model_file),
-        cmocka_unit_test(unigram),          cmocka_unit_test(unigram_equals_definition),
+        cmocka_unit_test(threads),
         cmocka_unit_test(refuses_files),    cmocka_unit_test(refuses_texts),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

@@ -1,5 +1,5 @@
 /* A megabyte of everything through a tokenizer of every kind: the ids are those of Hugging Face's tokenizers, or for a
- * tokenizer.model of SentencePiece's, and they decode to the same texts. golden/tokenizers/make_golden.py has the details.
+ * tokenizer.model of SentencePiece's, and they decode to the same texts. More in golden/tokenizers/make_golden.py.
  *   test_tokenizer_golden --write FILE    writes the text for that script */
 #include "tests/test.h"
 
