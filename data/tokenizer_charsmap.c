@@ -95,7 +95,7 @@ nb_status nb_tok_charsmap_longest(const nb_tok_norm *s, nb_tok_work *w, const nb
     for (size_t i = 0, to; i < in->n; i = to) {
         size_t len, n = 0;
         const char *text = NULL;
-        for (to = i; to < in->n && s->map.plain[(uint8_t)in->s[to] & 127] && !(in->s[to] & 0x80); to++)
+        for (to = i; to < in->n && s->map.plain[(uint8_t)in->s[to]]; to++)
             if (s->kept->uni.kept[(uint8_t)in->s[to]]) break;
         if (to == i) to += nb_tok_unigram_kept(s->kept, in->s + i, in->n - i);
         nb_tok_buf_copy(out, in, i, to);

@@ -114,7 +114,7 @@ typedef struct nb_tok_charsmap { /* tokenizer_charsmap.c */
     size_t n_units;
     char *text;
     size_t n_text;
-    bool plain[128]; /* ASCII characters that stand for themselves */
+    bool plain[256]; /* ASCII characters that stand for themselves */
     const char *where;
 } nb_tok_charsmap;
 typedef struct nb_tok_norm nb_tok_norm;
