@@ -111,19 +111,15 @@ NB_BLOCK_FN int nb_q6_k_level(const uint8_t *b, int g, int j) {
     return (low | (b[128 + 32 * part + at] >> 2 * quarter & 3) << 4) - 32;
 }
 
-/* Defines NAME(out, w, first, n): values first..first+n-1 of the flattened matrix of a weight in format f, in groups of
- * 16; what is wanted of a group in part is copied from the whole. */
+/* Defines NAME(out, w, first, n): values first..first+n-1 of the flattened matrix of a weight in format f, by groups. */
 #define NB_BLOCK_DECODER(NAME, f, size, bytes)                                                                       \
     static void NAME(float *out, const nb_weight *w, int64_t first, int64_t n) {                                     \
         for (int64_t e = first, end = first + n; e < end;) {                                                         \
             const uint8_t *block = (const uint8_t *)w->data + e / size * bytes;                                      \
-            const int g = (int)(e % size) / NB_BLOCK_GROUP, at = (int)(e % NB_BLOCK_GROUP);                          \
-            const int64_t some = end - e < NB_BLOCK_GROUP - at ? end - e : NB_BLOCK_GROUP - at;                      \
+            const int g = (int)(e % size) / NB_BLOCK_GROUP;                                                          \
             const nb_block_scale s = nb_##f##_scale(block, g);                                                       \
-            float part[NB_BLOCK_GROUP], *to = some < NB_BLOCK_GROUP ? part : out;                                    \
-            for (int j = 0; j < NB_BLOCK_GROUP; j++) to[j] = nb_block_value(s, nb_##f##_level(block, g, j));         \
-            if (to == part) memcpy(out, part + at, (size_t)some * sizeof *out);                                      \
-            out += some, e += some;                                                                                  \
+            int j = (int)(e % NB_BLOCK_GROUP);                                                                       \
+            for (; j < NB_BLOCK_GROUP && e < end; j++, e++) *out++ = nb_block_value(s, nb_##f##_level(block, g, j)); \
         }                                                                                                            \
     }
 

@@ -25,8 +25,8 @@ static void mean_row(const nb_weight *w, float *mean) {
 
 static nb_status more_rows(nb_base *b, nb_weight *w, int64_t n, const char *module) {
     if (w->format > NB_FMT_F16)
-        return nb_fail(NB_EUNSUPPORTED, "%s: %s is held in 4 bits and cannot take the rows of added tokens: use the "
-                       "original model", b->dir, module);
+        return nb_fail(NB_EUNSUPPORTED, "%s: %s is held in %s and cannot take the rows of added tokens: use the "
+                       "original model", b->dir, module, nb_format_name(w->format));
     void *data;
     size_t old = (size_t)nb_weight_bytes(w), row = old / (size_t)w->rows;
     NB_TRY(nb_base_buffer(b, &data, old + (size_t)n * row, module));

@@ -90,7 +90,7 @@ NB_BLOCK_FORMATS(BLOCKS)
 
 static const nb_rowcheck checks[] = {
 #define BLOCKS(F, f, size, bytes) \
-    {"decode/" #f, decodes, &f}, {"products/" #f, rows_weight_products, &f}, {"any_rows/" #f, same_for_any_rows, &f},
+    {"decode/" #f, decodes, &f}, {"any_rows/" #f, same_for_any_rows, &f},
     NB_BLOCK_FORMATS(BLOCKS)
 #undef BLOCKS
     {"decode/one", decodes, &one},
@@ -102,6 +102,9 @@ static const nb_rowcheck checks[] = {
     {"decode/many_blocks", decodes, &many_blocks},
     {"decode/of_f32", decodes, &of_f32},
     {"decode/unrounded", decodes, &unrounded},
+    {"products/q8_0", rows_weight_products, &q8_0},
+    {"products/q4_k", rows_weight_products, &q4_k},
+    {"products/q6_k", rows_weight_products, &q6_k},
     {"products/one", rows_weight_products, &one},
     {"products/odd", rows_weight_products, &odd},
     {"products/straddling", rows_weight_products, &straddling},

@@ -55,9 +55,8 @@ static const struct { const char *name; nb_format f; bool nested; nb_dtype dtype
     {"f32", NB_FMT_F32, false, NB_F32},         {"bf16", NB_FMT_BF16, false, NB_BF16},
     {"f16", NB_FMT_F16, false, NB_F16},         {"nf4", NB_FMT_NF4, false, NB_BF16},
     {"nf4 nested", NB_FMT_NF4, true, NB_BF16},  {"nf4 of f16", NB_FMT_NF4, true, NB_F16},
-    {"nf4 of f32", NB_FMT_NF4, false, NB_F32},  {"q5_1", NB_FMT_Q5_1, false, NB_F32},
-    {"q8_0", NB_FMT_Q8_0, false, NB_F32},       {"q4_k", NB_FMT_Q4_K, false, NB_F32},
-    {"q6_k", NB_FMT_Q6_K, false, NB_F32},
+    {"nf4 of f32", NB_FMT_NF4, false, NB_F32},  {"q8_0", NB_FMT_Q8_0, false, NB_F32},
+    {"q4_k", NB_FMT_Q4_K, false, NB_F32},
 };
 
 static weight_case weight_new(int kind, int64_t rows, int64_t cols, uint64_t seed) {
