@@ -23,10 +23,17 @@ static void row_squares(float *out, const nb_weight *w) {
     }
 }
 
+static bool is_expert(const nb_model *m, const nb_linear *lin) {
+    return lin != &m->head && (lin - m->block[0].lin) % nb_spec_slots(m->spec) >= NB_SLOTS;
+}
+
 nb_status nb_dora_open(nb_adapter *a, bool with_magnitudes) {
     nb_status st = NB_OK;
     for (int i = 0; i < a->n_attached && st == NB_OK; i++) {
         struct nb_attached *at = &a->attached[i];
+        if (is_expert(a->model, at->lin))
+            return nb_fail(NB_EUNSUPPORTED, "%s: DoRA on a mixture's experts is not in this version: use plain LoRA, or "
+                           "leave the experts out of lora_target_modules", at->module);
         const nb_weight *w = &at->lin->base->w;
         size_t bytes = (size_t)w->rows * sizeof(float);
         float *host = nb_malloc(bytes);

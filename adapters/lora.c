@@ -60,6 +60,7 @@ nb_status nb_adapter_place(nb_adapter *a, bool trainable) {
 /* ---- choosing layers ---- */
 
 typedef struct chooser {
+    const nb_model *m;
     const nb_lora_options *o;
     pcre2_code *re;
     pcre2_match_data *match;
@@ -90,7 +91,9 @@ static void choose_module(chooser *c, const char *path, nb_linear *lin, int64_t 
         for (int i = 0; i < o->n_targets; i++)
             if (ends_with_module(path, o->targets[i])) yes = c->used[i] = true;
     } else {
-        yes = layer >= 0; /* all-linear: every linear layer but the output head, as PEFT */
+        /* all-linear: every linear layer but the output head, as PEFT, and but a mixture's routers, which are named if
+         * they are wanted */
+        yes = layer >= 0 && !nb_spec_stays_float((int)(lin - c->m->block[layer].lin));
     }
     if (!yes || nb_saves_module(o->save, o->n_save, path, NULL)) return;
     NB_GROW(c->chosen, c->n, c->cap);
@@ -145,37 +148,60 @@ static double lora_scale(double alpha, int64_t r, bool rslora) {
 
 static int by_text(const void *x, const void *y) { return strcmp(*(char *const *)x, *(char *const *)y); }
 
-typedef struct namesakes {
-    const char *last;
-    int64_t n;
-} namesakes;
+static const char *last_of(const char *path) {
+    const char *dot = strrchr(path, '.');
+    return dot ? dot + 1 : path;
+}
 
-static void count_namesake(nb_linear *lin, int64_t layer, void *arg) {
+/* Modules of the model, by the last component of their names. */
+typedef struct census {
+    const char **names;
+    int *there, *adapted; /* of each name: modules, and those with an adapter */
+    int n, cap;
+} census;
+
+static int entry(census *c, const char *path) {
+    const char *name = last_of(path);
+    for (int i = 0; i < c->n; i++)
+        if (!strcmp(c->names[i], name)) return i;
+    if (c->n == c->cap) {
+        c->cap = c->cap ? 2 * c->cap : 32;
+        c->names = nb_realloc(c->names, (size_t)c->cap, sizeof *c->names);
+        c->there = nb_realloc(c->there, (size_t)c->cap, sizeof *c->there);
+        c->adapted = nb_realloc(c->adapted, (size_t)c->cap, sizeof *c->adapted);
+    }
+    c->names[c->n] = name;
+    c->there[c->n] = c->adapted[c->n] = 0;
+    return c->n++;
+}
+
+static void count_module(nb_linear *lin, int64_t layer, void *arg) {
+    census *c = arg;
     (void)layer;
-    namesakes *c = arg;
-    c->n += ends_with_module(lin->base->name, c->last);
+    int k = entry(c, lin->base->name); /* may move the arrays */
+    c->there[k]++;
 }
 
 /* target_modules as PEFT wants them: the last component where every module of that name is adapted, else whole
  * paths. */
 static void name_targets(nb_adapter *a) {
-    char **names = nb_calloc((size_t)a->n_attached + 1, sizeof *names);
-    int n = 0;
+    census c = {0};
+    nb_model_each_linear(a->model, true, count_module, &c);
+    int k = entry(&c, nb_spec_embed_name(a->model->spec));
+    c.there[k]++;
     for (int i = 0; i < a->n_attached; i++) {
-        const char *path = a->attached[i].module, *last = strrchr(path, '.');
-        last = last ? last + 1 : path;
-        int64_t adapted = 0;
-        for (int j = 0; j < a->n_attached; j++) adapted += ends_with_module(a->attached[j].module, last);
-        namesakes all = {last, ends_with_module(nb_spec_embed_name(a->model->spec), last)};
-        nb_model_each_linear(a->model, true, count_namesake, &all);
-        const char *name = adapted == all.n ? last : path;
-        bool known = false;
-        for (int j = 0; j < n; j++) known |= !strcmp(names[j], name);
-        if (!known) names[n++] = nb_strdup(name);
+        k = entry(&c, a->attached[i].module);
+        c.adapted[k]++;
     }
-    qsort(names, (size_t)n, sizeof *names, by_text);
-    a->targets = names;
-    a->n_targets = n;
+    a->targets = nb_calloc((size_t)a->n_attached + 1, sizeof *a->targets);
+    for (k = 0; k < c.n; k++)
+        if (c.adapted[k] && c.adapted[k] == c.there[k]) a->targets[a->n_targets++] = nb_strdup(c.names[k]);
+    for (int i = 0; i < a->n_attached; i++) {
+        k = entry(&c, a->attached[i].module);
+        if (c.adapted[k] != c.there[k]) a->targets[a->n_targets++] = nb_strdup(a->attached[i].module);
+    }
+    qsort(a->targets, (size_t)a->n_targets, sizeof *a->targets, by_text);
+    free(c.names), free(c.there), free(c.adapted);
 }
 
 void nb_adapter_attach_lora(nb_adapter *a, nb_linear *lin, int64_t r, double alpha) {
@@ -327,7 +353,7 @@ static nb_status attach_all(nb_adapter *a, const chooser *c) {
 }
 
 nb_status nb_adapter_new(nb_adapter **out, nb_model *m, const nb_lora_options *o) {
-    chooser c = {.o = o};
+    chooser c = {.m = m, .o = o};
     nb_adapter *a = NULL;
     nb_status st = choose_layers(m, &c);
     if (st == NB_OK) {

@@ -49,7 +49,7 @@ bool nb_adapter_unties(const nb_adapter *a);
 /* Names the target modules and switches it on. */
 void nb_adapter_finish_load(nb_adapter *a);
 /* DoRA: gives every attached module the norms of its base weight's rows, and, with_magnitudes, the magnitudes of a new
- * adapter, which are these norms. After nb_adapter_place. */
+ * adapter, which are these norms. After nb_adapter_place. Experts have none: refused. */
 nb_status nb_dora_open(nb_adapter *a, bool with_magnitudes);
 /* Rows W + s B A of width C become m / norm times as long. */
 void nb_dora_rescale(float *rows, const float *magnitude, int64_t n, int64_t C);

@@ -18,10 +18,11 @@ typedef struct nb_cost {
  * absent (NULL). */
 typedef struct nb_case {
     const char *name;
-    int64_t in[16][2];  /* {rows, cols}; cols 0: a vector */
+    int64_t in[32][2];  /* {rows, cols}; cols 0: a vector */
     const void *attr;
     nb_status expect;   /* NB_OK, or the error of the shape check */
     uint32_t frozen;    /* bit i: in[i] takes no gradient in this case */
+    const int32_t *const *ints; /* [4] values of those of the first inputs that are I32; NULL: none is */
 } nb_case;
 
 typedef struct nb_op {
@@ -37,15 +38,16 @@ typedef struct nb_op {
     int n_cases;
 } nb_op;
 
-enum { NB_MAX_IN = 16, NB_MAX_OUT = 3, NB_MAX_SAVED = 3, NB_MAX_ATTR = 256 };
+enum { NB_MAX_OUT = 4, NB_MAX_SAVED = 3, NB_MAX_ATTR = 256 };
 
 struct nb_node {
     const nb_op *op;
     int op_index, n_in, n_out, n_saved;
-    nb_tensor *in[NB_MAX_IN]; /* NULL: absent */
+    nb_tensor **in;  /* [n_in], NULL: absent; owned by the tape, as beta */
+    float *beta;     /* [n_in] backward: 0 sets in[i]->grad, 1 adds */
+    int cap_in;
     nb_tensor *out[NB_MAX_OUT], *saved[NB_MAX_SAVED];
-    float beta[NB_MAX_IN];    /* backward: 0 sets in[i]->grad, 1 adds */
-    uint32_t keep_in, keep_out; /* bit i: backward reads in[i]->data, out[i]->data */
+    uint32_t keep_in, keep_out; /* bit i: backward reads in[i]->data (i < 32: activations stand first), out[i]->data */
     bool needs_grad, keep, live;
     _Alignas(16) char attr[NB_MAX_ATTR];
 };

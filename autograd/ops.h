@@ -98,6 +98,37 @@ typedef struct nb_glu_attr {
     nb_act act;
 } nb_glu_attr;
 
+/* Mixture of experts: which k of E experts each of T tokens goes to (kernels.def, route). in: logits[T,E];
+ * out: weights[T*k], tokens[T*k] and places[T*k] (I32), and with `share` the mean probability of each expert, [E]. */
+typedef struct nb_route_attr {
+    int64_t k;
+    bool renorm, share;
+    int32_t *offsets; /* [E+1] on the host: where each expert's rows begin; set by each forward pass */
+} nb_route_attr;
+
+/* Linear layers of E experts, each over its own rows of those that route made of T tokens.
+ * in: x, tokens[T*k], places[T*k], weights[T*k] or NULL; then, weight by weight and expert by expert, W[N,C] (trained) or
+ * NULL, NULL, A[R,C] or NULL, B[N,R] or NULL, as in nb_linear_attr.
+ * Without weights: x[T,C]; out: y_i[T*k,N], of n weights: what each row's expert makes of its token.
+ * With weights, n = 1: x[T*k,C]; out: y[T,N], the sum over a token's rows of weight * its expert's result. */
+typedef struct nb_experts_attr {
+    int n;
+    int64_t experts, k;
+    const nb_linear_slot *slot; /* [n * experts], as the inputs; stays good until the backward pass is done */
+    const int32_t *offsets;     /* nb_route_attr's */
+} nb_experts_attr;
+
+/* y[T,C] = x * sigmoid(gate). in: x[T,C], gate[T,1]. */
+
+/* The load-balancing loss of Switch Transformers (Fedus et al., 2021) as transformers computes it over all layers at once,
+ * loss = coef * E * sum over experts of f * P: f the tokens that went there / all of them, P the mean of the probability;
+ * added to every trained token's loss. in: losses[n], then share[E] of each layer with experts; out: [n]. */
+typedef struct nb_balance_attr {
+    float coef;
+    int64_t experts, tokens;       /* E, T */
+    const int32_t *const *offsets; /* [layers] nb_route_attr's */
+} nb_balance_attr;
+
 /* loss[n]: negative log-likelihood of targets[i] at row rows[i] of x[T,C] under softmax(x W^T + bias). in: x, W[V,C]
  * (trained) or NULL, rows[n_rows,C] or NULL (as in nb_embedding_attr), bias[V] or NULL, A[R,C] or NULL, B[V,R] or NULL
  * (an adapter, as in nb_linear_attr). The logits are made a few rows at a time and never exist whole. With a frozen head

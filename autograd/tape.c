@@ -11,6 +11,8 @@ const nb_recompute nb_recompute_none = {0, 0}, nb_recompute_smart = {0, INT64_MA
 
 /* Kept at NB_LEVEL_SMART: attention, which costs the more the longer its sequences, and sums, which many a node needs. */
 static const char *const dear[] = {"attention", "add"};
+/* Kept at every level: nothing is routed twice. */
+static const char routing[] = "route";
 
 enum { RED = 256 }; /* bytes of red zone on either side in DIRECT mode */
 static const uint32_t red_word = 0x7fa5a5a5u; /* a signalling NaN, in bf16 too: reading it poisons results */
@@ -36,6 +38,7 @@ nb_status nb_tape_open(nb_tape **out, nb_dev *dev, int max_nodes) {
 void nb_tape_free(nb_tape *t) {
     if (!t) return;
     nb_tape_reset(t);
+    for (int i = 0; i < t->max_nodes; i++) free(t->nodes[i].in), free(t->nodes[i].beta);
     free(t->nodes);
     free(t->tensors);
     free(t->direct);
@@ -146,7 +149,7 @@ nb_tensor *nb_node_save(nb_tape *t, nb_node *n, const char *name, nb_dtype dtype
 static bool kept(nb_level level, const char *op) {
     for (int i = 0; i < NB_LEN(dear) && level == NB_LEVEL_SMART; i++)
         if (!strcmp(dear[i], op)) return true;
-    return level == NB_LEVEL_NONE;
+    return level == NB_LEVEL_NONE || !strcmp(routing, op);
 }
 
 void nb_tape_layer(nb_tape *t, int64_t l) {
@@ -200,11 +203,20 @@ static int op_index(const nb_op *op) {
     return 0; /* an operation of a test's own */
 }
 
+/* A node keeps what it has: once a plan was made, nothing grows. */
+static void make_room(nb_node *n, int n_in) {
+    if (n_in <= n->cap_in) return;
+    n->in = nb_realloc(n->in, (size_t)n_in, sizeof *n->in);
+    n->beta = nb_realloc(n->beta, (size_t)n_in, sizeof *n->beta);
+    n->cap_in = n_in;
+}
+
 nb_status nb_apply(nb_tape *t, const nb_op *op, nb_tensor *const *in, int n_in, const void *attr, nb_tensor **out) {
-    NB_ASSERT(t->n_nodes < t->max_nodes && n_in <= NB_MAX_IN && op->attr_size <= NB_MAX_ATTR);
+    NB_ASSERT(t->n_nodes < t->max_nodes && op->attr_size <= NB_MAX_ATTR);
     nb_node *n = &t->nodes[t->n_nodes];
     int tensors_before = t->n_tensors;
-    *n = (nb_node){.op = op, .op_index = op_index(op), .n_in = n_in};
+    make_room(n, n_in);
+    *n = (nb_node){.op = op, .op_index = op_index(op), .n_in = n_in, .in = n->in, .beta = n->beta, .cap_in = n->cap_in};
     if (op->attr_size) memcpy(n->attr, attr, op->attr_size);
     for (int i = 0; i < n_in; i++) {
         n->in[i] = in[i];
@@ -219,7 +231,7 @@ nb_status nb_apply(nb_tape *t, const nb_op *op, nb_tensor *const *in, int n_in, 
     t->n_nodes++;
     NB_TRY(run_forward(t, n));
     for (int i = 0; i < n->n_out; i++) {
-        n->out[i]->needs_grad = n->needs_grad;
+        n->out[i]->needs_grad = n->needs_grad && n->out[i]->dtype != NB_I32;
         out[i] = n->out[i];
     }
     return NB_OK;
@@ -258,19 +270,19 @@ static nb_status backward_node(nb_tape *t, nb_node *n) {
     for (int i = 0; i < n->n_out; i++) reached += n->out[i]->grad != NULL;
     if (!n->needs_grad || !reached) return NB_OK;
     if (n->n_saved || n->keep_out) NB_TRY(make_live(t, n));
-    for (int i = 0; i < n->n_in; i++)
+    for (int i = 0; i < n->n_in && i < 32; i++)
         if (n->keep_in >> i & 1) NB_TRY(need_data(t, n->in[i]));
     t->event++;
     for (int i = 0; i < n->n_out; i++) {
         nb_tensor *y = n->out[i];
-        if (!y->grad) { /* an output nobody used */
+        if (!y->grad && y->needs_grad) { /* an output nobody used */
             NB_TRY(grad_buffer(t, y));
             NB_TRY(t->dev->k->fill(t->dev, y->grad, y->dtype, 0, nb_tensor_size(y)));
         }
         touch(t, y->grad_buf);
         if (n->keep_out >> i & 1) touch(t, y->buf);
     }
-    for (int i = 0; i < n->n_in; i++)
+    for (int i = 0; i < n->n_in && i < 32; i++)
         if (n->in[i] && (n->keep_in >> i & 1)) touch(t, n->in[i]->buf);
     for (int i = 0; i < n->n_saved; i++) touch(t, n->saved[i]->buf);
     NB_TRY(prepare_grads(t, n));

@@ -163,6 +163,14 @@ static void show_spec(const nb_spec *s) {
     row("layers", "%lld: hidden %lld, mlp %lld, %lld heads of %lld, %lld key/value heads", (long long)s->layers,
         (long long)s->hidden, (long long)s->mlp_hidden, (long long)s->heads, (long long)s->head_dim,
         (long long)s->kv_heads);
+    if (s->experts) {
+        int64_t sparse = 0;
+        for (int64_t l = 0; l < s->layers; l++) sparse += s->layer[l].sparse;
+        row("experts", "%lld layers send a token to %lld of %lld, mlp %lld each", (long long)sparse, (long long)s->top_k,
+            (long long)s->experts, (long long)s->expert_hidden);
+        if (s->shared_hidden) row("shared", "an expert of mlp %lld for every token", (long long)s->shared_hidden);
+        row("active", "%.1f M parameters a token", (double)nb_spec_active_parameters(s) / 1e6);
+    }
     row("vocabulary", "%lld, head %s", (long long)s->vocab, s->tied ? "tied to the embedding" : "of its own");
     int64_t windowed = 0, nowhere = 0;
     for (int64_t l = 0; l < s->layers; l++) windowed += s->layer[l].window != 0, nowhere += s->layer[l].rope < 0;

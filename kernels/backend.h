@@ -84,7 +84,7 @@ typedef struct nb_backend {
     nb_status (*choose_gemm)(nb_dev *d, const char *variant);
     /* Scratch bytes that the row gemm with M x N x K, products of T rows with a frozen weight either way, attention with
      * these sizes, and rows that sum over T rows of C channels
-     * (norms', biases' and embeddings' backward, sum_squares of T*C elements) take from d->ws. */
+     * (norms', biases' and embeddings' backward, sum_squares of T*C elements, route of T*C choices) take from d->ws. */
     size_t (*gemm_ws)(const nb_dev *d, int64_t M, int64_t N, int64_t K);
     size_t (*weight_ws)(const nb_dev *d, const nb_weight *w, int64_t T);
     size_t (*attention_ws)(const nb_dev *d, int64_t Tq, int64_t Tk, int64_t H, int64_t KV, int64_t D);

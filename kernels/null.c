@@ -74,6 +74,11 @@ static nb_status need_replace_rows_bwd(nb_dev *d, float *drows, const nb_elem *d
     return need_rows(d, T, C);
 }
 
+static nb_status need_route(nb_dev *d, float *weights, int32_t *tokens, int32_t *places, int32_t *choices,
+                            int32_t *offsets, const nb_elem *logits, int64_t T, int64_t E, int64_t k, bool renorm) {
+    return need_rows(d, T * k, 1);
+}
+
 static nb_status need_sum_squares(nb_dev *d, nb_update *u, const float *x, int64_t n) { return need_rows(d, 1, n); }
 
 /* The rows that do more than count take the place of their empty namesakes in the table below. */
@@ -88,6 +93,7 @@ static nb_status need_sum_squares(nb_dev *d, nb_update *u, const float *x, int64
 #define null_embedding_bwd need_embedding_bwd
 #define null_replace_rows_bwd need_replace_rows_bwd
 #define null_sum_squares need_sum_squares
+#define null_route need_route
 
 static const nb_kernels null_kernels = {
 #define KERNEL(name, args) .name = null_##name,

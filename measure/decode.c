@@ -86,14 +86,15 @@ static nb_status repeat(decoder *d, nb_status (*run)(decoder *), double seconds,
     return NB_OK;
 }
 
-/* Weights of the layers and the head, each counted once. */
+/* Weights of the layers and the head, each counted once; of experts those that one token meets. */
 static void weights(const nb_model *m, double *params, double *bytes) {
     *params = *bytes = 0;
     for (int64_t l = 0; l < m->spec->layers; l++)
-        for (int s = 0; s < NB_SLOTS; s++) {
+        for (int s = 0; s < nb_spec_slots(m->spec); s++) {
             const nb_weight *w = m->block[l].lin[s].w;
-            *params += (double)w->rows * (double)w->cols;
-            *bytes += (double)nb_weight_bytes(w);
+            double share = s < NB_SLOTS ? 1 : (double)m->spec->top_k / (double)m->spec->experts;
+            *params += share * (double)w->rows * (double)w->cols;
+            *bytes += share * (double)nb_weight_bytes(w);
         }
 }
 

@@ -112,7 +112,7 @@ static nb_status fill(nb_base *b, const nb_shape *s, nb_format format) {
         for (nb_slot k = 0; k < NB_SLOTS; k++) {
             nb_base_linear *lin = &b->layer[l].lin[k];
             int64_t rows, cols;
-            nb_spec_linear_shape(&b->spec, k, &rows, &cols);
+            nb_spec_linear_shape(&b->spec, l, k, &rows, &cols);
             lin->name = nb_spec_linear_name(&b->spec, l, k);
             NB_TRY(matrix(b, &lin->w, format, rows, cols, (uint32_t)(l * NB_SLOTS + k + 2)));
         }
@@ -127,7 +127,7 @@ nb_status nb_base_random(nb_base **out, const nb_shape *s, nb_format format, int
     b->quantized = format == NB_FMT_NF4, b->double_quant = true;
     b->dir = nb_strdup(s->name);
     b->head.name = nb_strdup(nb_spec_head_name(&b->spec));
-    b->layer = nb_calloc((size_t)s->layers, sizeof *b->layer);
+    nb_base_make_room(b);
     nb_status st = fill(b, s, format);
     *out = st == NB_OK ? b : NULL;
     if (st != NB_OK) nb_base_free(b);

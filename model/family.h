@@ -12,10 +12,11 @@ typedef enum nb_window_rule {
     NB_WINDOW_NONE,      /* the key has no meaning */
     NB_WINDOW_ALL,       /* every layer */
     NB_WINDOW_UPPER,     /* use_sliding_window: layers from max_window_layers on (Qwen) */
+    NB_WINDOW_IF_USED,   /* use_sliding_window: every layer (Qwen's mixtures of experts) */
     NB_WINDOW_ALTERNATE, /* all but every pattern-th layer (Gemma 2, 3) */
 } nb_window_rule;
-/* Biases: as attention_bias and mlp_bias say, or by the family. */
-typedef enum nb_bias_rule { NB_BIAS_KEY, NB_BIAS_NO, NB_BIAS_YES } nb_bias_rule;
+/* Biases: as attention_bias and mlp_bias say, or by the family, or as qkv_bias says, which is true when absent. */
+typedef enum nb_bias_rule { NB_BIAS_KEY, NB_BIAS_NO, NB_BIAS_YES, NB_BIAS_QKV_KEY } nb_bias_rule;
 
 typedef struct nb_family {
     const char *model_type, *architecture;
@@ -56,6 +57,15 @@ typedef struct nb_family {
     const char *layer;   /* printf pattern of a layer's prefix, with the layer as long long */
     const char *linear[NB_SLOTS], *norm[NB_NORMS]; /* behind the prefix; NULL: there is none */
     const struct nb_key_name *keys; /* names of its own for keys; NULL, or up to one without names */
+    /* Mixture of experts, in every layer but those that the configuration leaves dense; 0: not one. */
+    int64_t experts, top_k, expert_hidden;
+    const char *experts_key, *expert_hidden_key; /* NULL: "num_experts"; "intermediate_size" */
+    int64_t shared_hidden;   /* shared_expert_intermediate_size when absent; 0: there is no such expert */
+    bool sparse_step;        /* reads decoder_sparse_step, mlp_only_layers */
+    bool renorm;             /* the weights are always divided by their sum; else as norm_topk_prob says */
+    double aux_coef;         /* router_aux_loss_coef when absent */
+    const char *expert;      /* printf pattern of an expert's prefix behind the layer's, with its number as long long */
+    const char *expert_linear[3], *shared_linear[3]; /* gate, up, down: behind the expert's prefix; behind the layer's */
 } nb_family;
 
 /* A key under the name it has in most families, `usual`, is called `own` here; `either`: the usual name counts too. */

@@ -224,7 +224,7 @@ static nb_status load_layer(loader *l, int64_t layer) {
     for (nb_slot k = 0; k < NB_SLOTS; k++) {
         int64_t rows, cols;
         bool done;
-        nb_spec_linear_shape(s, k, &rows, &cols);
+        nb_spec_linear_shape(s, layer, k, &rows, &cols);
         if (!rows) continue;
         NB_TRY(fused(l, &y->lin[k], layer, k, &done));
         if (done) continue;

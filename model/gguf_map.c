@@ -282,7 +282,7 @@ static nb_status take_layer(maker *m, int64_t l) {
         int64_t rows, cols;
         char *module = nb_spec_linear_name(m->s, l, k);
         nb_status st = NB_OK;
-        nb_spec_linear_shape(m->s, k, &rows, &cols);
+        nb_spec_linear_shape(m->s, l, k, &rows, &cols);
         snprintf(name, sizeof name, "blk.%lld.%s", (long long)l, nb_gguf_linear_names[k]);
         if (module) st = take_linear(m, module, name, rows, cols, nb_gguf_heads(m->s, k));
         free(module);

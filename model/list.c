@@ -15,7 +15,7 @@ const nb_weight *nb_base_matrix(const nb_base *b, const char *tensor) {
     if (b->positions.rows && is_weight_of(tensor, nb_spec_positions_name(&b->spec))) return &b->positions;
     if (is_weight_of(tensor, b->head.name)) return nb_base_stored_head(b);
     for (int64_t l = 0; l < b->spec.layers; l++)
-        for (int k = 0; k < NB_SLOTS; k++) {
+        for (int k = 0; k < nb_spec_slots(&b->spec); k++) {
             const nb_base_linear *lin = &b->layer[l].lin[k];
             if (lin->w.rows && is_weight_of(tensor, lin->name)) return &lin->w;
         }
@@ -72,7 +72,7 @@ void nb_base_list(const nb_base *b, nb_st *s) {
             add_vector(s, &cap, module, "bias", y->norm_bias[k], nb_spec_norm_size(spec, k));
             free(module);
         }
-        for (nb_slot k = 0; k < NB_SLOTS; k++)
+        for (int k = 0; k < nb_spec_slots(spec); k++)
             if (y->lin[k].w.rows) add_linear(s, &cap, &y->lin[k], spec->stored_transposed);
     }
     qsort(s->tensors, (size_t)s->n_tensors, sizeof *s->tensors, by_name);
@@ -81,8 +81,8 @@ void nb_base_list(const nb_base *b, nb_st *s) {
 const char *nb_base_format(const nb_base *b) {
     double size[NB_FMT_COUNT] = {0};
     nb_format most = NB_FMT_F32;
-    for (int64_t i = 0; i < b->spec.layers * NB_SLOTS; i++) {
-        const nb_weight *w = &b->layer[i / NB_SLOTS].lin[i % NB_SLOTS].w;
+    for (int64_t i = 0; i < b->spec.layers * nb_spec_slots(&b->spec); i++) {
+        const nb_weight *w = &b->layer[0].lin[i].w;
         size[w->format] += (double)w->rows * (double)w->cols;
     }
     for (nb_format f = 0; f < NB_FMT_COUNT; f++)

@@ -1,4 +1,5 @@
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "core/mem.h"
@@ -21,6 +22,9 @@ static const nb_key_name gpt2_keys[] = {
     {"n_head", "num_attention_heads", true}, {"n_layer", "num_hidden_layers", true},
     {"n_inner", "intermediate_size"},       {"activation_function", "hidden_act"}, {NULL},
 };
+#define QWEN_EXPERTS                                                                                               \
+    .expert = "mlp.experts.%lld.", .expert_linear = {"gate_proj", "up_proj", "down_proj"}
+#define ROUTER [NB_ROUTER] = "mlp.gate"
 
 /* The defaults are those of the configuration classes in transformers 4.57. */
 static const nb_family families[] = {
@@ -72,6 +76,27 @@ static const nb_family families[] = {
      .norm = {[NB_NORM1] = "input_layernorm"}},
     {"olmo", "OlmoForCausalLM", .context = 2048, .norm_kind = NB_NORM_LAYER, .bare_norm = true, .eps_key = "", .clips_qkv = true,
      .norm_eps = 1e-5, .rope_theta = 1e4, .mlp_bias = NB_BIAS_NO, LLAMA_NAMES, .norm = {LLAMA_NORMS}},
+    {"mixtral", "MixtralForCausalLM", .context = 131072, .kv_heads = 8, .window_rule = NB_WINDOW_ALL, .norm_eps = 1e-5,
+     .rope_theta = 1e6, .qkv_bias = NB_BIAS_NO, .o_bias = NB_BIAS_NO, .mlp_bias = NB_BIAS_NO, MODEL_NAMES,
+     .linear = {SEPARATE_QKV, [NB_ROUTER] = "block_sparse_moe.gate"}, .norm = {LLAMA_NORMS}, .experts = 8, .top_k = 2,
+     .experts_key = "num_local_experts", .renorm = true, .aux_coef = 0.001, .expert = "block_sparse_moe.experts.%lld.",
+     .expert_linear = {"w1", "w3", "w2"}},
+    /* Qwen1.5-MoE, Qwen2-MoE */
+    {"qwen2_moe", "Qwen2MoeForCausalLM", .context = 32768, .kv_heads = 16, .window_rule = NB_WINDOW_IF_USED,
+     .window = 4096, .norm_eps = 1e-6, .rope_theta = 1e4, .qkv_bias = NB_BIAS_QKV_KEY, .o_bias = NB_BIAS_NO,
+     .mlp_bias = NB_BIAS_NO, MODEL_NAMES, .linear = {SEPARATE_QKV, GATED_MLP, ROUTER, [NB_SHARE] = "mlp.shared_expert_gate"},
+     .norm = {LLAMA_NORMS}, .experts = 60, .top_k = 4, .expert_hidden = 1408,
+     .expert_hidden_key = "moe_intermediate_size", .shared_hidden = 5632, .sparse_step = true, .aux_coef = 0.001,
+     QWEN_EXPERTS,
+     .shared_linear = {"mlp.shared_expert.gate_proj", "mlp.shared_expert.up_proj", "mlp.shared_expert.down_proj"}},
+    {"qwen3_moe", "Qwen3MoeForCausalLM", .context = 32768, .kv_heads = 4, .window_rule = NB_WINDOW_IF_USED,
+     .window = 4096, .norm_eps = 1e-6, .rope_theta = 1e4, .qk_norm = NB_QK_NORM_HEAD, .mlp_bias = NB_BIAS_NO,
+     MODEL_NAMES, .linear = {SEPARATE_QKV, GATED_MLP, ROUTER}, .norm = {LLAMA_NORMS, QK_NORMS}, .experts = 128,
+     .top_k = 8, .expert_hidden = 768, .expert_hidden_key = "moe_intermediate_size", .sparse_step = true,
+     .aux_coef = 0.001, QWEN_EXPERTS},
+    {"olmoe", "OlmoeForCausalLM", .context = 4096, .norm_eps = 1e-5, .rope_theta = 1e4, .qk_norm = NB_QK_NORM_FULL,
+     .clips_qkv = true, .mlp_bias = NB_BIAS_NO, MODEL_NAMES, .linear = {SEPARATE_QKV, ROUTER},
+     .norm = {LLAMA_NORMS, QK_NORMS}, .experts = 64, .top_k = 8, .aux_coef = 0.01, QWEN_EXPERTS},
     /* GPT-NeoX, Pythia */
     {"gpt_neox", "GPTNeoXForCausalLM", .context = 2048, .norm_kind = NB_NORM_LAYER, .eps_key = "layer_norm_eps",
      .norm_eps = 1e-5, .rope_theta = 1e4, .theta_key = "rotary_emb_base", .partial = 0.25, .partial_key = "rotary_pct",
@@ -124,9 +149,27 @@ static char *in_layer(const nb_family *f, int64_t layer, const char *name) {
     return nb_asprintf("%s%s", prefix, name);
 }
 
-char *nb_spec_linear_name(const nb_spec *s, int64_t layer, nb_slot slot) {
+/* A named slot behind the layer's prefix. */
+static const char *linear_of(const nb_spec *s, int64_t layer, int slot) {
     const nb_family *f = family(s);
-    return f->linear[slot] ? in_layer(f, layer, f->linear[slot]) : NULL;
+    bool sparse = s->layer[layer].sparse, shared = sparse && s->shared_hidden > 0;
+    if (slot == NB_ROUTER) return sparse ? f->linear[slot] : NULL;
+    if (slot == NB_SHARE) return shared ? f->linear[slot] : NULL;
+    if (sparse && slot == NB_GATE_UP) return NULL;
+    if (sparse && slot >= NB_GATE) return shared ? f->shared_linear[slot - NB_GATE] : NULL;
+    return f->linear[slot];
+}
+
+char *nb_spec_linear_name(const nb_spec *s, int64_t layer, int slot) {
+    const nb_family *f = family(s);
+    if (slot < NB_SLOTS) return linear_of(s, layer, slot) ? in_layer(f, layer, linear_of(s, layer, slot)) : NULL;
+    if (!s->layer[layer].sparse) return NULL;
+    char expert[64];
+    snprintf(expert, sizeof expert, f->expert, (long long)((slot - NB_SLOTS) % s->experts));
+    char *prefix = in_layer(f, layer, expert);
+    char *name = nb_asprintf("%s%s", prefix, f->expert_linear[(slot - NB_SLOTS) / s->experts]);
+    free(prefix);
+    return name;
 }
 
 char *nb_spec_norm_name(const nb_spec *s, int64_t layer, nb_norm_slot slot) {
@@ -141,13 +184,17 @@ int64_t nb_spec_norm_size(const nb_spec *s, nb_norm_slot slot) {
     return (slot == NB_Q_NORM ? s->heads : s->kv_heads) * s->head_dim;
 }
 
-void nb_spec_linear_shape(const nb_spec *s, nb_slot slot, int64_t *rows, int64_t *cols) {
-    int64_t q = s->heads * s->head_dim, kv = s->kv_heads * s->head_dim, C = s->hidden, F = s->mlp_hidden;
+void nb_spec_linear_shape(const nb_spec *s, int64_t layer, int slot, int64_t *rows, int64_t *cols) {
+    int64_t q = s->heads * s->head_dim, kv = s->kv_heads * s->head_dim, C = s->hidden;
+    bool sparse = s->layer[layer].sparse, expert = slot >= NB_SLOTS;
+    int64_t F = expert ? s->expert_hidden : sparse ? s->shared_hidden : s->mlp_hidden;
+    bool there = expert ? sparse : linear_of(s, layer, slot) != NULL;
+    if (expert) slot = NB_GATE + (slot - NB_SLOTS) / (int)s->experts;
     const int64_t shape[NB_SLOTS][2] = {
         [NB_QKV] = {q + 2 * kv, C}, [NB_Q] = {q, C},    [NB_K] = {kv, C}, [NB_V] = {kv, C},  [NB_O] = {C, q},
         [NB_GATE_UP] = {2 * F, C},  [NB_GATE] = {F, C}, [NB_UP] = {F, C}, [NB_DOWN] = {C, F},
+        [NB_ROUTER] = {s->experts, C}, [NB_SHARE] = {1, C},
     };
-    bool there = family(s)->linear[slot] != NULL;
     *rows = there ? shape[slot][0] : 0;
     *cols = there ? shape[slot][1] : 0;
 }

@@ -67,12 +67,12 @@ static nb_status quantize(nb_weight *out, const nb_base_linear *lin, const room 
     return NB_OK;
 }
 
-/* Calls f on every linear layer the family has. */
+/* Calls f on every linear layer that is quantized. */
 typedef nb_status visit(void *ctx, nb_base_linear *lin);
 static nb_status each_linear(nb_base *b, visit *f, void *ctx) {
     for (int64_t l = 0; l < b->spec.layers; l++)
-        for (nb_slot k = 0; k < NB_SLOTS; k++)
-            if (b->layer[l].lin[k].w.rows) NB_TRY(f(ctx, &b->layer[l].lin[k]));
+        for (int k = 0; k < nb_spec_slots(&b->spec); k++)
+            if (b->layer[l].lin[k].w.rows && !nb_spec_stays_float(k)) NB_TRY(f(ctx, &b->layer[l].lin[k]));
     return NB_OK;
 }
 
@@ -222,22 +222,24 @@ static nb_status check_manifest(const cache *c, const nb_base *b, bool double_qu
 /* Points the layers at the cache file; they change only if all of it is sound. */
 static nb_status cache_open(const cache *c, nb_base *b, bool double_quant) {
     nb_st *s = &b->store->cache;
-    int64_t n = b->spec.layers * NB_SLOTS;
+    nb_base_linear *all = b->layer[0].lin; /* of every layer */
+    int64_t slots = nb_spec_slots(&b->spec), n = b->spec.layers * slots;
     nb_weight *w = nb_calloc((size_t)n, sizeof *w);
     nb_status st;
     NB_GO(st, check_manifest(c, b, double_quant), out);
     NB_GO(st, nb_st_open_file(s, c->file), out);
     for (int64_t i = 0; i < n; i++) {
-        const nb_base_linear *lin = &b->layer[i / NB_SLOTS].lin[i % NB_SLOTS];
+        const nb_base_linear *lin = &all[i];
         bool found = true;
-        if (lin->w.rows) NB_GO(st, nb_nf4_read(b, s, &w[i], lin->name, lin->w.rows, lin->w.cols, &found), out);
+        if (!lin->w.rows || nb_spec_stays_float((int)(i % slots))) continue;
+        NB_GO(st, nb_nf4_read(b, s, &w[i], lin->name, lin->w.rows, lin->w.cols, &found), out);
         if (!found || (w[i].rows && !w[i].nf4.absmax == !double_quant))
             NB_GO(st, nb_fail(NB_EINPUT, "%s: \"%s\" is not there as wanted", c->file, lin->name), out);
     }
     for (int64_t i = 0; i < n; i++) {
-        nb_base_linear *lin = &b->layer[i / NB_SLOTS].lin[i % NB_SLOTS];
-        lin->w = w[i];
-        lin->as_stored = false;
+        if (!w[i].rows) continue;
+        all[i].w = w[i];
+        all[i].as_stored = false;
     }
 out:
     free(w);

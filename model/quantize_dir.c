@@ -19,9 +19,10 @@ static bool *tensors_to_copy(const nb_base *b) {
     const nb_st *s = &b->store->st;
     bool *copy = nb_calloc((size_t)s->n_tensors + 1, sizeof *copy);
     memcpy(copy, b->store->used, (size_t)s->n_tensors * sizeof *copy);
-    for (int64_t i = 0; i < b->spec.layers * NB_SLOTS; i++) {
-        const char *module = b->layer[i / NB_SLOTS].lin[i % NB_SLOTS].name;
-        if (!module) continue;
+    int64_t slots = nb_spec_slots(&b->spec);
+    for (int64_t i = 0; i < b->spec.layers * slots; i++) {
+        const char *module = b->layer[0].lin[i].name;
+        if (!module || nb_spec_stays_float((int)(i % slots))) continue;
         char *name = nb_asprintf("%s.weight", module);
         const nb_st_tensor *t = nb_st_find(s, name);
         if (t) copy[t - s->tensors] = false;
@@ -53,6 +54,19 @@ static nb_status write_weights(nb_base *b, const char *dir, bool double_quant) {
     return st;
 }
 
+/* What stays float, as transformers wants it: the names of the modules. */
+static json_t *kept_modules(const nb_base *b) {
+    json_t *list = json_pack("[s]", nb_spec_head_name(&b->spec));
+    for (int k = 0; k < NB_SLOTS; k++)
+        for (int64_t l = 0; l < b->spec.layers && nb_spec_stays_float(k); l++) {
+            const char *module = b->layer[l].lin[k].name;
+            if (!module) continue;
+            json_array_append_new(list, json_string(strrchr(module, '.') + 1));
+            break;
+        }
+    return list;
+}
+
 /* config.json with the entry BitsAndBytesConfig.to_dict() of transformers leaves. */
 static nb_status write_config(const nb_base *b, const char *dir, bool double_quant) {
     char *from = nb_path_join(b->dir, "config.json"), *to = nb_path_join(dir, "config.json");
@@ -66,6 +80,7 @@ static nb_status write_config(const nb_base *b, const char *dir, bool double_qua
                               "llm_int8_has_fp16_weight", 0, "llm_int8_skip_modules", "llm_int8_threshold", 6.0,
                               "load_in_4bit", 1, "load_in_8bit", 0, "quant_method", "bitsandbytes");
         NB_ASSERT(q);
+        if (b->spec.experts) json_object_set_new(q, "llm_int8_skip_modules", kept_modules(b));
         json_object_set_new(c, "quantization_config", q);
         st = nb_json_save(to, c);
     }
@@ -205,10 +220,11 @@ nb_status nb_base_verify_quantized(const char *dir_or_name, const char *dir_out,
     *n = *bytes = 0;
     nb_status st = nb_base_load(&b, dir_or_name, &(nb_base_options){.quantized_cache = ""});
     if (st == NB_OK) st = nb_base_load(&q, dir_out, &(nb_base_options){.load_in_4bit = true, .quantized_cache = ""});
-    for (int64_t i = 0; st == NB_OK && i < b->spec.layers * NB_SLOTS; i++) {
-        const nb_base_linear *lin = &b->layer[i / NB_SLOTS].lin[i % NB_SLOTS];
-        if (!lin->w.rows) continue;
-        st = compare_linear(lin, &q->layer[i / NB_SLOTS].lin[i % NB_SLOTS]);
+    int64_t slots = st == NB_OK ? nb_spec_slots(&b->spec) : 0;
+    for (int64_t i = 0; st == NB_OK && i < b->spec.layers * slots; i++) {
+        const nb_base_linear *lin = &b->layer[0].lin[i];
+        if (!lin->w.rows || nb_spec_stays_float((int)(i % slots))) continue;
+        st = compare_linear(lin, &q->layer[0].lin[i]);
         ++*n;
     }
     if (st == NB_OK) st = compare_rest(b, q, n);

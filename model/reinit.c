@@ -61,9 +61,9 @@ nb_status nb_base_reinit(nb_base *b, const nb_base_options *o) {
         nb_base_layer *y = &b->layer[l];
         for (nb_norm_slot k = 0; k < NB_NORMS; k++)
             if (nb_spec_norm_size(s, k)) NB_TRY(norm(b, &y->norm[k], &y->norm_bias[k], nb_spec_norm_size(s, k)));
-        for (nb_slot k = 0; k < NB_SLOTS; k++) {
+        for (int k = 0; k < nb_spec_slots(s); k++) {
             nb_base_linear *lin = &y->lin[k];
-            nb_spec_linear_shape(s, k, &rows, &cols);
+            nb_spec_linear_shape(s, l, k, &rows, &cols);
             if (!rows) continue;
             bool to_residual = k == NB_O || k == NB_DOWN;
             NB_TRY(draw(b, &lin->w, lin->name, rows, cols, dt, to_residual ? last : std, o->seed));

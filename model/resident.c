@@ -17,7 +17,7 @@ static void everything(nb_pieces *k, nb_resident *r, const nb_spec *s) {
     nb_pieces_floats(k, &r->final_norm_bias, s->hidden);
     for (int64_t l = 0; l < s->layers; l++) {
         nb_resident_layer *layer = &r->layer[l];
-        for (int i = 0; i < NB_SLOTS; i++) {
+        for (int i = 0; i < nb_spec_slots(s); i++) {
             if (!layer->w[i].home) nb_pieces_weight(k, &layer->w[i]);
             nb_pieces_floats(k, &layer->bias[i], layer->w[i].rows);
         }
@@ -32,13 +32,24 @@ static void everything(nb_pieces *k, nb_resident *r, const nb_spec *s) {
 static void borrow(nb_resident *r, const nb_base *b) {
     *r = (nb_resident){.embed = b->embed, .positions = b->positions, .head = b->head.w, .head_bias = b->head.bias,
                         .final_norm = b->final_norm, .final_norm_bias = b->final_norm_bias};
-    r->layer = nb_calloc((size_t)b->spec.layers, sizeof *r->layer);
-    for (int64_t l = 0; l < b->spec.layers; l++) {
-        for (int i = 0; i < NB_SLOTS; i++)
+    int64_t L = b->spec.layers, slots = nb_spec_slots(&b->spec);
+    r->layer = nb_calloc((size_t)L, sizeof *r->layer);
+    r->w = nb_calloc((size_t)(L * slots), sizeof *r->w);
+    r->bias = nb_calloc((size_t)(L * slots), sizeof *r->bias);
+    for (int64_t l = 0; l < L; l++) {
+        r->layer[l].w = r->w + l * slots;
+        r->layer[l].bias = r->bias + l * slots;
+        for (int i = 0; i < slots; i++)
             r->layer[l].w[i] = b->layer[l].lin[i].w, r->layer[l].bias[i] = b->layer[l].lin[i].bias;
         for (int i = 0; i < NB_NORMS; i++)
             r->layer[l].norm[i] = b->layer[l].norm[i], r->layer[l].norm_bias[i] = b->layer[l].norm_bias[i];
     }
+}
+
+static void free_descriptors(nb_resident *r) {
+    free(r->w);
+    free(r->bias);
+    free(r->layer);
 }
 
 size_t nb_resident_bytes(const nb_base *base) {
@@ -46,17 +57,13 @@ size_t nb_resident_bytes(const nb_base *base) {
     nb_pieces k = {0};
     borrow(&r, base);
     everything(&k, &r, &base->spec);
-    free(r.layer);
+    free_descriptors(&r);
     return k.at;
 }
 
 /* The linear layers go to the ranks of `comm`. */
-static nb_status share_out(nb_resident *r, int64_t layers, nb_comm *comm) {
-    nb_weight **w = nb_calloc((size_t)layers, sizeof *w);
-    for (int64_t l = 0; l < layers; l++) w[l] = r->layer[l].w;
-    nb_status st = nb_shared_open(&r->shared, w, layers, r->dev, comm);
-    free(w);
-    return st;
+static nb_status share_out(nb_resident *r, const nb_spec *s, nb_comm *comm) {
+    return nb_shared_open(&r->shared, r->w, s->layers, nb_spec_slots(s), r->dev, comm);
 }
 
 static nb_status copy_all(nb_resident *r, const nb_base *base) {
@@ -74,7 +81,7 @@ static nb_status copy_all(nb_resident *r, const nb_base *base) {
 nb_status nb_resident_open(nb_resident *r, const nb_base *base, nb_dev *dev, nb_comm *comm) {
     borrow(r, base);
     r->dev = dev;
-    nb_status st = comm && comm->size > 1 ? share_out(r, base->spec.layers, comm) : NB_OK;
+    nb_status st = comm && comm->size > 1 ? share_out(r, &base->spec, comm) : NB_OK;
     if (st == NB_OK && !dev->be->host_memory) st = copy_all(r, base);
     if (st != NB_OK) nb_resident_close(r);
     return st;
@@ -85,13 +92,14 @@ size_t nb_resident_held(const nb_resident *r, const nb_base *base) {
     if (!r->shared) return bytes;
     if (r->dev->be->host_memory)
         for (int64_t l = 0; l < base->spec.layers; l++)
-            for (int i = 0; i < NB_SLOTS; i++) bytes -= (size_t)nb_weight_bytes(&base->layer[l].lin[i].w);
+            for (int i = 0; i < nb_spec_slots(&base->spec); i++)
+                bytes -= (size_t)nb_weight_bytes(&base->layer[l].lin[i].w);
     return bytes + nb_shared_bytes(r->shared);
 }
 
 void nb_resident_close(nb_resident *r) {
     if (r->block) r->dev->be->free(r->dev, r->block, r->bytes);
     nb_shared_close(r->shared);
-    free(r->layer);
+    free_descriptors(r);
     *r = (nb_resident){0};
 }

@@ -8,8 +8,8 @@
 #include "model/weights.h"
 
 typedef struct nb_resident_layer {
-    nb_weight w[NB_SLOTS];
-    const float *bias[NB_SLOTS]; /* NULL: none */
+    nb_weight *w;       /* [nb_spec_slots] */
+    const float **bias; /* [nb_spec_slots], NULL: none */
     const float *norm[NB_NORMS], *norm_bias[NB_NORMS];
 } nb_resident_layer;
 
@@ -17,7 +17,9 @@ typedef struct nb_resident {
     nb_weight embed, head; /* one copy when tied */
     nb_weight positions;   /* rows 0: not learned */
     const float *head_bias, *final_norm, *final_norm_bias;
-    nb_resident_layer *layer; /* [layers] */
+    nb_resident_layer *layer; /* [layers] over */
+    nb_weight *w;             /* [layers * nb_spec_slots] and */
+    const float **bias;
     nb_dev *dev;
     char *block;  /* the copy; NULL where host memory serves */
     size_t bytes;

@@ -107,7 +107,7 @@ static nb_status make_plan(nb_runner *r, nb_kv_cache *cache) {
     nb_status st;
     if (r->max_logits) st = nb_model_logits(m, t, &b, cache, NULL, r->max_logits, &g);
     else st = nb_model_loss(m, t, &b, &rows, &g);
-    if (st == NB_OK && r->backward) st = nb_backward(t, g.loss, NULL, 1);
+    if (st == NB_OK && r->backward) st = nb_backward(t, g.objective, NULL, 1);
     r->plan.ws = null_dev->ws_need;
     for (int i = 0; i < nb_op_count; i++) r->flops += t->prof[i].forward.flops;
     free(t->prof);
@@ -239,8 +239,12 @@ nb_status nb_runner_loss(nb_runner *r, const nb_batch *b, float grad_scale, doub
     NB_TRY(nb_model_loss(r->model, r->tape, &there, &at, &g));
     size_t bytes = (size_t)x->n * sizeof(float);
     NB_TRY(dev->be->copy(dev, x->losses_at, g.loss->data, bytes));
-    if (r->backward) NB_TRY(nb_backward(r->tape, g.loss, NULL, grad_scale));
+    float first = 0;
+    bool balanced = g.objective != g.loss;
+    if (balanced) NB_TRY(dev->be->get(dev, &first, g.objective->data, sizeof first));
+    if (r->backward) NB_TRY(nb_backward(r->tape, g.objective, NULL, grad_scale));
     NB_TRY(dev->be->get(dev, x->losses, x->losses_at, bytes));
+    r->balance = balanced ? (double)first - (double)x->losses[0] : 0;
     for (int64_t i = 0; i < x->n; i++) *loss_sum += x->losses[i];
     if (nll) memcpy(nll, x->losses, bytes);
     return r->backward ? NB_OK : dev->be->get(dev, x->best, x->argmax, bytes);
@@ -261,8 +265,9 @@ static nb_status run_logits(nb_runner *r, const nb_batch *b, nb_kv_cache *cache,
 
 /* The recording of this kind of batch, perhaps not made yet; NULL: such batches are not recorded. */
 static nb_recording *recording_of(nb_runner *r, const nb_batch *b, const nb_kv_cache *cache, int64_t n) {
-    /* layers that come by are not where they were when they come again */
-    if (!r->model->dev->be->record || b->n > RECORD_TOKENS || r->model->weights.shared) return NULL;
+    /* layers that come by are not where they were when they come again, nor do tokens go to the same experts */
+    if (!r->model->dev->be->record || b->n > RECORD_TOKENS || r->model->weights.shared || r->model->n_sparse)
+        return NULL;
     struct nb_recording_key key;
     memset(&key, 0, sizeof key); /* compared as bytes */
     key.n = b->n, key.n_segs = b->n_segs, key.n_rows = n, key.changes = r->model->changes;

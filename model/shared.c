@@ -29,10 +29,10 @@ static nb_status acquire(nb_home *home, nb_weight *w) {
     return NB_OK;
 }
 
-static nb_status make_room(nb_shared *s, nb_weight *const *w) {
+static nb_status make_room(nb_shared *s, nb_weight *w, int slots) {
     for (int64_t l = 0; l < s->layers; l++) {
         nb_pieces k = {0};
-        for (int i = 0; i < NB_SLOTS; i++) nb_pieces_weight(&k, &w[l][i]);
+        for (int i = 0; i < slots; i++) nb_pieces_weight(&k, &w[l * slots + i]);
         s->layer[l] = (nb_shared_layer){.home = {acquire}, .shared = s, .bytes = k.at, .slot = -1};
         if (is_ours(s, l)) s->block_bytes += k.at;
         if (k.at > s->slot_bytes) s->slot_bytes = k.at;
@@ -43,18 +43,18 @@ static nb_status make_room(nb_shared *s, nb_weight *const *w) {
     return s->dev->be->alloc(s->dev, (void **)&s->block, s->block_bytes, "our layers of the base");
 }
 
-nb_status nb_shared_open(nb_shared **out, nb_weight *const *w, int64_t layers, nb_dev *dev, nb_comm *comm) {
+nb_status nb_shared_open(nb_shared **out, nb_weight *w, int64_t layers, int slots, nb_dev *dev, nb_comm *comm) {
     nb_shared *s = *out = NB_NEW(nb_shared);
     *s = (nb_shared){.comm = comm, .dev = dev, .layers = layers};
     s->layer = nb_calloc((size_t)layers, sizeof *s->layer);
-    NB_TRY(make_room(s, w));
+    NB_TRY(make_room(s, w, slots));
     size_t at = 0;
     for (int64_t l = 0; l < layers; l++) {
         if (is_ours(s, l)) s->layer[l].own = s->block + at, at += s->layer[l].bytes;
         nb_pieces k = {.dev = dev, .to = s->layer[l].own, .address = nowhere};
-        for (int i = 0; i < NB_SLOTS; i++) {
-            nb_pieces_weight(&k, &w[l][i]);
-            w[l][i].home = &s->layer[l].home;
+        for (int i = 0; i < slots; i++) {
+            nb_pieces_weight(&k, &w[l * slots + i]);
+            w[l * slots + i].home = &s->layer[l].home;
         }
         NB_TRY(k.st);
     }

@@ -29,8 +29,8 @@ typedef struct nb_shared {
     bool asleep;            /* plans are being made: nothing is sent */
 } nb_shared;
 
-/* Takes over the weights w[l][NB_SLOTS] of `layers` layers: copies ours, and gives all of them a home. */
-nb_status nb_shared_open(nb_shared **out, nb_weight *const *w, int64_t layers, nb_dev *dev, nb_comm *comm);
+/* Takes over the weights w[layers][slots]: copies ours, and gives all of them a home. */
+nb_status nb_shared_open(nb_shared **out, nb_weight *w, int64_t layers, int slots, nb_dev *dev, nb_comm *comm);
 void nb_shared_close(nb_shared *s);
 size_t nb_shared_bytes(const nb_shared *s); /* held here */
 

@@ -25,7 +25,7 @@ static const struct {
     {"lm_head_bias", 0},       {"use_parallel_residual", 0}, {"parallel_attn", 0},   {"scale_emb", 1},
     {"scale_depth", 0},        {"dim_model_base", 0},     {"use_mup", 0},            {"alibi", 0},
     {"logits_soft_cap", 0},    {"kv_lora_rank", 0},       {"norm_after", 0},        {"add_cross_attention", 0},
-    {"scale_attn_by_inverse_layer_idx", 0}, {"pruned_heads", 0},
+    {"scale_attn_by_inverse_layer_idx", 0}, {"pruned_heads", 0}, {"router_jitter_noise", 0},
 };
 
 static const struct {
@@ -43,10 +43,14 @@ static bool is_off(const json_t *v, double neutral) {
     return (json_is_array(v) && !json_array_size(v)) || (json_is_object(v) && !json_object_size(v));
 }
 
+static const char *experts_key(const nb_family *f) { return f->experts_key ? f->experts_key : "num_experts"; }
+
 /* Does this family read the key? */
 static bool reads(const nb_family *f, const char *key) {
     if (!strcmp(key, "query_pre_attn_scalar")) return f->attn_scalar > 0;
     if (!strcmp(key, "clip_qkv")) return f->clips_qkv;
+    if (!strcmp(key, "qkv_bias")) return f->qkv_bias == NB_BIAS_QKV_KEY;
+    if (f->experts && !strcmp(key, experts_key(f))) return true;
     if (!strcmp(key, "no_rope_layers")) return f->no_rope_interval > 0;
     if (!strcmp(key, "rotary_pct")) return f->partial_key && !strcmp(f->partial_key, key);
     if (!strcmp(key, "use_parallel_residual")) return f->parallel_key && !strcmp(f->parallel_key, key);
@@ -142,7 +146,7 @@ static nb_status read_sizes(nb_spec *s, const nb_family *f, const json_t *c, con
 static nb_status read_windows(nb_spec *s, const nb_family *f, const json_t *c, const char *where) {
     const json_t *w = json_object_get(c, "sliding_window"), *types = json_object_get(c, "layer_types");
     int64_t upper = s->layers, pattern = f->pattern;
-    bool use = f->window_rule != NB_WINDOW_UPPER;
+    bool use = f->window_rule != NB_WINDOW_UPPER && f->window_rule != NB_WINDOW_IF_USED;
     s->window = !w ? f->window : 0; /* null: none */
     NB_TRY(nb_json_int(c, "sliding_window", &s->window, where));
     NB_TRY(nb_json_bool(c, "use_sliding_window", &use, where));
@@ -160,7 +164,8 @@ static nb_status read_windows(nb_spec *s, const nb_family *f, const json_t *c, c
                        (long long)s->layers);
     bool any = false;
     for (int64_t l = 0; l < s->layers; l++) {
-        bool has = f->window_rule == NB_WINDOW_ALL || (f->window_rule == NB_WINDOW_UPPER && l >= upper) ||
+        bool has = f->window_rule == NB_WINDOW_ALL || f->window_rule == NB_WINDOW_IF_USED ||
+                   (f->window_rule == NB_WINDOW_UPPER && l >= upper) ||
                    (f->window_rule == NB_WINDOW_ALTERNATE && pattern > 0 && (l + 1) % pattern != 0);
         const char *t = json_string_value(json_array_get(types, (size_t)l));
         if (json_is_array(types)) {
@@ -231,7 +236,7 @@ static nb_status warn_dropout(const json_t *c, const char *where) {
 }
 
 static nb_status read_flags(nb_spec *s, const nb_family *f, const json_t *c, const char *where) {
-    bool attention_bias = f->attention_bias, mlp_bias = false;
+    bool attention_bias = f->attention_bias, mlp_bias = false, qkv_bias = true;
     double eps = f->norm_eps, std = 0.02;
     s->tied = f->tied;
     NB_TRY(nb_json_real(c, f->eps_key ? f->eps_key : "rms_norm_eps", &eps, where)); /* "": no key */
@@ -239,7 +244,8 @@ static nb_status read_flags(nb_spec *s, const nb_family *f, const json_t *c, con
     NB_TRY(nb_json_bool(c, "tie_word_embeddings", &s->tied, where));
     NB_TRY(nb_json_bool(c, "attention_bias", &attention_bias, where));
     NB_TRY(nb_json_bool(c, "mlp_bias", &mlp_bias, where));
-    s->qkv_bias = bias_by(f->qkv_bias, attention_bias);
+    if (f->qkv_bias == NB_BIAS_QKV_KEY) NB_TRY(nb_json_bool(c, "qkv_bias", &qkv_bias, where));
+    s->qkv_bias = f->qkv_bias == NB_BIAS_QKV_KEY ? qkv_bias : bias_by(f->qkv_bias, attention_bias);
     s->o_bias = bias_by(f->o_bias, attention_bias);
     s->mlp_bias = bias_by(f->mlp_bias, mlp_bias);
     s->head_bias = f->head_bias;
@@ -266,6 +272,55 @@ static nb_status read_flags(nb_spec *s, const nb_family *f, const json_t *c, con
         s->clip_qkv = (float)clip;
     }
     return warn_dropout(c, where);
+}
+
+/* Which layers are sparse: all, or every so manyth, but for those that are said to be dense. */
+static nb_status read_sparse_layers(nb_spec *s, const nb_family *f, const json_t *c, const char *where) {
+    const json_t *dense = json_object_get(c, "mlp_only_layers");
+    int64_t step = 1;
+    if (f->sparse_step) NB_TRY(nb_json_int(c, "decoder_sparse_step", &step, where));
+    if (step < 1) return nb_fail(NB_EINPUT, "%s: decoder_sparse_step %lld is not possible", where, (long long)step);
+    for (int64_t l = 0; l < s->layers; l++) s->layer[l].sparse = s->experts && (l + 1) % step == 0;
+    for (size_t i = 0; f->sparse_step && i < json_array_size(dense); i++) {
+        const json_t *v = json_array_get(dense, i);
+        json_int_t l = json_integer_value(v);
+        if (!json_is_integer(v))
+            return nb_fail(NB_EINPUT, "%s: mlp_only_layers[%zu] is not the number of a layer", where, i);
+        if (l >= 0 && l < s->layers) s->layer[l].sparse = false;
+    }
+    return NB_OK;
+}
+
+/* The experts; their loss counts in training when the model would return it (output_router_logits). */
+static nb_status read_experts(nb_spec *s, const nb_family *f, const json_t *c, const char *where) {
+    const char *key = experts_key(f), *hidden = f->expert_hidden_key ? f->expert_hidden_key : "intermediate_size";
+    double coef = f->aux_coef;
+    bool wanted = false;
+    if (!f->experts) return NB_OK;
+    s->experts = f->experts, s->top_k = f->top_k, s->expert_hidden = f->expert_hidden;
+    s->shared_hidden = f->shared_hidden, s->renorm_topk = f->renorm;
+    NB_TRY(nb_json_int(c, key, &s->experts, where));
+    NB_TRY(nb_json_int(c, "num_experts_per_tok", &s->top_k, where));
+    NB_TRY(nb_json_int(c, hidden, &s->expert_hidden, where));
+    if (f->shared_hidden) NB_TRY(nb_json_int(c, "shared_expert_intermediate_size", &s->shared_hidden, where));
+    if (!f->renorm) NB_TRY(nb_json_bool(c, "norm_topk_prob", &s->renorm_topk, where));
+    NB_TRY(nb_json_bool(c, "output_router_logits", &wanted, where));
+    NB_TRY(nb_json_real(c, "router_aux_loss_coef", &coef, where));
+    if (!(coef >= 0) || !isfinite(coef))
+        return nb_fail(NB_EINPUT, "%s: router_aux_loss_coef %g is not possible", where, coef);
+    s->aux_coef = wanted ? (float)coef : 0;
+    const struct {
+        const char *key;
+        int64_t v, min, max;
+    } sizes[] = {{key, s->experts, f->sparse_step ? 0 : 1, NB_MAX_EXPERTS},
+                 {"num_experts_per_tok", s->top_k, 1, s->experts && s->experts < NB_MAX_TOP_K ? s->experts : NB_MAX_TOP_K},
+                 {hidden, s->expert_hidden, 1, 1 << 22},
+                 {"shared_expert_intermediate_size", s->shared_hidden, f->shared_hidden ? 1 : 0, 1 << 22}};
+    for (int i = 0; i < NB_LEN(sizes); i++)
+        if (sizes[i].v < sizes[i].min || sizes[i].v > sizes[i].max)
+            return nb_fail(NB_EINPUT, "%s: \"%s\" is %lld; %lld to %lld is possible", where, sizes[i].key,
+                           (long long)sizes[i].v, (long long)sizes[i].min, (long long)sizes[i].max);
+    return read_sparse_layers(s, f, c, where);
 }
 
 /* Scale and soft caps of attention, and the logits' cap. */
@@ -302,6 +357,7 @@ static nb_status read_config(nb_spec *s, json_t *c, const char *where) {
     NB_TRY(read_sizes(s, f, c, where));
     NB_TRY(read_windows(s, f, c, where));
     NB_TRY(read_flags(s, f, c, where));
+    NB_TRY(read_experts(s, f, c, where));
     NB_TRY(read_act(s, f, c, where));
     NB_TRY(read_dtype(s, c, where));
     s->bos = first_id(c, "bos_token_id");
@@ -366,17 +422,24 @@ nb_status nb_spec_check(const nb_spec *s, const char *where) {
     return NB_OK;
 }
 
-bool nb_spec_linear_bias(const nb_spec *s, nb_slot slot) {
+bool nb_spec_linear_bias(const nb_spec *s, int slot) {
+    if (nb_spec_stays_float(slot)) return false;
     return slot <= NB_V ? s->qkv_bias : slot == NB_O ? s->o_bias : s->mlp_bias;
 }
 
-int64_t nb_spec_parameters(const nb_spec *s) {
-    int64_t layer = 0, rows, cols, vectors = s->norm_kind == NB_NORM_LAYER ? 2 : 1;
-    for (nb_norm_slot k = 0; k < NB_NORMS; k++) layer += vectors * nb_spec_norm_size(s, k);
-    for (nb_slot k = 0; k < NB_SLOTS; k++) {
-        nb_spec_linear_shape(s, k, &rows, &cols);
-        layer += rows * cols + (nb_spec_linear_bias(s, k) ? rows : 0);
-    }
-    return (s->tied ? 1 : 2) * s->vocab * s->hidden + (s->learned_positions ? s->context * s->hidden : 0) +
-           s->layers * layer + vectors * s->hidden;
+/* With so many of the experts. */
+static int64_t parameters(const nb_spec *s, int64_t experts) {
+    int64_t vectors = s->norm_kind == NB_NORM_LAYER ? 2 : 1, n = (s->tied ? 1 : 2) * s->vocab * s->hidden, rows, cols;
+    if (s->learned_positions) n += s->context * s->hidden;
+    for (nb_norm_slot k = 0; k < NB_NORMS; k++) n += s->layers * vectors * nb_spec_norm_size(s, k);
+    for (int64_t l = 0; l < s->layers; l++)
+        for (int k = 0; k < nb_spec_slots(s); k++) {
+            if (k >= NB_SLOTS && (k - NB_SLOTS) % s->experts >= experts) continue;
+            nb_spec_linear_shape(s, l, k, &rows, &cols);
+            n += rows * cols + (nb_spec_linear_bias(s, k) ? rows : 0);
+        }
+    return n + vectors * s->hidden;
 }
+
+int64_t nb_spec_parameters(const nb_spec *s) { return parameters(s, s->experts); }
+int64_t nb_spec_active_parameters(const nb_spec *s) { return parameters(s, s->top_k); }

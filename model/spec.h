@@ -33,6 +33,7 @@ typedef enum nb_qk_norm { NB_QK_NORM_NONE, NB_QK_NORM_HEAD, NB_QK_NORM_FULL } nb
 
 typedef struct nb_layer_spec {
     int8_t rope;    /* index into nb_spec.rope; -1: this layer has no positions (NoPE) */
+    bool sparse;    /* its MLP is a mixture of experts */
     int32_t window; /* sliding window, 0 = none */
 } nb_layer_spec;
 
@@ -54,6 +55,10 @@ typedef struct nb_spec {
     bool tied;             /* the output head is the embedding */
     bool qkv_bias, o_bias, mlp_bias, head_bias;
     bool plain_mlp;        /* down(act(up x)): no gate */
+    int64_t experts, top_k, expert_hidden; /* of the sparse layers: E, of which a token goes to k, their F; 0: no such layers */
+    int64_t shared_hidden; /* F of the expert that every token goes to as well, 0: none */
+    bool renorm_topk;      /* the k weights are divided by their sum */
+    float aux_coef;        /* of the load-balancing loss in training, 0: none */
     bool bare_norm;        /* norms without weights */
     bool qkv_in_turns;     /* rows of QKV: q, k, v head by head */
     bool learned_positions; /* no RoPE: each position has a vector, added to the token's; none beyond the context */
@@ -79,8 +84,21 @@ const char *nb_rope_kind_name(nb_rope_kind k); /* "default", "linear", "llama3",
 void nb_rope_inv_freq(const nb_rope_spec *r, int64_t length, double *inv_freq);
 
 /* The linear layers of a block, in the order they run. A family that lacks one leaves its rows at 0: those with fused
- * projections (Phi-3) have QKV and GATE_UP in the place of Q, K, V and GATE, UP, their rows in that order. */
-typedef enum nb_slot { NB_QKV, NB_Q, NB_K, NB_V, NB_O, NB_GATE_UP, NB_GATE, NB_UP, NB_DOWN, NB_SLOTS } nb_slot;
+ * projections (Phi-3) have QKV and GATE_UP in the place of Q, K, V and GATE, UP, their rows in that order. A sparse layer
+ * has a ROUTER; GATE, UP, DOWN are there its shared expert, of which SHARE says how much a token takes; and behind the
+ * named slots stand the experts: all their gates, all their ups, all their downs. */
+typedef enum nb_slot {
+    NB_QKV, NB_Q, NB_K, NB_V, NB_O, NB_ROUTER, NB_SHARE, NB_GATE_UP, NB_GATE, NB_UP, NB_DOWN, NB_SLOTS
+} nb_slot;
+enum { NB_MAX_EXPERTS = 1024, NB_MAX_TOP_K = 32 };
+/* Slots of a layer, the experts' with them. */
+static inline int nb_spec_slots(const nb_spec *s) { return NB_SLOTS + 3 * (int)s->experts; }
+/* The slot of expert e's NB_GATE, NB_UP or NB_DOWN. */
+static inline int nb_spec_expert(const nb_spec *s, nb_slot which, int64_t e) {
+    return NB_SLOTS + (int)((which - NB_GATE) * s->experts + e);
+}
+/* Never quantized: small, and a rounding there sends tokens elsewhere. */
+static inline bool nb_spec_stays_float(int slot) { return slot == NB_ROUTER || slot == NB_SHARE; }
 /* The norms of a block: before attention, after it, before the MLP, after it; of queries, of keys. */
 typedef enum nb_norm_slot {
     NB_NORM1, NB_POST_NORM1, NB_NORM2, NB_POST_NORM2, NB_Q_NORM, NB_K_NORM, NB_NORMS
@@ -88,7 +106,7 @@ typedef enum nb_norm_slot {
 
 /* Module path in the Hugging Face model, e.g. (l=3, NB_Q) "model.layers.3.self_attn.q_proj"; NULL: the family
  * has no such module. Caller frees. */
-char *nb_spec_linear_name(const nb_spec *s, int64_t layer, nb_slot slot);
+char *nb_spec_linear_name(const nb_spec *s, int64_t layer, int slot);
 char *nb_spec_norm_name(const nb_spec *s, int64_t layer, nb_norm_slot slot);
 const char *nb_spec_embed_name(const nb_spec *s); /* "model.embed_tokens" */
 const char *nb_spec_positions_name(const nb_spec *s); /* "transformer.wpe"; NULL: positions are not learned */
@@ -96,9 +114,10 @@ const char *nb_spec_final_norm_name(const nb_spec *s);
 const char *nb_spec_head_name(const nb_spec *s);  /* "lm_head" */
 /* Channels of a norm; 0: the family has no such norm. */
 int64_t nb_spec_norm_size(const nb_spec *s, nb_norm_slot slot);
-/* out, in of a slot (0, 0: the family has none); whether it has a bias [out]. */
-void nb_spec_linear_shape(const nb_spec *s, nb_slot slot, int64_t *rows, int64_t *cols);
-bool nb_spec_linear_bias(const nb_spec *s, nb_slot slot);
+/* out, in of a slot (0, 0: the layer has none); whether it has a bias [out]. */
+void nb_spec_linear_shape(const nb_spec *s, int64_t layer, int slot, int64_t *rows, int64_t *cols);
+bool nb_spec_linear_bias(const nb_spec *s, int slot);
 int64_t nb_spec_parameters(const nb_spec *s);
+int64_t nb_spec_active_parameters(const nb_spec *s); /* those a token meets: of a sparse layer k experts */
 
 #endif

@@ -65,7 +65,7 @@ static void link_weights(nb_model *m) {
     uint32_t site = 0;
     for (int64_t l = 0; l < m->spec->layers; l++) {
         const nb_resident_layer *r = &m->weights.layer[l];
-        for (int s = 0; s < NB_SLOTS; s++)
+        for (int s = 0; s < nb_spec_slots(m->spec); s++)
             link_linear(&m->block[l].lin[s], &b->layer[l].lin[s], &r->w[s], r->bias[s], r->w[s].rows ? site++ : 0);
         for (int s = 0; s < NB_NORMS; s++) {
             m->block[l].norm[s] = vector_leaf("norm", r->norm[s], nb_spec_norm_size(m->spec, s));
@@ -75,6 +75,22 @@ static void link_weights(nb_model *m) {
     link_linear(&m->head, &b->head, &m->weights.head, m->weights.head_bias, site);
     m->final_norm = vector_leaf("final norm", m->weights.final_norm, m->spec->hidden);
     m->final_norm_bias = vector_leaf("final norm bias", m->weights.final_norm_bias, m->spec->hidden);
+}
+
+static void make_room(nb_model *m) {
+    int64_t L = m->spec->layers, E = m->spec->experts, slots = nb_spec_slots(m->spec);
+    m->block = nb_calloc((size_t)L, sizeof *m->block);
+    nb_linear *lin = nb_calloc((size_t)(L * slots), sizeof *lin);
+    nb_linear_slot *experts = nb_calloc((size_t)(L * 3 * E) + 1, sizeof *experts);
+    m->sparse_offsets = nb_calloc((size_t)L, sizeof *m->sparse_offsets);
+    m->aux_coef = m->spec->aux_coef;
+    int32_t *offsets = nb_calloc((size_t)(L * (E + 1)), sizeof *offsets);
+    for (int64_t l = 0; l < L; l++) {
+        m->block[l].lin = lin + l * slots;
+        m->block[l].experts = experts + l * 3 * E;
+        m->block[l].offsets = offsets + l * (E + 1);
+        if (m->spec->layer[l].sparse) m->sparse_offsets[m->n_sparse++] = m->block[l].offsets;
+    }
 }
 
 nb_status nb_model_open_shared(nb_model **out, const nb_base *base, nb_dev *dev, int64_t positions, int64_t length,
@@ -88,7 +104,7 @@ nb_status nb_model_open_shared(nb_model **out, const nb_base *base, nb_dev *dev,
     m->spec = &base->spec;
     m->dev = dev;
     m->positions = positions;
-    m->block = nb_calloc((size_t)m->spec->layers, sizeof *m->block);
+    make_room(m);
     nb_status st = nb_resident_open(&m->weights, base, dev, comm);
     if (st == NB_OK) {
         link_weights(m);
@@ -114,13 +130,17 @@ void nb_model_free(nb_model *m) {
         if (m->rope[i].sin) m->dev->be->free(m->dev, m->rope[i].sin, rope_bytes(m, i));
     }
     nb_resident_close(&m->weights);
+    free(m->block[0].lin);
+    free(m->block[0].experts);
+    free(m->block[0].offsets);
+    free(m->sparse_offsets);
     free(m->block);
     free(m);
 }
 
 void nb_model_each_linear(nb_model *m, bool with_head, void (*fn)(nb_linear *, int64_t, void *), void *arg) {
     for (int64_t l = 0; l < m->spec->layers; l++)
-        for (int s = 0; s < NB_SLOTS; s++)
+        for (int s = 0; s < nb_spec_slots(m->spec); s++)
             if (m->block[l].lin[s].base->w.rows) fn(&m->block[l].lin[s], l, arg);
     if (with_head) fn(&m->head, -1, arg);
 }
@@ -257,10 +277,10 @@ static nb_status self_attention(nb_model *m, nb_tape *t, const nb_batch *b, nb_k
     const nb_layer_spec *layer = &s->layer[l];
     nb_tensor *y[3], *mixed;
     NB_TRY(project_qkv(m, t, l, x, y));
-    nb_clamp_attr clip = {s->clip_qkv};
-    for (int i = 0; i < 3 && clip.limit > 0; i++) NB_TRY(nb_apply(t, &nb_op_clamp, &y[i], 1, &clip, &y[i]));
     NB_TRY(block_norm(m, t, l, NB_Q_NORM, y[0], &y[0]));
     NB_TRY(block_norm(m, t, l, NB_K_NORM, y[1], &y[1]));
+    nb_clamp_attr clip = {s->clip_qkv}; /* OLMoE has norms before it, OLMo none */
+    for (int i = 0; i < 3 && clip.limit > 0; i++) NB_TRY(nb_apply(t, &nb_op_clamp, &y[i], 1, &clip, &y[i]));
     if (layer->rope >= 0) {
         const struct nb_rope_table *table = &m->rope[layer->rope];
         nb_rope_attr rope = {table->cos, table->sin, b->pos, s->heads, s->kv_heads, s->head_dim,
@@ -304,6 +324,55 @@ static nb_status mlp(nb_model *m, nb_tape *t, int64_t l, nb_tensor *x, nb_tensor
     return project_out(m, t, l, NB_DOWN, h, out);
 }
 
+/* Does the load-balancing loss count? In training alone. */
+static bool balances(const nb_model *m, const nb_tape *t) { return t->grad && m->n_sparse && m->aux_coef > 0; }
+
+/* y[0..n) = the experts' layers from `which` on over their rows: as nb_experts_attr has it. */
+static nb_status experts(nb_model *m, nb_tape *t, int64_t l, nb_slot which, int n, nb_tensor *x, nb_tensor *const *routed,
+                         nb_tensor *weights, nb_tensor **y) {
+    nb_block *b = &m->block[l];
+    int64_t E = m->spec->experts, first = (which - NB_GATE) * E;
+    int n_in = 4 + 4 * n * (int)E;
+    nb_tensor **in = nb_calloc((size_t)n_in, sizeof *in);
+    in[0] = x, in[1] = routed[1], in[2] = routed[2], in[3] = weights;
+    for (int64_t i = 0; i < n * E; i++) {
+        nb_linear *lin = &b->lin[NB_SLOTS + first + i];
+        in[4 + 4 * i] = lin->weight;
+        in[6 + 4 * i] = lin->lora_A;
+        in[7 + 4 * i] = lin->lora_B;
+        b->experts[first + i] = (nb_linear_slot){lin->w, lin->scale, lin->dropout, lin->site};
+    }
+    nb_experts_attr a = {n, E, m->spec->top_k, b->experts + first, b->offsets};
+    nb_status st = nb_apply(t, &nb_op_experts, in, n_in, &a, y);
+    free(in);
+    return st;
+}
+
+/* The sum over a token's experts of weight * expert(x), and the shared expert's part. */
+static nb_status mixture(nb_model *m, nb_tape *t, int64_t l, nb_tensor *x, nb_tensor **out) {
+    const nb_spec *s = m->spec;
+    nb_block *b = &m->block[l];
+    nb_linear *router[1] = {&b->lin[NB_ROUTER]}, *share[1] = {&b->lin[NB_SHARE]};
+    nb_tensor *logits, *routed[4], *y[2], *h;
+    NB_TRY(linear(t, x, router, 1, &logits));
+    nb_route_attr route = {s->top_k, s->renorm_topk, balances(m, t), b->offsets};
+    NB_TRY(nb_apply(t, &nb_op_route, &logits, 1, &route, routed));
+    m->block[l].share = route.share ? routed[3] : NULL;
+    NB_TRY(experts(m, t, l, NB_GATE, 2, x, routed, NULL, y));
+    nb_glu_attr glu = {s->act};
+    NB_TRY(nb_apply(t, &nb_op_glu, y, 2, &glu, &h));
+    NB_TRY(experts(m, t, l, NB_DOWN, 1, h, routed, routed[0], out));
+    if (!s->shared_hidden) return NB_OK;
+    NB_TRY(mlp(m, t, l, x, &y[0]));
+    NB_TRY(linear(t, x, share, 1, &y[1]));
+    NB_TRY(nb_apply(t, &nb_op_gate_rows, y, 2, NULL, &h));
+    return add(t, *out, h, out);
+}
+
+static nb_status feed_forward(nb_model *m, nb_tape *t, int64_t l, nb_tensor *x, nb_tensor **out) {
+    return (m->spec->layer[l].sparse ? mixture : mlp)(m, t, l, x, out);
+}
+
 /* x + attention(norm1(x)) + mlp(norm2(x)); with one norm, both read it. */
 static nb_status parallel_block(nb_model *m, nb_tape *t, const nb_batch *b, nb_kv_cache *cache, int64_t l,
                                 nb_tensor **x) {
@@ -312,7 +381,7 @@ static nb_status parallel_block(nb_model *m, nb_tape *t, const nb_batch *b, nb_k
     NB_TRY(self_attention(m, t, b, cache, l, h, &mixed));
     h2 = h;
     if (m->block[l].norm[NB_NORM2].data) NB_TRY(block_norm(m, t, l, NB_NORM2, *x, &h2));
-    NB_TRY(mlp(m, t, l, h2, &y));
+    NB_TRY(feed_forward(m, t, l, h2, &y));
     NB_TRY(add(t, mixed, y, &y));
     return add(t, *x, y, x);
 }
@@ -325,7 +394,7 @@ static nb_status block(nb_model *m, nb_tape *t, const nb_batch *b, nb_kv_cache *
     NB_TRY(block_norm(m, t, l, NB_POST_NORM1, y, &y));
     NB_TRY(add(t, *x, y, x));
     NB_TRY(block_norm(m, t, l, NB_NORM2, *x, &h));
-    NB_TRY(mlp(m, t, l, h, &y));
+    NB_TRY(feed_forward(m, t, l, h, &y));
     NB_TRY(block_norm(m, t, l, NB_POST_NORM2, y, &y));
     return add(t, *x, y, x);
 }
@@ -356,6 +425,21 @@ static nb_status hidden_states(nb_model *m, nb_tape *t, const nb_batch *b, nb_kv
     return norm(m, t, x, weight, m->final_norm_bias_trained ? m->final_norm_bias_trained : &m->final_norm_bias, out);
 }
 
+/* Adds the load-balancing loss of this batch to each of its losses. */
+static nb_status balance(nb_model *m, nb_tape *t, const nb_batch *b, nb_tensor **losses) {
+    nb_tensor **in = nb_calloc((size_t)m->spec->layers + 1, sizeof *in);
+    int n = 0;
+    in[n++] = *losses;
+    for (int64_t l = 0; l < m->spec->layers; l++) {
+        if (!m->spec->layer[l].sparse) continue;
+        in[n++] = m->block[l].share;
+    }
+    nb_balance_attr a = {m->aux_coef, m->spec->experts, b->n, m->sparse_offsets};
+    nb_status st = nb_apply(t, &nb_op_balance, in, n, &a, losses);
+    free(in);
+    return st;
+}
+
 nb_status nb_model_loss(nb_model *m, nb_tape *t, const nb_batch *b, const nb_loss_rows *r, nb_graph *g) {
     *g = (nb_graph){0};
     NB_TRY(hidden_states(m, t, b, NULL, &g->hidden));
@@ -365,7 +449,9 @@ nb_status nb_model_loss(nb_model *m, nb_tape *t, const nb_batch *b, const nb_los
                              .site = m->head.site};
     nb_tensor *in[6] = {g->hidden, m->head.weight, m->rows.n ? m->rows.head : NULL, bias_of(&m->head), m->head.lora_A,
                         m->head.lora_B};
-    return nb_apply(t, &nb_op_linear_xent, in, 6, &a, &g->loss);
+    NB_TRY(nb_apply(t, &nb_op_linear_xent, in, 6, &a, &g->loss));
+    g->objective = g->loss;
+    return balances(m, t) ? balance(m, t, b, &g->objective) : NB_OK;
 }
 
 /* Logits of tokens whose rows are trained, over those of the frozen head. */

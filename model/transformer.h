@@ -3,7 +3,7 @@
 #ifndef NB_MODEL_TRANSFORMER_H
 #define NB_MODEL_TRANSFORMER_H
 
-#include "autograd/tape.h"
+#include "autograd/ops.h"
 #include "core/batch.h"
 #include "model/resident.h"
 #include "model/weights.h"
@@ -22,7 +22,10 @@ typedef struct nb_linear {
 } nb_linear;
 
 typedef struct nb_block {
-    nb_linear lin[NB_SLOTS];
+    nb_linear *lin;                  /* [nb_spec_slots]; those of all blocks are one array */
+    nb_linear_slot *experts;         /* [3 * E] of a sparse layer: its experts' as the graph has them */
+    int32_t *offsets;                /* [E + 1] where their rows begin, in the run of the graph that is under way */
+    nb_tensor *share;                /* their mean probabilities there, where the load-balancing loss counts */
     nb_tensor norm_bias[NB_NORMS];   /* of layer norms; data NULL: none */
     nb_tensor norm[NB_NORMS];        /* frozen leaves; data NULL: the family has no such norm */
     nb_tensor *norm_trained[NB_NORMS], *norm_bias_trained[NB_NORMS]; /* trained whole, else NULL */
@@ -48,6 +51,9 @@ typedef struct nb_model {
     const nb_spec *spec; /* = &base->spec */
     nb_block *block;     /* [layers] */
     nb_linear head;      /* adapter: full of a tied model: head.weight = embed_trained */
+    int64_t n_sparse;    /* layers with experts */
+    const int32_t **sparse_offsets; /* [n_sparse] their offsets */
+    float aux_coef;      /* of the load-balancing loss in training: the spec's, unless set otherwise after opening */
     nb_tensor final_norm, final_norm_bias, *final_norm_trained, *final_norm_bias_trained;
     nb_tensor *embed_trained, *positions_trained;
     nb_embedding_lora embed_lora;
@@ -85,6 +91,7 @@ void nb_kv_cache_close(nb_kv_cache *c);
 typedef struct nb_graph {
     nb_tensor *hidden; /* [T, C] after the final norm */
     nb_tensor *loss;   /* [n_trained] negative log-likelihood per trained token, in order of position; NULL if none */
+    nb_tensor *objective; /* what is minimized: loss, or loss with the load-balancing loss of the batch added to each */
     nb_tensor *logits; /* [n_logits, V], when asked for */
 } nb_graph;
 
@@ -150,6 +157,7 @@ typedef struct nb_runner {
     nb_arena *arena;
     int64_t max_tokens, max_logits;
     bool backward;
+    double balance; /* the load-balancing loss of the last batch, 0 where it does not count */
     double flops; /* of the forward pass, and of what is computed again, at the largest size */
     nb_recording recording[16];
     int n_recordings;

@@ -162,9 +162,9 @@ static nb_status load_layer(nb_base *b, int64_t l) {
         free(module);
         NB_TRY(st);
     }
-    for (nb_slot k = 0; k < NB_SLOTS; k++) {
+    for (int k = 0; k < nb_spec_slots(s); k++) {
         nb_base_linear *lin = &y->lin[k];
-        nb_spec_linear_shape(s, k, &rows, &cols);
+        nb_spec_linear_shape(s, l, k, &rows, &cols);
         if (!rows) continue;
         NB_TRY(matrix(b, &lin->w, lin->name, rows, cols, s->stored_transposed));
         lin->as_stored = s->stored_transposed && lin->w.format != NB_FMT_NF4;
@@ -281,10 +281,10 @@ static nb_status fill(nb_base *b, const char *dir_or_name, const nb_base_options
     NB_TRY(nb_base_resolve(dir_or_name, &b->dir));
     NB_TRY(nb_spec_load(&b->spec, b->dir));
     b->is_gguf = nb_gguf_is(b->dir);
-    b->layer = nb_calloc((size_t)b->spec.layers, sizeof *b->layer);
+    nb_base_make_room(b);
     b->head.name = nb_strdup(nb_spec_head_name(&b->spec));
     for (int64_t l = 0; l < b->spec.layers; l++)
-        for (nb_slot k = 0; k < NB_SLOTS; k++) b->layer[l].lin[k].name = nb_spec_linear_name(&b->spec, l, k);
+        for (int k = 0; k < nb_spec_slots(&b->spec); k++) b->layer[l].lin[k].name = nb_spec_linear_name(&b->spec, l, k);
     if (o->reinit && b->is_gguf)
         return nb_fail(NB_EINPUT, "%s: reinit_weights wants a folder with config.json, not a GGUF file", b->dir);
     if (o->reinit && o->load_in_4bit)
@@ -333,15 +333,30 @@ int64_t nb_base_bytes(const nb_base *b, bool in_4bit) {
     if (b->head.w.data != b->embed.data) bytes += linear_bytes(&b->head, false);
     for (int64_t l = 0; l < s->layers; l++) {
         for (nb_norm_slot k = 0; k < NB_NORMS; k++) bytes += nb_spec_norm_size(s, k) * (int64_t)sizeof(float);
-        for (nb_slot k = 0; k < NB_SLOTS; k++) bytes += linear_bytes(&b->layer[l].lin[k], in_4bit);
+        for (int k = 0; k < nb_spec_slots(s); k++)
+            bytes += linear_bytes(&b->layer[l].lin[k], in_4bit && !nb_spec_stays_float(k));
     }
     return bytes;
 }
 
+void nb_base_make_room(nb_base *b) {
+    int64_t L = b->spec.layers, slots = nb_spec_slots(&b->spec);
+    b->layer = nb_calloc((size_t)L, sizeof *b->layer);
+    b->layer[0].lin = nb_calloc((size_t)(L * slots), sizeof *b->layer[0].lin);
+    for (int64_t l = 1; l < L; l++) b->layer[l].lin = b->layer[0].lin + l * slots;
+}
+
+void nb_base_free_room(nb_base *b) {
+    if (!b->layer) return;
+    for (int64_t i = 0; i < b->spec.layers * nb_spec_slots(&b->spec); i++) free(b->layer[0].lin[i].name);
+    free(b->layer[0].lin);
+    free(b->layer);
+    b->layer = NULL;
+}
+
 void nb_base_free(nb_base *b) {
     if (!b) return;
-    for (int64_t l = 0; b->layer && l < b->spec.layers; l++)
-        for (nb_slot k = 0; k < NB_SLOTS; k++) free(b->layer[l].lin[k].name);
+    nb_base_free_room(b);
     for (int i = 0; i < b->store->n_bufs; i++) nb_big_free(b->store->bufs[i].p, b->store->bufs[i].bytes);
     nb_st_close(&b->store->st);
     nb_st_close(&b->store->cache);
@@ -352,7 +367,6 @@ void nb_base_free(nb_base *b) {
     free(b->store->used);
     free(b->store);
     free(b->head.name);
-    free(b->layer);
     free(b->dir);
     free(b);
 }

@@ -16,7 +16,7 @@ typedef struct nb_base_linear {
 } nb_base_linear;
 
 typedef struct nb_base_layer {
-    nb_base_linear lin[NB_SLOTS];
+    nb_base_linear *lin; /* [nb_spec_slots], of nb_base_make_room */
     const float *norm[NB_NORMS], *norm_bias[NB_NORMS]; /* [nb_spec_norm_size] f32; NULL: the family has none */
 } nb_base_layer;
 
@@ -67,6 +67,9 @@ nb_status nb_base_open_files(nb_st *st, const nb_spec *s, const char *dir);
 void nb_weight_turn(void *out, const nb_weight *w);
 /* Is it a table of old files (rotary frequencies, the mask of attention) that is computed, not read? */
 bool nb_base_is_derived(const nb_st_tensor *t);
+/* Gives b->layer room for what b->spec has, the lin of all layers one array; and frees it, with the names in it. */
+void nb_base_make_room(nb_base *b);
+void nb_base_free_room(nb_base *b);
 /* n more rows of embedding and untied head, for tokens it has no row for: a copy of both, the new rows the mean of the
  * old ones (as transformers' resize_token_embeddings started them). Before a model is opened on the base. */
 nb_status nb_base_extend(nb_base *b, int64_t n);

@@ -33,7 +33,7 @@ typedef struct nb_rowfamily {
     int n;
 } nb_rowfamily;
 #define ROWS_FAMILIES(X) \
-    X(elementwise) X(norm) X(embedding) X(loss) X(optimizer) X(attention) X(products) X(variants) X(nf4) X(sampling)
+    X(elementwise) X(norm) X(embedding) X(loss) X(optimizer) X(attention) X(products) X(variants) X(nf4) X(sampling) X(route)
 #define ROWS_FAMILY(name) extern const nb_rowfamily rows_##name;
 ROWS_FAMILIES(ROWS_FAMILY)
 #undef ROWS_FAMILY

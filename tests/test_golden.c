@@ -90,7 +90,8 @@ static double item(const json_t *o, const char *key, size_t i) {
 static const char *const folders[] = {"llama", "llama3", "mistral", "smollm2", "qwen2-yarn", "qwen3", "gemma", "gemma2",
                                       "gemma3", "phi3-longrope", "phi", "smollm3", "olmo", "olmo2", "neox",
                                       "neox-serial", "gpt2", "gpt2-scaled", "lora-patterns", "dora", "saved",
-                                      "saved-tied", "ends", "ends-tied", "dora-dropout", "gpt2-saved", "llama-bnb4"};
+                                      "saved-tied", "ends", "ends-tied", "dora-dropout", "gpt2-saved", "mixtral",
+                                      "qwen2-moe", "qwen3-moe", "olmoe", "llama-bnb4"};
 
 static void check_logits(fixture *f, const json_t *want) {
     int64_t V = f->base->spec.vocab;
@@ -183,6 +184,7 @@ static void gradients_equal_peft(void **state) {
         open_folder(&f, folders[i], PEFT, true);
         fill(&f, json_array_get(json_object_get(f.golden, "batches"), 0), false);
         assert_ok(nb_runner_loss(f.runner, &f.batch, 1.0f / (float)f.batch.n_trained, &sum, NULL));
+        assert_close(f.runner->balance, number(f.golden, "balance_loss"), 2e-6); /* absent: 0 */
         compare_params(&f, folders[i], "grads.safetensors", true);
         close_folder(&f);
     }

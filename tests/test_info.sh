@@ -21,13 +21,17 @@ says info_bad_file "is no safetensors file" 1 "$NIBBLE" info "$0"
 says quantize_help "usage: nibble quantize" 0 "$NIBBLE" quantize --help
 says quantize_needs_both "are needed" 1 "$NIBBLE" quantize --base "$tmp"
 says quantize_no_config "has no config.json" 1 "$NIBBLE" quantize --base "$tmp" --out "$tmp/out"
+mkdir "$tmp/unknown"
+echo '{"architectures": ["MambaForCausalLM"], "model_type": "mamba"}' >"$tmp/unknown/config.json"
+says info_unsupported '"MambaForCausalLM"' 1 "$NIBBLE" info "$tmp/unknown"
+rm -r "$tmp/unknown"
 if [ -n "$NIBBLE_VECTORS" ]; then
     v=$NIBBLE_VECTORS
     says info_model "260032" 0 "$NIBBLE" info "$v/stories260K-hf"
     says info_shards "bf16" 0 "$NIBBLE" info "$v/stories260K-hf-bf16-sharded"
     says info_rope "llama3, factor 8, from a context of 32" 0 "$NIBBLE" info "$v/tiny/llama3"
     says info_window "2 layers see a window of 8" 0 "$NIBBLE" info "$v/tiny/mistral"
-    says info_unsupported '"MixtralForCausalLM"' 1 "$NIBBLE" info "$v/tiny/mixtral"
+    says info_experts "layers send a token to 2 of" 0 "$NIBBLE" info "$v/tiny/mixtral"
     says info_adapter "rank          4, alpha 8" 0 "$NIBBLE" info "$v/stories260K-lora"
     says info_file "model.norm.weight" 0 "$NIBBLE" info "$v/stories260K-hf/model.safetensors"
     says quantize "$tmp/four" 0 "$NIBBLE" quantize --base "$v/stories260K-hf" --out "$tmp/four"

@@ -56,7 +56,7 @@ static void one_sequence(fixture *f, const json_t *ids, int first_target) {
 }
 
 static const char *const families[] = {"llama2", "llama3", "mistral", "qwen2", "qwen3", "gemma",
-                                       "gemma2", "olmo2",  "phi3",    "phi2",  "olmo"};
+                                       "gemma2", "olmo2",  "phi3",    "phi2",  "olmo",  "mixtral", "qwen2_moe"};
 
 static const char *tiny(const char *family, const char *file) {
     char rel[128];

@@ -8,7 +8,7 @@
 #include "tests/reference.h"
 #include "tests/test.h"
 
-enum { MAX_TOKENS = 512 };
+enum { MAX_TOKENS = 512, MAX_IN = 32 };
 static int32_t positions[MAX_TOKENS];
 static uint32_t samples[MAX_TOKENS];
 static const nb_batch batch = {.n = MAX_TOKENS, .pos = positions, .sample = samples};
@@ -20,8 +20,8 @@ static const uint32_t step = 5;
 typedef struct call {
     const nb_op *op;
     const nb_case *c;
-    double *in[NB_MAX_IN], *out[NB_MAX_OUT], *r[NB_MAX_OUT];
-    int64_t in_size[NB_MAX_IN], out_size[NB_MAX_OUT];
+    double *in[MAX_IN], *out[NB_MAX_OUT], *r[NB_MAX_OUT];
+    int64_t in_size[MAX_IN], out_size[NB_MAX_OUT];
     int n_in, n_out;
 } call;
 
@@ -191,10 +191,92 @@ static void ref_op_linear_xent(call *k) {
     free(logits);
 }
 
+static void ref_softmax(double *p, const double *x, int64_t E) {
+    double max = x[0], sum = 0;
+    for (int64_t e = 1; e < E; e++) max = x[e] > max ? x[e] : max;
+    for (int64_t e = 0; e < E; e++) sum += p[e] = exp(x[e] - max);
+    for (int64_t e = 0; e < E; e++) p[e] /= sum;
+}
+
+/* Choices by sorting, rows by walking the experts. */
+static void ref_route(call *k) {
+    const nb_route_attr *a = k->c->attr;
+    int64_t T = rows_of(k, 0), E = cols_of(k, 0), row = 0;
+    double p[MAX_TOKENS], *weight = k->out[0], *token = k->out[1], *place = k->out[2];
+    for (int64_t e = 0; e < E; e++)
+        for (int64_t t = 0; t < T; t++) {
+            ref_softmax(p, k->in[0] + t * E, E);
+            double sum = 0;
+            int64_t ahead = 0;
+            for (int64_t f = 0; f < E; f++) {
+                int64_t before = 0;
+                for (int64_t g = 0; g < E; g++) before += p[g] > p[f] || (p[g] == p[f] && g < f);
+                if (before < a->k) sum += p[f];
+                if (f == e) ahead = before;
+            }
+            if (ahead >= a->k) continue;
+            token[row] = (double)t;
+            weight[row] = p[e] / (a->renorm ? sum : 1);
+            place[t * a->k + ahead] = (double)row++;
+        }
+    for (int64_t e = 0; e < E && a->share; e++) k->out[3][e] = 0;
+    for (int64_t t = 0; t < T && a->share; t++) {
+        ref_softmax(p, k->in[0] + t * E, E);
+        for (int64_t e = 0; e < E; e++) k->out[3][e] += p[e] / (double)T;
+    }
+}
+
+/* Row by row: x W^T + scale * drop(x) A^T B^T of the row's expert and token. */
+static void ref_experts(call *k) {
+    const nb_experts_attr *a = k->c->attr;
+    const double *weights = k->in[3];
+    int64_t rows = rows_of(k, 1), C = cols_of(k, 0);
+    const int32_t *token = k->c->ints[1];
+    double x[64], xa[64], y[64];
+    for (int i = 0; i < k->n_out; i++) memset(k->out[i], 0, (size_t)k->out_size[i] * sizeof(double));
+    for (int64_t i = 0; i < a->n; i++)
+        for (int64_t r = 0, e = 0; r < rows; r++) {
+            while (r >= a->offsets[e + 1]) e++;
+            int at = (int)(4 + 4 * (i * a->experts + e));
+            const nb_linear_slot *s = &a->slot[i * a->experts + e];
+            const double *row = k->in[0] + (weights ? r : token[r]) * C, *W = k->in[at], *A = k->in[at + 2],
+                         *B = k->in[at + 3];
+            int64_t N = rows_of(k, at), R = A ? rows_of(k, at + 2) : 0;
+            ref_product_nt(y, row, W, 1, N, C, 1, false);
+            for (int64_t c = 0; c < C; c++)
+                x[c] = row[c] * (s->dropout > 0 ? ref_dropout_factor(samples[token[r]], positions[token[r]], c,
+                                                                     s->dropout, seed, step, s->site) : 1);
+            if (A) ref_product_nt(xa, x, A, 1, R, C, 1, false);
+            if (A) ref_product_nt(y, xa, B, 1, N, R, (double)s->scale, true);
+            for (int64_t c = 0; c < N; c++)
+                k->out[i][(weights ? token[r] : r) * N + c] += y[c] * (weights ? weights[r] : 1);
+        }
+}
+
+static void ref_gate_rows(call *k) {
+    for (int64_t i = 0; i < k->out_size[0]; i++)
+        k->out[0][i] = k->in[0][i] / (1 + exp(-k->in[1][i / cols_of(k, 0)]));
+}
+
+static void ref_balance(call *k) {
+    const nb_balance_attr *a = k->c->attr;
+    double aux = 0, layers = k->n_in - 1;
+    for (int64_t e = 0; e < a->experts; e++) {
+        double f = 0, p = 0;
+        for (int l = 0; l < k->n_in - 1; l++) {
+            f += (a->offsets[l][e + 1] - a->offsets[l][e]) / ((double)a->tokens * layers);
+            p += k->in[1 + l][e] / layers;
+        }
+        aux += (double)a->coef * (double)a->experts * f * p;
+    }
+    for (int64_t i = 0; i < k->out_size[0]; i++) k->out[0][i] = k->in[0][i] + aux;
+}
+
 static const struct { const char *name; void (*forward)(call *k); } references[] = {
     {"embedding", ref_embedding}, {"linear", ref_linear}, {"dora", ref_dora}, {"dropout", ref_op_dropout}, {"rmsnorm", ref_op_rmsnorm},
     {"layernorm", ref_op_layernorm}, {"rope", ref_op_rope}, {"attention", ref_op_attention}, {"glu", ref_op_glu},
-    {"split", ref_op_split}, {"clamp", ref_op_clamp},
+    {"split", ref_op_split}, {"clamp", ref_op_clamp}, {"route", ref_route}, {"experts", ref_experts},
+    {"gate_rows", ref_gate_rows}, {"balance", ref_balance},
     {"add", ref_op_add}, {"linear_xent", ref_op_linear_xent},
 };
 
@@ -213,8 +295,8 @@ typedef struct bench_case {
     call k;
     nb_dev *dev;
     nb_tape *tape;
-    float *grad[NB_MAX_IN]; /* on the host, after backward */
-    nb_tensor leaf[NB_MAX_IN], *in[NB_MAX_IN], *out[NB_MAX_OUT];
+    float *grad[MAX_IN]; /* on the host, after backward */
+    nb_tensor leaf[MAX_IN], *in[MAX_IN], *out[NB_MAX_OUT];
 } bench_case;
 
 static float draw(nb_rng *r) { return (float)(2 * nb_rng_uniform(r) - 1); }
@@ -230,6 +312,11 @@ static void upload(nb_dev *d, void *to, const float *from, int64_t n, nb_dtype d
 static float *download(nb_dev *d, const void *from, int64_t n, nb_dtype dtype) {
     float *out = nb_malloc((size_t)n * sizeof *out + 1);
     assert_ok(d->be->get(d, out, from, (size_t)(n * nb_dtype_size(dtype))));
+    for (int64_t i = 0; i < n && dtype == NB_I32; i++) {
+        int32_t v;
+        memcpy(&v, &out[i], sizeof v);
+        out[i] = (float)v;
+    }
     for (int64_t i = n - 1; i >= 0 && dtype == NB_BF16; i--) {
         uint16_t h;
         memcpy(&h, (uint16_t *)(void *)out + i, sizeof h);
@@ -252,7 +339,8 @@ static void give_back(nb_dev *d, const nb_tensor *x, void *p) {
 static int activations(const nb_op *op) {
     static const struct { const char *name; int n; } known[] = {
         {"embedding", 0}, {"linear", 1}, {"dora", 2}, {"dropout", 1}, {"rmsnorm", 1}, {"layernorm", 1}, {"rope", 2},
-        {"attention", 3}, {"glu", 2}, {"split", 1}, {"clamp", 1},
+        {"attention", 3}, {"glu", 2}, {"split", 1}, {"clamp", 1}, {"route", 1}, {"experts", 1}, {"gate_rows", 2},
+        {"balance", 0},
         {"add", 2}, {"linear_xent", 1},
     };
     for (int i = 0; i < NB_LEN(known); i++)
@@ -271,7 +359,7 @@ static void open_case(bench_case *b, nb_dev *dev, const nb_op *op, const nb_case
     b->tape->seed = seed;
     b->tape->step = step;
     b->tape->batch = &batch;
-    int n = NB_MAX_IN;
+    int n = MAX_IN;
     while (n && !c->in[n - 1][0]) n--;
     /* operations with optional inputs take them all */
     if (!strcmp(op->name, "linear")) n = 1 + 4 * ((const nb_linear_attr *)c->attr)->n;
@@ -279,14 +367,22 @@ static void open_case(bench_case *b, nb_dev *dev, const nb_op *op, const nb_case
     if (!strcmp(op->name, "layernorm")) n = 3;
     if (!strcmp(op->name, "linear_xent")) n = 6;
     if (!strcmp(op->name, "glu")) n = 2;
+    if (!strcmp(op->name, "experts"))
+        n = (int)(4 + 4 * ((const nb_experts_attr *)c->attr)->n * ((const nb_experts_attr *)c->attr)->experts);
     b->k.n_in = n;
     for (int i = 0; i < n; i++) {
         int64_t rows = c->in[i][0], cols = c->in[i][1], size = rows * (cols ? cols : 1);
         if (!rows) continue;
         nb_tensor *x = &b->leaf[i];
         *x = nb_leaf("input", NULL, NULL, cols ? 2 : 1, rows, cols);
+        b->in[i] = x;
         x->dtype = i < activations(op) ? dev->elem : NB_F32;
         x->data = room_for(dev, x);
+        if (i < 4 && c->ints && c->ints[i]) {
+            assert_ok(dev->be->put(dev, x->data, c->ints[i], (size_t)size * sizeof(int32_t)));
+            x->dtype = NB_I32;
+            continue;
+        }
         x->needs_grad = !(frozen >> i & 1);
         if (x->needs_grad) x->grad = room_for(dev, x);
         float *host = nb_malloc((size_t)size * sizeof *host);
@@ -298,7 +394,6 @@ static void open_case(bench_case *b, nb_dev *dev, const nb_op *op, const nb_case
         }
         upload(dev, x->data, host, size, x->dtype);
         free(host);
-        b->in[i] = x;
     }
 }
 
@@ -322,7 +417,7 @@ static void size_outputs(bench_case *b) {
         b->k.out[i] = nb_calloc((size_t)b->k.out_size[i], 8);
         b->k.r[i] = nb_malloc((size_t)b->k.out_size[i] * 8);
         for (int64_t j = 0; j < b->k.out_size[i]; j++) {
-            float v = draw(&r);
+            float v = n->out[i]->dtype == NB_I32 ? 0 : draw(&r);
             b->k.r[i][j] = (double)(b->dev->elem == NB_BF16 ? nb_round_bf16(v) : v);
         }
     }
@@ -334,6 +429,7 @@ static int64_t largest(const float *g, int64_t n);
 static void backward(bench_case *b, bool wrong) {
     nb_node *n = &b->tape->nodes[0];
     for (int i = 0; i < n->n_out; i++) {
+        if (n->out[i]->dtype == NB_I32) continue;
         float *r = nb_malloc((size_t)b->k.out_size[i] * sizeof *r);
         for (int64_t j = 0; j < b->k.out_size[i]; j++) r[j] = (float)b->k.r[i][j];
         n->out[i]->grad = room_for(b->dev, n->out[i]);
@@ -345,6 +441,7 @@ static void backward(bench_case *b, bool wrong) {
     assert_ok(n->op->backward(b->tape, n));
     for (int i = 0; i < n->n_in; i++) {
         if (!n->in[i] || !n->in[i]->grad) continue;
+        NB_ASSERT(n->in[i]->dtype != NB_I32);
         b->grad[i] = download(b->dev, n->in[i]->grad, b->k.in_size[i], n->in[i]->dtype);
         if (wrong) b->grad[i][largest(b->grad[i], b->k.in_size[i])] *= 1.02f; /* what a wrong backward would do */
     }

@@ -23,9 +23,9 @@ static const nb_base_options plain = {0};
 /* Each matrix is what quantizing it whole, in one call, gives. */
 static void check_quantized(const nb_base *q, const nb_base *raw) {
     for (int64_t l = 0; l < q->spec.layers; l++)
-        for (nb_slot k = 0; k < NB_SLOTS; k++) {
+        for (int k = 0; k < nb_spec_slots(&q->spec); k++) {
             const nb_weight *w = &q->layer[l].lin[k].w, *x = &raw->layer[l].lin[k].w;
-            if (!x->rows) continue;
+            if (!x->rows || nb_spec_stays_float(k)) continue;
             int64_t n = x->rows * x->cols, blocks = (n + 63) / 64, nested = (blocks + 255) / 256;
             uint8_t *packed = nb_malloc((size_t)n / 2 + 1), *u8 = nb_malloc((size_t)blocks);
             float *absmax = nb_malloc((size_t)blocks * 4), *stats = nb_malloc((size_t)nested * 4), offset;

@@ -22,7 +22,7 @@ static void check_against_file(const nb_base *b) {
     nb_st s;
     assert_ok(nb_st_open_dir(&s, b->dir, "model"));
     for (int64_t l = 0; l < b->spec.layers; l++)
-        for (nb_slot k = 0; k < NB_SLOTS; k++) {
+        for (int k = 0; k < nb_spec_slots(&b->spec); k++) {
             const nb_base_linear *lin = &b->layer[l].lin[k];
             if (!lin->name) continue;
             char *name = nb_asprintf("%s.weight", lin->name);

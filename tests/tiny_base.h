@@ -67,9 +67,9 @@ static inline char *tiny_base(const char *name, const char *config, uint64_t see
             if (module) tiny_declare(w, names, module, "weight", s.dtype, nb_spec_norm_size(&s, k), 0);
             free(module);
         }
-        for (nb_slot k = 0; k < NB_SLOTS; k++) {
+        for (int k = 0; k < nb_spec_slots(&s); k++) {
             char *module = nb_spec_linear_name(&s, l, k);
-            nb_spec_linear_shape(&s, k, &rows, &cols);
+            nb_spec_linear_shape(&s, l, k, &rows, &cols);
             if (rows) tiny_declare(w, names, module, "weight", s.dtype, rows, cols);
             if (rows && nb_spec_linear_bias(&s, k)) tiny_declare(w, names, module, "bias", s.dtype, rows, 0);
             free(module);
@@ -90,10 +90,10 @@ static inline char *tiny_base(const char *name, const char *config, uint64_t see
 static inline float *values(const nb_base *b, int64_t *n) {
     *n = 0;
     for (int64_t l = 0; l < b->spec.layers; l++)
-        for (nb_slot k = 0; k < NB_SLOTS; k++) *n += b->layer[l].lin[k].w.rows * b->layer[l].lin[k].w.cols;
+        for (int k = 0; k < nb_spec_slots(&b->spec); k++) *n += b->layer[l].lin[k].w.rows * b->layer[l].lin[k].w.cols;
     float *x = nb_malloc((size_t)*n * sizeof *x), *at = x;
     for (int64_t l = 0; l < b->spec.layers; l++)
-        for (nb_slot k = 0; k < NB_SLOTS; k++) {
+        for (int k = 0; k < nb_spec_slots(&b->spec); k++) {
             const nb_weight *w = &b->layer[l].lin[k].w;
             if (!w->rows) continue;
             nb_weight_decode(at, w->cols, w, 0, w->rows, 0, w->cols);

@@ -25,6 +25,7 @@ typedef struct loop {
     int lock;               /* on output_dir; -1: none */
     nb_progress bar;
     double started, tps;    /* seconds; tokens per second, smoothed */
+    double balance;         /* the last step's load-balancing loss */
     int64_t first_step;
     bool stop;              /* early stopping */
     bool finished;          /* ... before we began: nothing is left to do */
@@ -87,8 +88,9 @@ static nb_status go_along(nb_runner *runner) {
     return nb_runner_loss(runner, &b, 0, &ignored, NULL);
 }
 
-/* Our share of a step: gradients, and in sums the loss and the number of tokens. *trained is the whole step's. */
-static nb_status our_share(loop *l, double sums[2], int64_t *trained) {
+/* Our share of a step: gradients, and in sums the loss, the number of tokens, and the load-balancing loss times trained
+ * tokens. *trained is the whole step's. */
+static nb_status our_share(loop *l, double sums[3], int64_t *trained) {
     nb_run *r = &l->run;
     const nb_batch *b;
     int n;
@@ -102,6 +104,7 @@ static nb_status our_share(loop *l, double sums[2], int64_t *trained) {
         if (!idle) NB_TRY(nb_runner_loss(r->train, &b[i], 1.0f / (float)*trained, &part, NULL));
         else if (r->model->weights.shared) NB_TRY(go_along(r->train));
         sums[0] += part;
+        if (!idle) sums[2] += r->train->balance * (double)b[i].n_trained;
         if (i < n) sums[1] += (double)b[i].n;
     }
     return NB_OK;
@@ -110,16 +113,17 @@ static nb_status our_share(loop *l, double sums[2], int64_t *trained) {
 static nb_status one_step(loop *l, double *loss, double *norm, double *rate) {
     nb_run *r = &l->run;
     int64_t trained = 0;
-    double start = nb_now(), sums[3] = {0}; /* loss, tokens, ranks that failed */
+    double start = nb_now(), sums[4] = {0}; /* loss, tokens, load-balancing loss, ranks that failed */
     nb_status st = our_share(l, sums, &trained);
     if (r->model->weights.shared) { /* the others may be waiting for a layer */
         r->comm->broken |= st != NB_OK;
         NB_TRY(st);
     }
-    sums[2] = st != NB_OK;
-    NB_TRY(nb_comm_sum_f64(r->comm, sums, 3));
-    if (sums[2] > 0) return agree(l, st);
+    sums[3] = st != NB_OK;
+    NB_TRY(nb_comm_sum_f64(r->comm, sums, 4));
+    if (sums[3] > 0) return agree(l, st);
     *loss = sums[0] / (double)trained;
+    l->balance = sums[2] / (double)trained;
     if (!isfinite(*loss)) return not_finite(l, *loss, NAN);
     *rate = nb_schedule_rate(&l->schedule, l->s.step);
     st = nb_optimizer_step(&r->optimizer, l->s.step + 1, *rate, norm);
@@ -136,10 +140,12 @@ static nb_status one_step(loop *l, double *loss, double *norm, double *rate) {
 static nb_status log_step(loop *l, double loss, double norm, double rate) {
     const nb_config *c = l->c;
     double epoch = nb_loader_epoch_of(l->run.loader, l->s.step);
-    NB_TRY(write_metrics(l, json_pack("{s:I, s:f, s:f, s:f, s:f, s:I, s:f, s:I}", "step", (json_int_t)l->s.step,
-                                      "epoch", epoch, "loss", loss, "learning_rate", rate, "grad_norm", norm, "tokens",
-                                      (json_int_t)l->s.tokens, "tokens_per_second", l->tps, "peak_memory",
-                                      (json_int_t)nb_peak_memory())));
+    json_t *m = json_pack("{s:I, s:f, s:f, s:f, s:f, s:I, s:f, s:I}", "step", (json_int_t)l->s.step, "epoch", epoch,
+                          "loss", loss, "learning_rate", rate, "grad_norm", norm, "tokens", (json_int_t)l->s.tokens,
+                          "tokens_per_second", l->tps, "peak_memory", (json_int_t)nb_peak_memory());
+    if (l->run.model->n_sparse && l->run.model->aux_coef > 0)
+        json_object_set_new(m, "router_aux_loss", json_real(l->balance));
+    NB_TRY(write_metrics(l, m));
     char note[128], left[16];
     snprintf(note, sizeof note, "loss %.4f, lr %.2e, |g| %.3f, %.0f tok/s", loss, rate, norm, l->tps);
     if (nb_stderr_is_tty()) {

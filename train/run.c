@@ -142,8 +142,13 @@ nb_status nb_run_open_model(nb_run *r) {
     int64_t positions = context < 8192 ? context : 8192;
     if (r->sequence_len > positions) positions = r->sequence_len;
     NB_TRY(does_base_fit(r));
-    return nb_model_open_shared(&r->model, r->base, r->dev, positions, r->sequence_len,
-                                c->zero_stage == NB_ZERO_BASE ? r->comm : NULL);
+    if (c->router_aux_loss_coef > 0 && !r->base->spec.experts)
+        return nb_fail(NB_EINPUT, "router_aux_loss_coef is %g, and %s is no mixture of experts: leave it out",
+                       c->router_aux_loss_coef, r->base->spec.architecture);
+    NB_TRY(nb_model_open_shared(&r->model, r->base, r->dev, positions, r->sequence_len,
+                                c->zero_stage == NB_ZERO_BASE ? r->comm : NULL));
+    if (c->router_aux_loss_coef >= 0) r->model->aux_coef = (float)c->router_aux_loss_coef;
+    return NB_OK;
 }
 
 /* An adapter that is trained on has the rows it came with: a token it does not know would stay untrained. */

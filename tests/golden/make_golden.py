@@ -24,8 +24,10 @@ from peft import LoraConfig, get_peft_model, get_peft_model_state_dict
 from peft.optimizers import create_loraplus_optimizer
 from safetensors.torch import load_file, save_file
 from transformers import (AutoModelForCausalLM, BitsAndBytesConfig, Gemma2Config, Gemma3TextConfig, GemmaConfig,
-                          GPT2Config, GPTNeoXConfig, LlamaConfig, MistralConfig, Olmo2Config, OlmoConfig, Phi3Config, PhiConfig,
-                          Qwen2Config, Qwen3Config, SmolLM3Config)
+                          GPT2Config, GPTNeoXConfig, LlamaConfig, MistralConfig, MixtralConfig, Olmo2Config, OlmoConfig,
+                          OlmoeConfig, Phi3Config, PhiConfig, Qwen2Config, Qwen2MoeConfig, Qwen3Config, Qwen3MoeConfig,
+                          SmolLM3Config)
+from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_func
 
 STEPS = 20
 ADAMW = {"learning_rate": 2e-3, "beta1": 0.9, "beta2": 0.999, "epsilon": 1e-8, "weight_decay": 0.01}
@@ -90,6 +92,21 @@ MODELS = [
      dict(r=4, lora_alpha=8, target_modules="all-linear", use_rslora=False,
           rank_pattern={r"layers\.1\.self_attn\.(q|v)_proj": 6, "mlp.up_proj": 3, "proj": 5, "v_proj": 2},
           alpha_pattern={"layers.0.mlp.down_proj": 16, "up_proj|k_proj": 3.5}), (19, 11), torch.float32, "1GB"),
+    ("mixtral", 19, MixtralConfig(**{**COMMON, "intermediate_size": 24}, num_local_experts=4, num_experts_per_tok=2,
+                                  sliding_window=6, output_router_logits=True, router_aux_loss_coef=0.2),
+     dict(r=2, lora_alpha=4, target_modules=["q_proj", "k_proj", "v_proj", "o_proj", "w1", "w2", "w3"],
+          use_rslora=False), (23, 14), torch.float32, "1GB"),
+    ("qwen2-moe", 20, Qwen2MoeConfig(**{**COMMON, "num_hidden_layers": 3, "intermediate_size": 40}, num_experts=5,
+                                     num_experts_per_tok=2, moe_intermediate_size=20, mlp_only_layers=[1],
+                                     shared_expert_intermediate_size=28),
+     dict(r=2, lora_alpha=4, target_modules="all-linear", use_rslora=False), (23, 14), torch.float32, "1GB"),
+    ("qwen3-moe", 21, Qwen3MoeConfig(**COMMON, head_dim=12, num_experts=6, num_experts_per_tok=3,
+                                     moe_intermediate_size=20, norm_topk_prob=True, decoder_sparse_step=2),
+     dict(r=2, lora_alpha=4, target_modules=["q_proj", "v_proj", "gate_proj", "up_proj", "down_proj"],
+          use_rslora=False), (23, 14), torch.float32, "1GB"),
+    ("olmoe", 22, OlmoeConfig(**{**COMMON, "intermediate_size": 20}, num_experts=5, num_experts_per_tok=2, clip_qkv=1.2),
+     dict(r=2, lora_alpha=4, target_modules=["q_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+          use_rslora=False), (23, 14), torch.float32, "1GB"),
 ]
 
 # The same on the base of another folder: folder, seed, that folder, adapter, lengths
@@ -211,6 +228,28 @@ def batch_loss(model, batch):
     return total / count
 
 
+def balance_loss(model, batch):
+    """The load-balancing loss of a batch as transformers computes it over sequences of equal length, times its
+    coefficient; 0 where the model would not add it."""
+    config = model.config
+    if not getattr(config, "output_router_logits", False):
+        return 0.0
+    runs = [model(input_ids=torch.tensor([seq["ids"]]), use_cache=False).router_logits for seq in batch]
+    layers = tuple(torch.cat(parts) for parts in zip(*runs))
+    return config.router_aux_loss_coef * load_balancing_loss_func(layers, config.num_local_experts,
+                                                                  config.num_experts_per_tok)
+
+
+def backward(model, batch):
+    """Gradients of what is minimized; an expert that got no token has zeros. Returns the batch's loss alone."""
+    loss = batch_loss(model, batch)
+    (loss + balance_loss(model, batch)).backward()
+    for p in model.parameters():
+        if p.requires_grad and p.grad is None:
+            p.grad = torch.zeros_like(p)
+    return loss.item()
+
+
 def describe(model, batch):
     """What the model says about the sequences of a batch."""
     with torch.no_grad():
@@ -256,11 +295,10 @@ def train(model, batches, clip, ratio=None, decay=ADAMW["weight_decay"]):
     losses, rates, norms = [], [], []
     for step in range(STEPS):
         KeyedDropout.step = step
-        loss = batch_loss(model, batches[step % len(batches)])
         opt.zero_grad()
-        loss.backward()
+        loss = backward(model, batches[step % len(batches)])
         norms.append(torch.nn.utils.clip_grad_norm_(params, CLIPPED["max_grad_norm"] if clip else float("inf")).item())
-        losses.append(loss.item())
+        losses.append(loss)
         rates.append(schedule.get_last_lr()[0])
         opt.step()
         schedule.step()
@@ -365,11 +403,13 @@ def make_adapter(folder, base, golden, seed, adapter, lengths):
     start = adapter_tensors(model)
     save_adapter(model, os.path.join(folder, "adapter"))
     golden["adapter"] = describe(model.eval(), batches[0])
+    if getattr(config, "output_router_logits", False):
+        golden["balance_loss"] = float(balance_loss(model, batches[0]))
     if adapter.get("lora_dropout"):
         key_dropout(model, adapter["lora_dropout"])
         model.train()
     KeyedDropout.step = 0
-    batch_loss(model, batches[0]).backward()
+    backward(model, batches[0])
     save_file(adapter_tensors(model, True), os.path.join(folder, "grads.safetensors"), {"format": "pt"})
     golden["adamw"] = {**ADAMW, **train(model, batches, False)}
     save_file(adapter_tensors(model), os.path.join(folder, "trained.safetensors"), {"format": "pt"})

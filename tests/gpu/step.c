@@ -187,7 +187,7 @@ static double model_flops(const run *r) {
     double T = (double)r->o->tokens, all = 4 * (double)r->batch.n_trained * (double)(s->vocab * s->hidden);
     for (nb_slot k = 0; k < NB_SLOTS; k++) {
         int64_t rows, cols;
-        nb_spec_linear_shape(s, k, &rows, &cols);
+        nb_spec_linear_shape(s, 0, k, &rows, &cols);
         double passes = (double)(2 * s->layers - (k == NB_Q || k == NB_K || k == NB_V));
         all += 2 * T * passes * (double)(rows * cols) + 6 * T * (double)(r->o->rank * (rows + cols) * s->layers);
     }

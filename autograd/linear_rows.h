@@ -1,0 +1,42 @@
+/* y = x W^T + bias + scale * (drop(x) A^T) B^T over some rows (Hu et al., 2021; as PEFT computes it), and its gradients:
+ * what op_linear does with each of its weights, and op_experts with each expert's. */
+#ifndef NB_AUTOGRAD_LINEAR_ROWS_H
+#define NB_AUTOGRAD_LINEAR_ROWS_H
+
+#include "autograd/ops.h"
+
+/* The inputs of a node that belong to one weight, in this order. */
+enum { NB_LINEAR_W, NB_LINEAR_BIAS, NB_LINEAR_A, NB_LINEAR_B, NB_LINEAR_INPUTS };
+
+typedef struct nb_linear_rows {
+    const nb_linear_slot *slot;
+    nb_tensor *const *in;    /* [NB_LINEAR_INPUTS], NULL: absent; without W, slot->w */
+    const nb_elem *x;        /* [T, C] */
+    int64_t T, C;
+    const uint32_t *sample;  /* [T] with dropout: its counters */
+    const int32_t *pos;
+    nb_elem *dropped;        /* [T, C] scratch with dropout; not between calls */
+    nb_elem *xa;             /* [T, R] with an adapter: drop(x) A^T, which backward reads */
+    nb_elem *dxa;            /* [T, R] scratch of backward */
+} nb_linear_rows;
+
+/* Rows N of the weight. */
+int64_t nb_linear_features(const nb_linear_slot *slot, nb_tensor *const *in);
+/* Does the adapter's input have a mask here? */
+static inline bool nb_linear_drops(const nb_tape *t, const nb_linear_slot *slot, nb_tensor *const *in) {
+    return t->training && slot->dropout > 0 && in[NB_LINEAR_A];
+}
+/* Whether the parts fit each other and an input of `cols` columns; i numbers them in messages. */
+nb_status nb_linear_check(const nb_linear_slot *slot, nb_tensor *const *in, int64_t rows, int64_t cols, int i);
+double nb_linear_flops(const nb_linear_slot *slot, nb_tensor *const *in, double T, double C);
+
+/* r->xa = drop(x) A^T. */
+nb_status nb_linear_rows_xa(nb_tape *t, const nb_linear_rows *r);
+/* y [T, N]; leaves r->xa behind. */
+nb_status nb_linear_rows_fwd(nb_tape *t, const nb_linear_rows *r, nb_mat y);
+/* dx (NULL: not wanted) with dx_beta, and the gradients of the trained inputs with beta[NB_LINEAR_INPUTS]. No rows: what
+ * would be set becomes 0. */
+nb_status nb_linear_rows_bwd(nb_tape *t, const nb_linear_rows *r, nb_elem *dx, float dx_beta, const float *beta,
+                             const nb_elem *dy);
+
+#endif
