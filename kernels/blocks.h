@@ -111,7 +111,7 @@ NB_BLOCK_FN int nb_q6_k_level(const uint8_t *b, int g, int j) {
     return (low | (b[128 + 32 * part + at] >> 2 * quarter & 3) << 4) - 32;
 }
 
-/* Defines NAME(out, w, first, n): values first..first+n-1 of the flattened matrix of a weight in format f, by groups. */
+/* Defines NAME(out, w, first, n): values first..first+n-1 of the flattened matrix of a weight in format f. */
 #define NB_BLOCK_DECODER(NAME, f, size, bytes)                                                                       \
     static void NAME(float *out, const nb_weight *w, int64_t first, int64_t n) {                                     \
         for (int64_t e = first, end = first + n; e < end;) {                                                         \

@@ -1,4 +1,4 @@
-/* GGUF's formats of blocks with AVX-512: in f32 for any product, and 16 rows at a time for those that multiply columns. */
+/* GGUF's formats of blocks with AVX-512: in f32 for any product, and 16 rows at a time for those that take columns. */
 #if defined(__x86_64__)
 #include <string.h>
 
@@ -144,7 +144,8 @@ void nb_blocks_gather_avx512(nb_gathered *to, const nb_weight *w, int64_t row0, 
 #undef ROW
     };
     const int64_t row_bytes = nb_format_bytes(w->format, w->cols);
-    run[w->format](to, (const uint8_t *)w->data + row0 * row_bytes, row_bytes, rows, nb_format_bytes(w->format, k), units);
+    run[w->format](to, (const uint8_t *)w->data + row0 * row_bytes, row_bytes, rows, nb_format_bytes(w->format, k),
+                   units);
 }
 #else
 typedef int nb_not_x86;
