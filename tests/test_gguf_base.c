@@ -8,6 +8,7 @@
 #include "model/gguf_base.h"
 #include "model/gguf_map.h"
 #include "tests/tiny_base.h"
+#include "train/optimizer.h"
 
 static char *tmp_path(const char *name) { return nb_path_join(nb_test_tmp(), name); }
 
@@ -199,6 +200,121 @@ static void test_merge(void **state) {
     nb_st_close(&a), nb_st_close(&b);
     expect_same_bits("merged", out[0], out[1], 40, false);
     free(file), free(out[0]), free(out[1]);
+}
+
+/* ---- training on blocks ---- */
+
+enum { STEPS = 20, TOKENS = 24 };
+typedef struct trainee {
+    nb_dev *dev;
+    nb_base *base;
+    nb_model *model;
+    nb_arena arena;
+    nb_runner *runner;
+    nb_adapter *adapter;
+    nb_optimizer optimizer;
+    float *floats; /* the base's weights, decoded */
+} trainee;
+
+static void decode_into(nb_weight *w, float **at) {
+    if (!w->rows) return;
+    nb_weight_decode(*at, w->cols, w, 0, w->rows, 0, w->cols);
+    *w = (nb_weight){.format = NB_FMT_F32, .rows = w->rows, .cols = w->cols, .data = *at};
+    *at += w->rows * w->cols;
+}
+
+/* decoded: on f32 weights that have the values of the blocks. */
+static void open_trainee(trainee *t, const char *file, bool decoded) {
+    static const char *const targets[] = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"};
+    *t = (trainee){0};
+    assert_ok(nb_dev_open(&t->dev, "cpu", NB_F32));
+    assert_ok(nb_base_load(&t->base, file, &(nb_base_options){0}));
+    assert_true(t->base->in_blocks);
+    if (decoded) {
+        float *at = t->floats = nb_malloc((size_t)nb_spec_parameters(&t->base->spec) * 2 * sizeof *at);
+        decode_into(&t->base->embed, &at);
+        t->base->head.w = t->base->embed;
+        for (int64_t l = 0; l < t->base->spec.layers; l++)
+            for (nb_slot k = 0; k < NB_SLOTS; k++) decode_into(&t->base->layer[l].lin[k].w, &at);
+    }
+    assert_ok(nb_model_open(&t->model, t->base, t->dev, TOKENS, TOKENS));
+    nb_lora_options o = {.r = 4, .alpha = 8, .targets = targets, .n_targets = NB_LEN(targets), .seed = 3};
+    assert_ok(nb_adapter_new(&t->adapter, t->model, &o));
+    assert_ok(nb_runner_open_loss(&t->runner, t->model, &t->arena, TOKENS, true, NULL));
+    assert_ok(nb_optimizer_open(&t->optimizer, t->adapter, false, 1, NULL, false));
+    t->optimizer.beta1 = 0.9, t->optimizer.beta2 = 0.999, t->optimizer.epsilon = 1e-8;
+}
+
+static void close_trainee(trainee *t) {
+    nb_optimizer_close(&t->optimizer);
+    nb_runner_free(t->runner);
+    nb_adapter_free(t->adapter);
+    nb_arena_free(&t->arena);
+    nb_model_free(t->model);
+    nb_base_free(t->base);
+    nb_dev_close(t->dev);
+    free(t->floats);
+}
+
+static double step(trainee *t, int number) {
+    int32_t ids[TOKENS], targets[TOKENS], pos[TOKENS];
+    for (int i = 0; i < TOKENS; i++) ids[i] = (7 * i + 3) % 41, targets[i] = (7 * (i + 1) + 3) % 41, pos[i] = i;
+    nb_seg seg = {0, TOKENS, 0, TOKENS};
+    nb_batch b = {.n = TOKENS, .ids = ids, .pos = pos, .sample = (const uint32_t *)pos, .segs = &seg, .n_segs = 1,
+                  .targets = targets, .n_trained = TOKENS};
+    double sum, norm;
+    nb_optimizer_begin(&t->optimizer);
+    assert_ok(nb_runner_loss(t->runner, &b, 1.0f / TOKENS, &sum, NULL));
+    if (number) assert_ok(nb_optimizer_step(&t->optimizer, number, 3e-3, &norm));
+    return sum / TOKENS;
+}
+
+static void expect_equal_gradients(const trainee *x, const trainee *y) {
+    for (int i = 0; i < x->adapter->n_params; i++) {
+        const nb_tensor *p = &x->adapter->params[i], *q = &y->adapter->params[i];
+        int64_t n = nb_tensor_size(p);
+        float *got = nb_malloc((size_t)n * sizeof *got), *want = nb_malloc((size_t)n * sizeof *want);
+        assert_ok(nb_adapter_fetch(x->adapter, p, p->grad, got));
+        assert_ok(nb_adapter_fetch(y->adapter, q, q->grad, want));
+        double off = nb_rel_error(got, want, n);
+        if (!(off <= 1e-4)) fail_msg("gradient of %s: off by %g", p->name, off);
+        free(got), free(want);
+    }
+}
+
+/* Rows of 256, so that every format applies; Llama's, so that rows of q and k move. */
+#define WIDE                                                                                                      \
+    "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\", \"num_hidden_layers\": 2, "            \
+    "\"vocab_size\": 120, \"hidden_size\": 256, \"intermediate_size\": 256, \"num_attention_heads\": 4, "          \
+    "\"num_key_value_heads\": 2, \"head_dim\": 64, \"max_position_embeddings\": 64, "                            \
+    "\"torch_dtype\": \"float32\", \"tie_word_embeddings\": true}"
+
+static void test_training(void **state) {
+    (void)state;
+    static const char *const types[] = {"q8_0", "q6_k", "q4_k_m", "q5_0", "q4_0"};
+    char *dir = with_tokenizer(tiny_base("wide", WIDE, 7));
+    for (int i = 0; i < NB_LEN(types); i++) {
+        char *file = export_as(dir, types[i]);
+        trainee blocks, floats;
+        double first = 0, last = 0;
+        open_trainee(&blocks, file, false);
+        open_trainee(&floats, file, true);
+        for (int s = 1; s <= STEPS; s++) {
+            last = step(&blocks, s);
+            double want = step(&floats, s);
+            if (s == 1) first = last;
+            assert_close(last / want, 1, 1e-4);
+        }
+        if (!(last < 0.7 * first)) fail_msg("%s: the loss went from %g to %g", types[i], first, last);
+        step(&blocks, 0), step(&floats, 0); /* gradients of the trained adapter: those of A are not 0 any more */
+        expect_equal_gradients(&blocks, &floats);
+        close_trainee(&blocks), close_trainee(&floats);
+        int64_t V;
+        float *plain = logits_of(file, TOKENS, false, &V), *four = logits_of(file, TOKENS, true, NULL);
+        assert_memory_equal(plain, four, (size_t)(TOKENS * V) * sizeof *plain); /* load_in_4bit changes nothing */
+        free(plain), free(four), free(file);
+    }
+    free(dir);
 }
 
 /* ---- files ---- */
@@ -537,6 +653,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_families),   cmocka_unit_test(test_more_families), cmocka_unit_test(test_other_factors),
         cmocka_unit_test(test_types),      cmocka_unit_test(test_stories),       cmocka_unit_test(test_merge),
+        cmocka_unit_test(test_training),
         cmocka_unit_test(test_parts),      cmocka_unit_test(test_sha256),        cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_damaged),    cmocka_unit_test(test_llamacpp_vocabularies),
         cmocka_unit_test(test_lists),      cmocka_unit_test(test_list_grows),    cmocka_unit_test(test_bad_lists),

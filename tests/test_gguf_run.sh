@@ -56,7 +56,9 @@ says score 0 "loss" "$NIBBLE" score $q4 --dtype f32 --text "Where is my parcel?"
 a=$("$NIBBLE" score --base "$tmp/base" --dtype f32 --json --text "Where is my parcel?")
 b=$("$NIBBLE" score --base "$tmp/f32.gguf" --dtype f32 --json --text "Where is my parcel?")
 is same_score "$a" "$b"
-is same_ids "$("$NIBBLE" tokenize --base "$tmp/base" "a parcel, 3 boxes")" "$("$NIBBLE" tokenize --base "$tmp/q4_0.gguf" "a parcel, 3 boxes")"
+a=$("$NIBBLE" tokenize --base "$tmp/base" "a parcel, 3 boxes")
+b=$("$NIBBLE" tokenize --base "$tmp/q4_0.gguf" "a parcel, 3 boxes")
+is same_ids "$a" "$b"
 says generate 0 "" "$NIBBLE" generate $q4 --dtype f32 --max-new-tokens 5 --prompt "Where"
 says eval 0 "perplexity" "$NIBBLE" eval $q4 --dtype f32 --data "$tmp/train.jsonl" --type prompt_completion
 

@@ -74,6 +74,7 @@ else
     train data/samples/base "$tmp/llama" --set adapter=lora
     check data/samples/base "$tmp/llama/adapter"
     kinds
+    run "$python" tests/interop/check_gguf_base.py --nibble "$nibble" --base data/samples/base
     small_gpt2
     train "$tmp/gpt2/model" "$tmp/gpt2-lora" --set adapter=lora
     check "$tmp/gpt2/model" "$tmp/gpt2-lora/adapter"
