@@ -50,7 +50,7 @@ typedef struct nb_adapter {
     struct nb_attached { /* the places its parameters sit in, for switching it off and on */
         const char *module;           /* path */
         nb_linear *lin;               /* NULL: the embedding */
-        nb_tensor *A, *B, *magnitude; /* the embedding's A is [V, R], its file's transposed; magnitude: DoRA's [out] or NULL */
+        nb_tensor *A, *B, *magnitude; /* the embedding's A is [V, R], transposed; magnitude: DoRA's [out], or NULL */
         float *squares;               /* [out] squared norms of the base weight's rows, with a magnitude; owned */
         int64_t r;
         double alpha;   /* its own: a pattern's, or the adapter's */
@@ -78,7 +78,7 @@ void nb_adapter_free(nb_adapter *a);
 int64_t nb_adapter_size(const nb_adapter *a); /* trained parameters */
 /* Does the parameter have a row a token: the embedding, its adapter, rows of added tokens? */
 bool nb_adapter_embeds(const nb_adapter *a, const nb_tensor *p);
-/* A parameter's values (or its gradient's, from == p->grad) in host memory, shaped [d0, d1] as in the adapter's file. */
+/* A parameter's values (or its gradient's, from == p->grad) in host memory, laid out as in the adapter's file. */
 nb_status nb_adapter_fetch(const nb_adapter *a, const nb_tensor *p, const void *from, float *host);
 int64_t nb_adapter_largest_rank(const nb_adapter *a);
 /* Off: the model runs as the base alone. */

@@ -1,4 +1,4 @@
-/* What a model folder says about its vocabulary once tokens were added, roles changed, or the head left the embedding. */
+/* What a model folder says about its vocabulary once tokens were added, roles changed, or a tied head was trained. */
 #include <stdlib.h>
 
 #include "adapters/parts.h"

@@ -373,8 +373,8 @@ nb_status nb_adapter_new(nb_adapter **out, nb_model *m, const nb_lora_options *o
         return st;
     }
     if (nb_adapter_unties(a))
-        nb_info("%s and %s, which are one here, come apart: one is trained without the other", nb_spec_embed_name(m->spec),
-                nb_spec_head_name(m->spec));
+        nb_info("%s and %s, which are one here, come apart: one is trained without the other",
+                nb_spec_embed_name(m->spec), nb_spec_head_name(m->spec));
     name_targets(a);
     nb_adapter_enable(a, true);
     *out = a;
@@ -406,14 +406,18 @@ nb_status nb_adapter_check_parts(const nb_adapter *a) {
     bool ends = attached_to(a, NULL) || attached_to(a, &m->head);
     bool whole = nb_adapter_whole_at(a, &m->embed_trained) || nb_adapter_whole_at(a, &m->head.weight);
     if (a->tie && m->spec->tied && (ends || (a->n_saved && !nb_adapter_whole_at(a, &m->embed_trained))))
-        return nb_fail(NB_EUNSUPPORTED, "ensure_weight_tying: %s follows %s where that is trained whole, which it is not "
-                       "here; an adapter on one of them leaves the other alone", head, embed);
+        return nb_fail(NB_EUNSUPPORTED,
+                       "ensure_weight_tying: %s follows %s where that is trained whole, which it is not here; an adapter "
+                       "on one of them leaves the other alone",
+                       head, embed);
     if (a->dora && ends)
         return nb_fail(NB_EUNSUPPORTED, "DoRA on %s or %s is not in this version: leave them out of the target modules",
                        embed, head);
     if (a->rows.n && (ends || whole))
-        return nb_fail(NB_EUNSUPPORTED, "added tokens are trained as rows of their own of %s and %s, or with both saved "
-                       "whole (lora_modules_to_save), not with a part of that or with an adapter on them", embed, head);
+        return nb_fail(NB_EUNSUPPORTED,
+                       "added tokens are trained as rows of their own of %s and %s, or with both saved whole "
+                       "(lora_modules_to_save), not with a part of that or with an adapter on them",
+                       embed, head);
     return NB_OK;
 }
 

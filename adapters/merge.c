@@ -63,7 +63,8 @@ static bool is_turned(const nb_spec *s, const char *tensor) {
 }
 
 /* w[n, cols] += scale * (B A) of rows i..i+n; the embedding's is A B^T. */
-static nb_status add_product(const merger *m, const struct nb_attached *at, float *w, int64_t i, int64_t n, int64_t cols) {
+static nb_status add_product(const merger *m, const struct nb_attached *at, float *w, int64_t i, int64_t n,
+                             int64_t cols) {
     const float *A = trained(m, at->A), *B = trained(m, at->B);
     nb_mat left = nb_mat_of((at->lin ? B : A) + i * at->r, at->r, NB_F32),
            right = at->lin ? nb_mat_of(A, cols, NB_F32) : nb_mat_t(B, at->r, NB_F32);

@@ -14,8 +14,8 @@ nb_status nb_adapter_place(nb_adapter *a, bool trainable);
 /* lin NULL: the embedding. */
 void nb_adapter_attach_lora(nb_adapter *a, nb_linear *lin, int64_t r, double alpha);
 void nb_adapter_attach_rows(nb_adapter *a, const int32_t *ids, int64_t n);
-/* A module of the model that has weights of its own: a matrix, or a vector of n with a norm's; and where the graph looks
- * for trained ones. */
+/* A module of the model that has weights of its own, a matrix or a norm's vector of n, and where the graph looks for
+ * trained ones. */
 typedef struct nb_module {
     const char *path;
     const nb_weight *matrix;

@@ -1,5 +1,5 @@
-/* PEFT's adapter folders, read: what was trained with PEFT, or written by peft.c. Whatever would change the result and is
- * not done here is refused by name. */
+/* PEFT's adapter folders, read: what was trained with PEFT, or written by peft.c. Whatever would change the result and
+ * is not done here is refused by name. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -25,9 +25,10 @@ static nb_status check_init(const json_t *init, const char *path) {
     if (!init || json_is_boolean(init) || json_is_null(init)) return NB_OK;
     for (int i = 0; name && i < NB_LEN(plain); i++)
         if (!strcmp(name, plain[i])) return NB_OK;
-    return nb_fail(NB_EUNSUPPORTED, "%s: init_lora_weights \"%s\": such an adapter goes with base weights that PEFT changes "
-                   "when it loads it. Convert it to a plain one: save_pretrained(DIR, "
-                   "path_initial_model_for_weight_conversion=...)", path, name ? name : "?");
+    return nb_fail(NB_EUNSUPPORTED,
+                   "%s: init_lora_weights \"%s\": such an adapter goes with base weights that PEFT changes when it loads it. "
+                   "Convert it to a plain one: save_pretrained(DIR, path_initial_model_for_weight_conversion=...)",
+                   path, name ? name : "?");
 }
 
 static bool is_off(const json_t *v) {
@@ -123,7 +124,8 @@ static void load_linear(nb_linear *lin, int64_t layer, void *arg) {
 
 static nb_status load_embedding(loader *l) {
     const char *module = nb_spec_embed_name(l->a->model->spec);
-    const nb_st_tensor *A = tensor_of(l->s, module, "lora_embedding_A"), *B = tensor_of(l->s, module, "lora_embedding_B");
+    const nb_st_tensor *A = tensor_of(l->s, module, "lora_embedding_A");
+    const nb_st_tensor *B = tensor_of(l->s, module, "lora_embedding_B");
     const nb_weight *w = &l->a->model->base->embed;
     return A || B ? load_pair(l, NULL, module, A, B, w->rows, w->cols) : NB_OK;
 }
@@ -137,13 +139,15 @@ static const nb_st_tensor *tensor_named(const nb_st *s, const char *module, cons
     return t;
 }
 
-static nb_status check_whole(const loader *l, const nb_module *m, const nb_st_tensor *weight, const nb_st_tensor *bias) {
+static nb_status check_whole(const loader *l, const nb_module *m, const nb_st_tensor *weight,
+                             const nb_st_tensor *bias) {
     bool fits = m->matrix ? weight->n_dims == 2 && weight->d[m->turned] == m->matrix->rows &&
                                 weight->d[!m->turned] == m->matrix->cols
                           : weight->n_dims == 1 && weight->d[0] == m->n;
     if (m->bias) fits &= bias && bias->n_dims == 1 && bias->d[0] == m->n;
-    return fits ? NB_OK : nb_fail(NB_EINPUT, "%s: %s does not fit the base's module of this name: this is an adapter for "
-                                  "another base model", l->path, weight->name);
+    if (fits) return NB_OK;
+    return nb_fail(NB_EINPUT, "%s: %s does not fit the base's module of this name: this is an adapter for another base model",
+                   l->path, weight->name);
 }
 
 static void keep_name(nb_adapter *a, const char *name) {
@@ -163,7 +167,8 @@ static void load_whole(const nb_module *m, void *arg) {
         return;
     }
     if (!weight && named)
-        l->st = nb_fail(NB_EINPUT, "%s: has no %s%s.weight, which modules_to_save means", l->path, NB_PEFT_PREFIX, m->path);
+        l->st = nb_fail(NB_EINPUT, "%s: has no " NB_PEFT_PREFIX "%s.weight, which modules_to_save means", l->path,
+                        m->path);
     if (!weight) return;
     l->st = check_whole(l, m, weight, bias);
     if (l->st != NB_OK) return;
@@ -190,8 +195,9 @@ static nb_status check_beside(loader *l, const char *module, const char *which, 
     }
     free(here), free(there);
     l->beside[l->n_beside++] = t;
-    return same ? NB_OK : nb_fail(NB_EUNSUPPORTED, "%s: %s is not what this base has: the adapter goes with other weights of "
-                                  "%s", l->path, t->name, module);
+    if (same) return NB_OK;
+    return nb_fail(NB_EUNSUPPORTED, "%s: %s is not what this base has: the adapter goes with other weights of %s", l->path,
+                   t->name, module);
 }
 
 static nb_status load_beside(loader *l) {
@@ -249,8 +255,9 @@ nb_status nb_adapter_rows_beyond(const char *dir, const nb_spec *spec, int64_t *
     if (st == NB_OK) st = whole_rows(dir, spec, &rows);
     *n = rows - spec->vocab;
     if (st == NB_OK && *n > MOST)
-        st = nb_fail(NB_EINPUT, "%s: has rows for tokens %lld beyond the base's %lld: this is an adapter for another base "
-                     "model", path, (long long)*n, (long long)spec->vocab);
+        st = nb_fail(NB_EINPUT,
+                     "%s: has rows for %lld tokens beyond the base's %lld: this is an adapter for another base model", path,
+                     (long long)*n, (long long)spec->vocab);
     json_decref(config);
     free(path);
     return st;

@@ -40,8 +40,8 @@ static void visit_norms(const walk *w) {
             const nb_base_layer *b = &m->base->layer[l];
             char *path = nb_spec_norm_name(s, l, i);
             if (path)
-                visit_vectors(w, path, b->norm[i], b->norm_bias[i], nb_spec_norm_size(s, i), &m->block[l].norm_trained[i],
-                              &m->block[l].norm_bias_trained[i]);
+                visit_vectors(w, path, b->norm[i], b->norm_bias[i], nb_spec_norm_size(s, i),
+                              &m->block[l].norm_trained[i], &m->block[l].norm_bias_trained[i]);
             free(path);
         }
     visit_vectors(w, nb_spec_final_norm_name(s), m->base->final_norm, m->base->final_norm_bias, s->hidden,

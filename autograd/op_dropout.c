@@ -14,7 +14,8 @@ static nb_status drop(nb_tape *t, const nb_node *n, nb_elem *y, const nb_elem *x
     const nb_dropout_attr *a = NB_ATTR(n, nb_dropout_attr);
     int64_t T = n->in[0]->d[0], C = n->in[0]->d[1];
     if (!t->training || a->p <= 0) return t->dev->k->add(t->dev, y, x, NULL, T * C, beta);
-    return t->dev->k->dropout(t->dev, y, x, t->batch->sample, t->batch->pos, T, C, a->p, t->seed, t->step, a->site, beta);
+    return t->dev->k->dropout(t->dev, y, x, t->batch->sample, t->batch->pos, T, C, a->p, t->seed, t->step, a->site,
+                              beta);
 }
 
 /* y -= x. */

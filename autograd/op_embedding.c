@@ -42,8 +42,9 @@ static nb_status forward(nb_tape *t, nb_node *n) {
     NB_TRY(t->dev->k->embedding_fwd(t->dev, y, w ? &trained : a->w, a->ids, a->n, a->scale));
     if (B) {
         NB_TRY(look_up_adapter(t, n, &xa));
-        NB_TRY(t->dev->k->gemm(t->dev, nb_mat_of(y, C, e), nb_mat_of(xa, B->d[1], e), nb_mat_t(B->data, B->d[1], NB_F32),
-                               a->n, C, B->d[1], a->lora_scale * a->scale, 1));
+        int64_t R = B->d[1];
+        NB_TRY(t->dev->k->gemm(t->dev, nb_mat_of(y, C, e), nb_mat_of(xa, R, e), nb_mat_t(B->data, R, NB_F32), a->n, C, R,
+                               a->lora_scale * a->scale, 1));
     }
     if (!rows) return NB_OK;
     return t->dev->k->replace_rows_fwd(t->dev, y, rows->data, a->ids, a->n, a->row_ids, a->n_rows, C, a->scale);
@@ -65,7 +66,8 @@ static nb_status adapter_backward(nb_tape *t, nb_node *n) {
     }
     if (!A->needs_grad) return NB_OK;
     NB_TRY(nb_scratch(t, &dxa, T * R, e));
-    NB_TRY(k->gemm(t->dev, nb_mat_of(dxa, R, e), nb_mat_of(dy, C, e), nb_mat_of(B->data, R, NB_F32), T, R, C, scale, 0));
+    NB_TRY(k->gemm(t->dev, nb_mat_of(dxa, R, e), nb_mat_of(dy, C, e), nb_mat_of(B->data, R, NB_F32), T, R, C, scale,
+                   0));
     return k->embedding_bwd(t->dev, A->grad, dxa, a->ids, T, A->d[0], R, 1, n->beta[LORA_A]);
 }
 

@@ -109,9 +109,9 @@ static nb_status add_adapter(nb_tape *t, nb_node *n, const room *r, int64_t firs
     const nb_dtype e = t->dev->elem;
     int64_t C = A->d[1], R = A->d[0], V = B->d[0];
     if (r->dropped) NB_TRY(k->gather_rows(t->dev, r->xd, r->dropped, a->rows + first, m, C));
-    NB_TRY(k->gemm(t->dev, nb_mat_of(r->xa, R, e), nb_mat_of(r->xd, C, e), nb_mat_t(A->data, C, NB_F32), m, R, C, 1, 0));
-    return k->gemm(t->dev, nb_mat_of(r->logits, V, NB_F32), nb_mat_of(r->xa, R, e), nb_mat_t(B->data, R, NB_F32), m, V, R,
-                   a->scale, 1);
+    nb_mat xa = nb_mat_of(r->xa, R, e), logits = nb_mat_of(r->logits, V, NB_F32);
+    NB_TRY(k->gemm(t->dev, xa, nb_mat_of(r->xd, C, e), nb_mat_t(A->data, C, NB_F32), m, R, C, 1, 0));
+    return k->gemm(t->dev, logits, xa, nb_mat_t(B->data, R, NB_F32), m, V, R, a->scale, 1);
 }
 
 /* logits[m,V] of rows first..first+m, with replaced columns put in. */
@@ -142,11 +142,11 @@ static nb_status through_adapter(nb_tape *t, nb_node *n, nb_elem *dx, const room
     nb_mat dxa = nb_mat_of(r->dxa, R, e), a_mat = nb_mat_of(A->data, C, NB_F32);
     NB_TRY(k->gemm(t->dev, dxa, nb_mat_of(r->dlogits, V, e), nb_mat_of(B->data, R, NB_F32), m, R, V, a->scale, 0));
     if (B->needs_grad)
-        NB_TRY(k->gemm(t->dev, nb_mat_of(B->grad, R, NB_F32), nb_mat_t(r->dlogits, V, e), nb_mat_of(r->xa, R, e), V, R, m,
-                       a->scale, first ? 1 : n->beta[LORA_B]));
+        NB_TRY(k->gemm(t->dev, nb_mat_of(B->grad, R, NB_F32), nb_mat_t(r->dlogits, V, e), nb_mat_of(r->xa, R, e), V, R,
+                       m, a->scale, first ? 1 : n->beta[LORA_B]));
     if (A->needs_grad)
-        NB_TRY(k->gemm(t->dev, nb_mat_of(A->grad, C, NB_F32), nb_mat_t(r->dxa, R, e), nb_mat_of(r->xd, C, e), R, C, m, 1,
-                       first ? 1 : n->beta[LORA_A]));
+        NB_TRY(k->gemm(t->dev, nb_mat_of(A->grad, C, NB_F32), nb_mat_t(r->dxa, R, e), nb_mat_of(r->xd, C, e), R, C, m,
+                       1, first ? 1 : n->beta[LORA_A]));
     if (!r->dropped) return k->gemm(t->dev, nb_mat_of(dx, C, e), dxa, a_mat, m, C, R, 1, 1);
     NB_TRY(k->gemm(t->dev, nb_mat_of(r->dxd, C, e), dxa, a_mat, m, C, R, 1, 0));
     return k->scatter_rows(t->dev, r->ddropped, r->dxd, a->rows + first, NULL, m, C, 0);
@@ -240,7 +240,8 @@ static const nb_case cases[] = {
     {"replaced rows", {{7, 6}, {11, 6}, {2, 6}}, &extra, NB_OK},
     {"bias", {{7, 6}, {11, 6}, {0}, {11}}, &some, NB_OK},
     {"adapter", {{7, 6}, {11, 6}, {0}, {0}, {3, 6}, {11, 3}}, &adapted, NB_OK},
-    {"adapter on a frozen head", {{7, 6}, {11, 6}, {0}, {11}, {3, 6}, {11, 3}}, &adapted, NB_OK, 1u << WEIGHT | 1u << BIAS},
+    {"adapter on a frozen head", {{7, 6}, {11, 6}, {0}, {11}, {3, 6}, {11, 3}}, &adapted, NB_OK,
+     1u << WEIGHT | 1u << BIAS},
     {"adapter with dropout", {{7, 40}, {300, 40}, {0}, {0}, {4, 40}, {300, 4}}, &dropped, NB_OK},
     {"columns differ", {{7, 6}, {11, 5}, {0}}, &some, NB_ESHAPE},
     {"half an adapter", {{7, 6}, {11, 6}, {0}, {0}, {3, 6}}, &adapted, NB_ESHAPE},

@@ -45,7 +45,7 @@ typedef struct nb_dora_attr {
     float scale;
 } nb_dora_attr;
 
-/* dropped[T,C] = x with some elements 0 and the others 1 / (1 - p) times as large, in training; rest[T,C] = x - dropped.
+/* dropped[T,C] = x, in training with some elements 0 and the others 1 / (1 - p) times as large; rest[T,C] = x - dropped.
  * in: x; out: dropped, rest. */
 typedef struct nb_dropout_attr {
     float p;
@@ -133,7 +133,7 @@ typedef struct nb_balance_attr {
  * (trained) or NULL, rows[n_rows,C] or NULL (as in nb_embedding_attr), bias[V] or NULL, A[R,C] or NULL, B[V,R] or NULL
  * (an adapter, as in nb_linear_attr). The logits are made a few rows at a time and never exist whole. With a frozen head
  * the gradient rows d loss[i]/d x are made in the same pass, unscaled, and scaled by d(loss[i]) in backward; with a
- * trained head backward makes the logits again. */
+ * trained or adapted head backward makes the logits again. */
 typedef struct nb_linear_xent_attr {
     const nb_weight *w;
     const int32_t *rows, *targets; /* [n], n >= 1 */

@@ -189,12 +189,13 @@ static nb_status put_magnitude(nb_tape *t, nb_linear *lin, nb_tensor *rest, nb_t
     return nb_apply(t, &nb_op_dora, in, 4, &a, y);
 }
 
-/* With dropout the magnitudes concern the dropped input only, as in PEFT: y = W(x - xd) + bias + m / norm * (W + s B A) xd,
- * xd = drop(x). */
+/* With dropout the magnitudes concern the dropped input only, as in PEFT:
+ * y = W (x - xd) + bias + m / norm * (W + s B A) xd, xd = drop(x). */
 static nb_status dropped_dora(nb_tape *t, nb_tensor *x, nb_linear *lin, nb_tensor **out) {
     nb_dropout_attr d = {lin->dropout, lin->site};
     nb_linear_attr a = {.n = 1, .slot = {{lin->w, lin->scale, 0, 0}}};
-    nb_tensor *parts[2], *with[5] = {NULL, lin->weight, NULL, lin->lora_A, lin->lora_B}, *base[5] = {NULL, lin->weight}, *rest;
+    nb_tensor *with[5] = {NULL, lin->weight, NULL, lin->lora_A, lin->lora_B}, *base[5] = {NULL, lin->weight};
+    nb_tensor *parts[2], *rest;
     NB_TRY(nb_apply(t, &nb_op_dropout, &x, 1, &d, parts));
     with[0] = parts[0], base[0] = parts[1];
     NB_TRY(nb_apply(t, &nb_op_linear, with, 5, &a, out));

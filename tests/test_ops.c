@@ -98,7 +98,8 @@ static void ref_op_dropout(call *k) {
     const nb_dropout_attr *a = k->c->attr;
     int64_t C = cols_of(k, 0);
     for (int64_t i = 0; i < k->out_size[0]; i++) {
-        double x = k->in[0][i], keep = ref_dropout_factor(samples[i / C], positions[i / C], i % C, a->p, seed, step, a->site);
+        double x = k->in[0][i];
+        double keep = ref_dropout_factor(samples[i / C], positions[i / C], i % C, a->p, seed, step, a->site);
         k->out[0][i] = x * keep;
         k->out[1][i] = x - x * keep;
     }
@@ -174,8 +175,9 @@ static void ref_op_linear_xent(call *k) {
         const double *x = k->in[0] + a->rows[i] * C;
         ref_product_nt(logits, x, k->in[1], 1, V, C, 1, false);
         for (int64_t c = 0; c < C && R; c++)
-            xd[c] = x[c] * (a->dropout > 0 ? ref_dropout_factor(samples[a->rows[i]], positions[a->rows[i]], c, a->dropout,
-                                                                seed, step, a->site) : 1);
+            xd[c] = x[c] * (a->dropout > 0 ? ref_dropout_factor(samples[a->rows[i]], positions[a->rows[i]], c,
+                                                                a->dropout, seed, step, a->site)
+                                           : 1);
         if (R) ref_product_nt(xa, xd, k->in[4], 1, R, C, 1, false);
         if (R) ref_product_nt(logits, xa, k->in[5], 1, V, R, (double)a->scale, true);
         for (int64_t j = 0; j < a->n_rows && k->in[2]; j++)
@@ -273,7 +275,8 @@ static void ref_balance(call *k) {
 }
 
 static const struct { const char *name; void (*forward)(call *k); } references[] = {
-    {"embedding", ref_embedding}, {"linear", ref_linear}, {"dora", ref_dora}, {"dropout", ref_op_dropout}, {"rmsnorm", ref_op_rmsnorm},
+    {"embedding", ref_embedding}, {"linear", ref_linear}, {"dora", ref_dora}, {"dropout", ref_op_dropout},
+    {"rmsnorm", ref_op_rmsnorm},
     {"layernorm", ref_op_layernorm}, {"rope", ref_op_rope}, {"attention", ref_op_attention}, {"glu", ref_op_glu},
     {"split", ref_op_split}, {"clamp", ref_op_clamp}, {"route", ref_route}, {"experts", ref_experts},
     {"gate_rows", ref_gate_rows}, {"balance", ref_balance},
