@@ -241,8 +241,13 @@ nb_status nb_run_open_runners(nb_run *r) {
     nb_config *c = r->config;
     int64_t tokens = r->sequence_len * c->micro_batch_size;
     nb_need need;
-    if (r->data.n_held_out) NB_TRY(nb_comm_agree(r->comm, open_evaluator(r)));
-    NB_TRY(nb_recompute_choose(r, tokens, &r->recompute));
+    nb_recompute least = nb_recompute_full; /* for the plan in a refusal, before anything is taken from the device */
+    if (c->gradient_checkpointing != NB_CHECKPOINTING_AUTO) NB_TRY(nb_recompute_choose(r, tokens, &least));
+    NB_TRY(nb_runner_measure(r->model, tokens, &least, &need));
+    nb_status st = does_it_fit(r, need.bytes);
+    if (st == NB_OK && r->data.n_held_out) st = open_evaluator(r);
+    NB_TRY(nb_comm_agree(r->comm, st));
+    NB_TRY(nb_recompute_choose(r, tokens, &r->recompute)); /* together */
     NB_TRY(nb_runner_measure(r->model, tokens, &r->recompute, &need));
     NB_TRY(does_it_fit(r, need.bytes > r->arena.bytes ? need.bytes - r->arena.bytes : 0));
     NB_TRY(nb_runner_open_loss(&r->train, r->model, &r->arena, tokens, true, &r->recompute));
