@@ -21,7 +21,7 @@ failed=0
 run() { echo "== ${*#"$python"}"; "$@" 2>"$tmp/log" || { tail -n 5 "$tmp/log"; failed=1; }; }
 train() { # BASE OUT SETTINGS...
     "$nibble" train configs/quickstart.yaml --set base_model="$1" --set output_dir="$2" --set max_steps=4 \
-        --set load_in_4bit=false --set sequence_len=64 "${@:3}" >"$tmp/train.log" 2>&1 || { tail -n 5 "$tmp/train.log"; exit 1; }
+        --set load_in_4bit=false "${@:3}" >"$tmp/train.log" 2>&1 || { tail -n 5 "$tmp/train.log"; exit 1; }
 }
 
 # every format of BASE and ADAPTER
