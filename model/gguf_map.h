@@ -9,14 +9,14 @@
 #include "model/spec.h"
 
 /* Parts of a model that a mixture of types may tell apart. */
-typedef enum nb_gguf_part { NB_GGUF_PLAIN, NB_GGUF_MORE, NB_GGUF_FUSED, NB_GGUF_OUTPUT } nb_gguf_part;
+typedef enum nb_gguf_part { NB_GGUF_PLAIN, NB_GGUF_MORE, NB_GGUF_OUTPUT, NB_GGUF_WHOLE } nb_gguf_part;
 
 /* What --dtype names (gguf_mix.c). Vectors are F32 in all of them. */
 typedef struct nb_gguf_mix {
     const char *name;
-    uint32_t file_type;                     /* llama.cpp's number of it */
-    nb_gguf_type type, more, fused, output; /* of matrices; of attn_v and ffn_down in some layers; of attn_qkv; of the
-                                               head, which is the embedding when they are tied */
+    uint32_t file_type;              /* llama.cpp's number of it */
+    nb_gguf_type type, more, output; /* of matrices; of attn_v (or attn_qkv) and ffn_down in some layers; of the head,
+                                        which is the embedding when they are tied. Learned positions stay F32 */
 } nb_gguf_mix;
 const nb_gguf_mix *nb_gguf_mix_find(const char *name); /* NULL: there is none. "q4_k" is "q4_k_m" */
 extern const char nb_gguf_mix_names[];                 /* for messages */
