@@ -37,6 +37,28 @@ static inline nb_mat nb_mat_t(const void *p, int64_t ld, nb_dtype dtype) {
     return m;
 }
 
+/* One of the products whose sum is wanted (row gemm_sum): alpha * op(x) op(y), or with a frozen weight w in y's place, as it
+ * is stored: x W^T (y.t), or x W. */
+typedef struct nb_term {
+    nb_mat x, y;
+    const nb_weight *w; /* NULL: y; else alpha is 1 */
+    int64_t K;
+    float alpha;
+} nb_term;
+enum { NB_MAX_TERMS = 8 };
+static inline nb_term nb_term_of(nb_mat x, nb_mat y, int64_t K, float alpha) {
+    nb_term t = {x, y, NULL, K, alpha};
+    return t;
+}
+static inline nb_term nb_term_fwd(nb_mat x, const nb_weight *w) {
+    nb_term t = {x, {NULL, 0, NB_F32, true}, w, w->cols, 1};
+    return t;
+}
+static inline nb_term nb_term_bwd(nb_mat x, const nb_weight *w) {
+    nb_term t = {x, {NULL, 0, NB_F32, false}, w, w->rows, 1};
+    return t;
+}
+
 /* What changes from one optimizer step to the next, in device memory: the norm reaches the update without the host. */
 typedef struct nb_update {
     double sum_squares; /* of the whole gradient: written by the row sum_squares */
@@ -87,6 +109,7 @@ typedef struct nb_backend {
      * (norms', biases' and embeddings' backward, sum_squares of T*C elements, route of T*C choices) take from d->ws. */
     size_t (*gemm_ws)(const nb_dev *d, int64_t M, int64_t N, int64_t K);
     size_t (*weight_ws)(const nb_dev *d, const nb_weight *w, int64_t T);
+    size_t (*terms_ws)(const nb_dev *d, const nb_term *terms, int n, int64_t M, int64_t N); /* of the row gemm_sum */
     size_t (*attention_ws)(const nb_dev *d, int64_t Tq, int64_t Tk, int64_t H, int64_t KV, int64_t D);
     size_t (*rows_ws)(const nb_dev *d, int64_t T, int64_t C);
 } nb_backend;

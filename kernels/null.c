@@ -24,6 +24,10 @@ static nb_status need_gemm(nb_dev *d, nb_mat c, nb_mat x, nb_mat y, int64_t M, i
     return need(d, d->target->be->gemm_ws(d->target, M, N, K));
 }
 
+static nb_status need_gemm_sum(nb_dev *d, nb_mat c, const nb_term *terms, int n, int64_t M, int64_t N, float beta) {
+    return need(d, d->target->be->terms_ws(d->target, terms, n, M, N));
+}
+
 static nb_status need_weight_fwd(nb_dev *d, nb_mat y, const nb_elem *x, const nb_weight *w, int64_t T, float beta) {
     return need(d, d->target->be->weight_ws(d->target, w, T));
 }
@@ -83,6 +87,7 @@ static nb_status need_sum_squares(nb_dev *d, nb_update *u, const float *x, int64
 
 /* The rows that do more than count take the place of their empty namesakes in the table below. */
 #define null_gemm need_gemm
+#define null_gemm_sum need_gemm_sum
 #define null_weight_fwd need_weight_fwd
 #define null_weight_bwd need_weight_bwd
 #define null_attention_fwd need_attention_fwd
@@ -119,6 +124,10 @@ static size_t target_weight_ws(const nb_dev *d, const nb_weight *w, int64_t T) {
     return d->target->be->weight_ws(d->target, w, T);
 }
 
+static size_t target_terms_ws(const nb_dev *d, const nb_term *terms, int n, int64_t M, int64_t N) {
+    return d->target->be->terms_ws(d->target, terms, n, M, N);
+}
+
 static size_t target_attention_ws(const nb_dev *d, int64_t Tq, int64_t Tk, int64_t H, int64_t KV, int64_t D) {
     return d->target->be->attention_ws(d->target, Tq, Tk, H, KV, D);
 }
@@ -142,6 +151,7 @@ nb_status nb_dev_open_null(nb_dev **out, const nb_dev *target) {
         .memory = target_memory,
         .gemm_ws = target_gemm_ws,
         .weight_ws = target_weight_ws,
+        .terms_ws = target_terms_ws,
         .attention_ws = target_attention_ws,
         .rows_ws = target_rows_ws,
     };

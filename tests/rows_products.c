@@ -116,6 +116,39 @@ static void adapter(nb_rowtest *t, const void *arg) {
     }
 }
 
+/* A layer's forward pass and its input's gradient, each by gemm_sum: the same bits as its products one after the other. */
+static void sums(nb_rowtest *t, const void *arg) {
+    const adapter_case *a = arg;
+    const int64_t T = a->T, C = a->in, N = a->out, R = a->R;
+    const nb_dtype e = t->d->elem;
+    const nb_kernels *k = t->d->k;
+    nb_weight w;
+    rows_weight(t, &w, (weight_kind){.format = NB_FMT_BF16}, N, C);
+    void *x = rows_put(t, rows_draw(t, T * C, 1, NB_BF16), T * C, e);
+    void *dy = rows_put(t, rows_draw(t, T * N, 1, NB_BF16), T * N, e);
+    void *xa = rows_put(t, rows_draw(t, T * R, 1, NB_BF16), T * R, e);
+    float *start = rows_draw(t, T * C, 1, NB_BF16);
+    const nb_mat A = nb_mat_of(rows_put(t, rows_draw(t, R * C, 1, NB_F32), R * C, NB_F32), C, NB_F32);
+    const nb_mat B = nb_mat_t(rows_put(t, rows_draw(t, N * R, 1, NB_F32), N * R, NB_F32), R, NB_F32);
+    const nb_mat X = nb_mat_of(x, C, e), dY = nb_mat_of(dy, N, e), XA = nb_mat_of(xa, R, e);
+    const nb_mat y = nb_mat_of(rows_out(t, T * N, e), N, e), y1 = nb_mat_of(rows_out(t, T * N, e), N, e);
+    const nb_mat dx = nb_mat_of(rows_put(t, start, T * C, e), C, e), dx1 = nb_mat_of(rows_put(t, start, T * C, e), C, e);
+    const nb_term forward[] = {nb_term_fwd(X, &w), nb_term_of(XA, B, R, 2)};
+    const nb_term backward[] = {nb_term_bwd(dY, &w), nb_term_of(XA, A, R, 1)};
+    rows_ok(t, nb_dev_reserve(t->d, t->d->be->terms_ws(t->d, forward, 2, T, N)));
+    rows_ok(t, nb_dev_reserve(t->d, t->d->be->terms_ws(t->d, backward, 2, T, C)));
+    rows_ok(t, k->gemm_sum(t->d, y, forward, 2, T, N, 0));
+    rows_ok(t, k->gemm_sum(t->d, dx, backward, 2, T, C, 1));
+    rows_ok(t, k->weight_fwd(t->d, y1, x, &w, T, 0));
+    rows_ok(t, k->gemm(t->d, y1, XA, B, T, N, R, 2, 1));
+    rows_ok(t, k->weight_bwd(t->d, dx1.p, dy, &w, T, 1));
+    rows_ok(t, k->gemm(t->d, dx1, XA, A, T, C, R, 1, 1));
+    rows_expect(t, !memcmp(rows_get(t, y.p, T * N, e), rows_get(t, y1.p, T * N, e), (size_t)(T * N) * sizeof(float)),
+                "the forward sum differs from its products");
+    rows_expect(t, !memcmp(rows_get(t, dx.p, T * C, e), rows_get(t, dx1.p, T * C, e), (size_t)(T * C) * sizeof(float)),
+                "the backward sum differs from its products");
+}
+
 static const gemm_case one = {1, 1, 1, 0}, small = {5, 7, 3, 0}, tails = {65, 129, 33, 0}, gaps = {66, 70, 65, 3},
                        aligned = {96, 136, 96, 8}, longer = {130, 70, 257, 0},
                        ends = {71, 135, 79, 1}; /* aligned rows, 7 elements in the last 16 bytes */
@@ -143,6 +176,9 @@ static const nb_rowcheck checks[] = {
     {"adapter/token", adapter, &token},
     {"adapter/wide", adapter, &wide},
     {"adapter/many", adapter, &many},
+    {"sum/r3", sums, &r3},
+    {"sum/r16", sums, &r16},
+    {"sum/token", sums, &token},
     {"weight/one", rows_weight_products, &w_one},
     {"weight/f32", rows_weight_products, &w_f32},
     {"weight/bf16", rows_weight_products, &w_bf16},

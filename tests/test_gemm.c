@@ -280,6 +280,55 @@ static void test_rows_independent(void **state) {
     each_variant(row_cases);
 }
 
+/* gemm_sum is bit-equal to its terms one by one: frozen weights in any format, dense factors lying either way, of few and
+ * many steps (more than a group takes, and more products than blocks of one group). */
+static void sum_cases(nb_dev *d) {
+    static const int64_t depths[][NB_MAX_TERMS] = {{64, 16}, {70, 3, 33}, {2048, 512, 512, 16, 8, 16}, {1100},
+                                                   {1, 1, 1, 1, 1, 1, 1, 1}, {9, 1089, 128, 1033, 5}};
+    static const int64_t heights[] = {1, 4, 5, 29, 70}, N = 66;
+    for (int s = 0; s < NB_LEN(depths) * NB_LEN(heights); s++) {
+        const int64_t *K = depths[s / NB_LEN(heights)], M = heights[s % NB_LEN(heights)];
+        nb_term terms[NB_MAX_TERMS];
+        weight_case w[NB_MAX_TERMS] = {0};
+        float *x[NB_MAX_TERMS], *y[NB_MAX_TERMS];
+        int n = 0;
+        guarded c = guarded_new(M * N), want = guarded_new(M * N);
+        randomize(c.p, c.n, 3);
+        memcpy(want.p, c.p, (size_t)c.n * sizeof *c.p);
+        for (; n < NB_MAX_TERMS && K[n]; n++) {
+            const bool xt = n % 3 == 1, yt = (s + n) % 2;
+            x[n] = nb_calloc((size_t)(M * K[n]), sizeof(float)), y[n] = nb_calloc((size_t)(N * K[n]), sizeof(float));
+            randomize(x[n], M * K[n], 20 + (uint64_t)n), randomize(y[n], N * K[n], 30 + (uint64_t)n);
+            nb_mat X = nb_mat_of(x[n], K[n], NB_F32), Y = yt ? nb_mat_t(y[n], K[n], NB_F32) : nb_mat_of(y[n], N, NB_F32);
+            if (n % 2 == 0) {
+                w[n] = weight_new((s + n / 2) % NB_LEN(kinds), yt ? N : K[n], yt ? K[n] : N, 40 + (uint64_t)n);
+                terms[n] = yt ? nb_term_fwd(X, &w[n].w) : nb_term_bwd(X, &w[n].w);
+            } else terms[n] = nb_term_of(xt ? nb_mat_t(x[n], M, NB_F32) : X, Y, K[n], 0.75f);
+        }
+        const float first = s % 2 ? 0 : 0.5f;
+        for (int i = 0; i < n; i++) {
+            assert_ok(nb_dev_reserve(d, d->be->terms_ws(d, &terms[i], 1, M, N)));
+            assert_ok(d->k->gemm_sum(d, nb_mat_of(want.p, N, NB_F32), &terms[i], 1, M, N, i ? 1 : first));
+        }
+        size_t need = d->be->terms_ws(d, terms, n, M, N), reserved;
+        assert_ok(nb_dev_reserve(d, need + 4096));
+        reserved = d->ws_size, d->ws_size = need;
+        memset((char *)d->ws + need, 0xA5, 4096);
+        assert_ok(d->k->gemm_sum(d, nb_mat_of(c.p, N, NB_F32), terms, n, M, N, first));
+        check_ws(d, (unsigned char *)d->ws + need, reserved);
+        if (memcmp(c.p, want.p, (size_t)c.n * sizeof *c.p))
+            fail_msg("%s, %s: the sum of %d products of %lld rows is not theirs one by one (case %d)", d->gemm,
+                     nb_dtype_name(d->compute), n, (long long)M, s);
+        for (int i = 0; i < n; i++) free(x[i]), free(y[i]), weight_free(&w[i]);
+        guarded_free(&c), guarded_free(&want);
+    }
+}
+
+static void test_sums(void **state) {
+    (void)state;
+    each_variant(sum_cases);
+}
+
 static void test_errors(void **state) {
     (void)state;
     nb_dev *d, *null;
@@ -306,6 +355,7 @@ int main(void) {
         cmocka_unit_test(test_dense),
         cmocka_unit_test(test_weights),
         cmocka_unit_test(test_rows_independent),
+        cmocka_unit_test(test_sums),
         cmocka_unit_test(test_errors),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

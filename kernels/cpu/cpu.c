@@ -73,6 +73,7 @@ const nb_backend nb_backend_cpu = {
     .choose_gemm = nb_cpu_choose_gemm,
     .gemm_ws = nb_cpu_gemm_ws,
     .weight_ws = cpu_weight_ws,
+    .terms_ws = nb_cpu_terms_ws,
     .attention_ws = nb_cpu_attention_ws,
     .rows_ws = cpu_rows_ws,
 };

@@ -23,12 +23,14 @@ typedef struct nb_product {
     bool bf16; /* operands are rounded to bf16 first */
     void *ws;  /* as many bytes as the variant's ws() asks for */
     int threads;
+    const struct nb_product *next; /* added to the same c: its c, M, N, bf16, ws, threads are equal, its beta is 1 */
 } nb_product;
 
 typedef struct nb_gemm_impl {
     const char *name;
     bool (*supported)(nb_dtype compute);
     size_t (*ws)(int64_t M, int64_t N, int64_t K, int threads); /* grows with each argument */
+    bool chains;      /* run follows p->next */
     void (*run)(const nb_product *p);
 } nb_gemm_impl;
 

@@ -176,7 +176,7 @@ static bool supported(nb_dtype compute) {
 static size_t scratch(int64_t M, int64_t N, int64_t K, int threads) { return nb_packed_ws(&isa, M, N, K, threads); }
 static void run(const nb_product *p) { nb_packed_run(&isa, p); }
 
-const nb_gemm_impl nb_gemm_avx2 = {"avx2", supported, scratch, run};
+const nb_gemm_impl nb_gemm_avx2 = {"avx2", supported, scratch, true, run};
 #else
 typedef int nb_not_x86;
 #endif

@@ -30,4 +30,4 @@ static void run(const nb_product *p) {
         }
 }
 
-const nb_gemm_impl nb_gemm_naive = {"naive", supported, scratch, run};
+const nb_gemm_impl nb_gemm_naive = {"naive", supported, scratch, false, run};

@@ -87,4 +87,4 @@ static void run(const nb_product *p) {
     }
 }
 
-const nb_gemm_impl nb_gemm_openblas = {"openblas", supported, scratch_bytes, run};
+const nb_gemm_impl nb_gemm_openblas = {"openblas", supported, scratch_bytes, false, run};

@@ -6,7 +6,8 @@
  *
  * The last x panel has fewer rows and is packed as narrow as it is; y panels are filled up to whole vectors.
  * Every element of c is summed in the same order whatever the sizes of x and the number of threads: along k in
- * blocks of NB_PACKED_STEPS steps, each summed from zero and then added to c.
+ * blocks of NB_PACKED_STEPS steps, each summed from zero and then added to c. Of a chain of products (nb_product.next) as
+ * many blocks as fit are packed together, and a tile of c goes through all of them while it is at hand.
  *
  * Threads form a grid over c. Each packs what it needs by itself: packing some panels twice costs less than waiting
  * for one another, above all on a machine that has other work to do. */
@@ -17,6 +18,7 @@
 
 enum {
     NB_PACKED_STEPS = 512,
+    NB_PACKED_GROUP = 512 + 64, /* steps of products that are added up, packed at a time: room for adapters behind a block */
     NB_PACKED_ACROSS = 32, /* of an x that lies across k: values of k packed at a time, whole steps */
     NB_PACKED_ROWS = 1032, /* rows of x a thread packs at a time: 2 MiB at most */
     NB_PACKED_THIN = 4,    /* rows up to which a thin product may be taken */

@@ -309,6 +309,7 @@ const nb_backend BACKEND = {
     .memory = gpu_memory,
     .gemm_ws = NB_GPU(gemm_ws),
     .weight_ws = NB_GPU(weight_ws),
+    .terms_ws = NB_GPU(terms_ws),
     .choose_gemm = NB_GPU(gemm_choose),
     .attention_ws = NB_GPU(attention_ws),
     .rows_ws = NB_GPU(rows_ws),

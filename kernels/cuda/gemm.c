@@ -211,6 +211,17 @@ nb_status NB_GPU(weight_bwd)(nb_dev *d, nb_elem *dx, const nb_elem *dy, const nb
     return v->run(d, nb_mat_of(dx, w->cols, d->elem), nb_mat_of(dy, w->rows, d->elem), m, T, w->cols, w->rows, 1, beta);
 }
 
+/* One after the other. */
+nb_status NB_GPU(gemm_sum)(nb_dev *d, nb_mat c, const nb_term *terms, int n, int64_t M, int64_t N, float beta) {
+    for (int i = 0; i < n; i++, beta = 1) {
+        const nb_term *t = &terms[i];
+        if (!t->w) NB_TRY(NB_GPU(gemm)(d, c, t->x, t->y, M, N, t->K, t->alpha, beta));
+        else if (t->y.t) NB_TRY(NB_GPU(weight_fwd)(d, c, t->x.p, t->w, M, beta));
+        else NB_TRY(NB_GPU(weight_bwd)(d, c.p, t->x.p, t->w, M, beta));
+    }
+    return NB_OK;
+}
+
 /* ---- scratch ---- */
 
 static size_t larger(size_t x, size_t y) { return x > y ? x : y; }
@@ -226,4 +237,11 @@ size_t NB_GPU(weight_ws)(const nb_dev *d, const nb_weight *w, int64_t T) {
     enum { FEW = 8 };
     size_t decoded = in_place(d, w) ? 0 : (size_t)(w->rows * w->cols * nb_dtype_size(d->compute));
     return larger(NB_GPU(few_ws)(d, T < FEW ? T : FEW, w->rows, w->cols), decoded);
+}
+
+size_t NB_GPU(terms_ws)(const nb_dev *d, const nb_term *terms, int n, int64_t M, int64_t N) {
+    size_t most = 0;
+    for (int i = 0; i < n; i++)
+        most = larger(most, terms[i].w ? NB_GPU(weight_ws)(d, terms[i].w, M) : NB_GPU(gemm_ws)(d, M, N, terms[i].K));
+    return most;
 }

@@ -39,6 +39,7 @@ nb_status NB_GPU(launched)(nb_dev *d, const char *kernel);
 /* Scratch bytes, for nb_backend. */
 size_t NB_GPU(gemm_ws)(const nb_dev *d, int64_t M, int64_t N, int64_t K);
 size_t NB_GPU(weight_ws)(const nb_dev *d, const nb_weight *w, int64_t T);
+size_t NB_GPU(terms_ws)(const nb_dev *d, const nb_term *terms, int n, int64_t M, int64_t N);
 size_t NB_GPU(attention_ws)(const nb_dev *d, int64_t Tq, int64_t Tk, int64_t H, int64_t KV, int64_t D);
 size_t NB_GPU(rows_ws)(const nb_dev *d, int64_t T, int64_t C);
 
