@@ -280,8 +280,8 @@ static void test_rows_independent(void **state) {
     each_variant(row_cases);
 }
 
-/* gemm_sum is bit-equal to its terms one by one: frozen weights in any format, dense factors lying either way, of few and
- * many steps (more than a group takes, and more products than blocks of one group). */
+/* gemm_sum against its terms one by one: frozen weights in any format, dense factors lying either way, of few and many
+ * steps (more than a group takes), factors that part a group and factors that do not. */
 static void sum_cases(nb_dev *d) {
     static const int64_t depths[][NB_MAX_TERMS] = {{64, 16}, {70, 3, 33}, {2048, 512, 512, 16, 8, 16}, {1100},
                                                    {1, 1, 1, 1, 1, 1, 1, 1}, {9, 1089, 128, 1033, 5}};
@@ -300,10 +300,11 @@ static void sum_cases(nb_dev *d) {
             x[n] = nb_calloc((size_t)(M * K[n]), sizeof(float)), y[n] = nb_calloc((size_t)(N * K[n]), sizeof(float));
             randomize(x[n], M * K[n], 20 + (uint64_t)n), randomize(y[n], N * K[n], 30 + (uint64_t)n);
             nb_mat X = nb_mat_of(x[n], K[n], NB_F32), Y = yt ? nb_mat_t(y[n], K[n], NB_F32) : nb_mat_of(y[n], N, NB_F32);
-            if (n % 2 == 0) {
-                w[n] = weight_new((s + n / 2) % NB_LEN(kinds), yt ? N : K[n], yt ? K[n] : N, 40 + (uint64_t)n);
+            const int kind = (s + n / 2) % NB_LEN(kinds);
+            if (n % 2 == 0 && (yt ? K[n] : N) % nb_format_block(kinds[kind].f) == 0) {
+                w[n] = weight_new(kind, yt ? N : K[n], yt ? K[n] : N, 40 + (uint64_t)n);
                 terms[n] = yt ? nb_term_fwd(X, &w[n].w) : nb_term_bwd(X, &w[n].w);
-            } else terms[n] = nb_term_of(xt ? nb_mat_t(x[n], M, NB_F32) : X, Y, K[n], 0.75f);
+            } else terms[n] = nb_term_of(xt ? nb_mat_t(x[n], M, NB_F32) : X, Y, K[n], s % 3 ? 1 : 0.75f);
         }
         const float first = s % 2 ? 0 : 0.5f;
         for (int i = 0; i < n; i++) {
@@ -316,17 +317,49 @@ static void sum_cases(nb_dev *d) {
         memset((char *)d->ws + need, 0xA5, 4096);
         assert_ok(d->k->gemm_sum(d, nb_mat_of(c.p, N, NB_F32), terms, n, M, N, first));
         check_ws(d, (unsigned char *)d->ws + need, reserved);
-        if (memcmp(c.p, want.p, (size_t)c.n * sizeof *c.p))
-            fail_msg("%s, %s: the sum of %d products of %lld rows is not theirs one by one (case %d)", d->gemm,
-                     nb_dtype_name(d->compute), n, (long long)M, s);
+        int64_t all = 0;
+        for (int i = 0; i < n; i++) all += K[i];
+        compare(d, "sum", c.p, N, want.p, M, N, all);
         for (int i = 0; i < n; i++) free(x[i]), free(y[i]), weight_free(&w[i]);
         guarded_free(&c), guarded_free(&want);
+    }
+}
+
+/* Rows of a base's product with its adapter's are bit-equal alone and among others, for any number of threads. */
+static void sum_row_cases(nb_dev *d) {
+    static const int64_t sizes[][2] = {{64, 256}, {48, 1088}, {33, 70}};
+    static const int heights[] = {1, 2, 3, 4, 5, 12, 29};
+    enum { T = 40, R = 5 };
+    int threads = nb_threads();
+    if (d->gemm_impl == &nb_gemm_naive) return;
+    for (int s = 0; s < NB_LEN(sizes) * NB_LEN(kinds); s++) {
+        int64_t N = sizes[s / NB_LEN(kinds)][0], K = sizes[s / NB_LEN(kinds)][1];
+        if (K % nb_format_block(kinds[s % NB_LEN(kinds)].f)) continue;
+        weight_case w = weight_new(s % NB_LEN(kinds), N, K, 11);
+        float *x = nb_calloc((size_t)(T * K), sizeof *x), xa[T * R], *B = nb_calloc((size_t)(N * R), sizeof *B),
+              *all = nb_calloc((size_t)(T * N), sizeof *all), *row = nb_calloc((size_t)(T * N), sizeof *row);
+        randomize(x, T * K, 12), randomize(xa, T * R, 13), randomize(B, N * R, 14);
+        for (int i = -1; i < 3 * NB_LEN(heights); i++) {
+            const int n = i < 0 ? T : heights[i / 3], first = (n * 7) % (T - n + 1);
+            const nb_term terms[] = {nb_term_fwd(nb_mat_of(x + first * K, K, NB_F32), &w.w),
+                                     nb_term_of(nb_mat_of(xa + first * R, R, NB_F32), nb_mat_t(B, R, NB_F32), R, 1)};
+            nb_threads_set(i < 0 ? 1 : i % 3 + 1);
+            assert_ok(nb_dev_reserve(d, d->be->terms_ws(d, terms, 2, n, N)));
+            assert_ok(d->k->gemm_sum(d, nb_mat_of(i < 0 ? all : row, N, NB_F32), terms, 2, n, N, 0));
+            if (i >= 0 && memcmp(row, all + first * N, (size_t)(n * N) * sizeof *row))
+                fail_msg("%s, %s, %s: rows %d..%d of a sum differ from the same rows of %d (%d threads)", d->gemm,
+                         nb_dtype_name(d->compute), kinds[s % NB_LEN(kinds)].name, first, first + n - 1, T, i % 3 + 1);
+        }
+        nb_threads_set(threads);
+        free(x), free(B), free(all), free(row);
+        weight_free(&w);
     }
 }
 
 static void test_sums(void **state) {
     (void)state;
     each_variant(sum_cases);
+    each_variant(sum_row_cases);
 }
 
 static void test_errors(void **state) {

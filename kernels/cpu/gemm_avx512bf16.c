@@ -43,6 +43,8 @@ NB_TARGET static void pack_cols(uint32_t *out, int width, const float *src, int6
         for (int g = 0; g < width; g += 16) {
             __mmask16 in = nb_first16(cols - g);
             const float *row = src + k * ld + g;
+            _mm_prefetch((const char *)(row + NR), _MM_HINT_T0); /* the next panel's: rows are pages apart */
+            _mm_prefetch((const char *)(row + ld + NR), _MM_HINT_T0);
             __m512 first = _mm512_maskz_loadu_ps(in, row),
                    second = _mm512_maskz_loadu_ps(k + 1 < kc ? in : 0, row + ld);
             _mm512_mask_storeu_epi32(out + k / 2 * width + g, nb_first16(width - g),
@@ -175,6 +177,22 @@ NB_INLINE NB_TARGET void rows_blocks(rows_use *u, int mr, const nb_weight *w, in
     }
 }
 
+/* f32 rows along k, as an adapter's B has them. */
+NB_INLINE NB_TARGET void rows_f32(rows_use *u, int mr, const nb_weight *w, int64_t n0, int rows, int64_t k0,
+                                  int64_t kc) {
+    const float *data = (const float *)w->data + n0 * w->cols + k0;
+    for (int64_t k = 0; k < kc; k += 32) {
+        __m512i v[16];
+        const __mmask16 low = nb_first16(kc - k), high = nb_first16(kc - k - 16);
+        for (int i = 0; i < 16; i++) {
+            const float *row = data + (i < rows ? i : rows - 1) * w->cols + k;
+            v[i] = (__m512i)_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(high, row + 16), _mm512_maskz_loadu_ps(low, row));
+        }
+        nb_transpose16(v);
+        for (int64_t i = 0; i < 16 && i < (kc - k + 1) / 2; i++) use_step(u, mr, k / 2 + i, v[i]);
+    }
+}
+
 /* One panel, 16 rows of y at a time. */
 NB_TARGET static void pack_rows_bf16(uint32_t *out, int width, const nb_weight *w, int64_t n0, int rows, int64_t k0,
                                      int64_t kc) {
@@ -200,16 +218,26 @@ NB_TARGET static void pack_rows_blocks(uint32_t *out, int width, const nb_weight
     }
 }
 
-#define NB_THIN(format, mr)                                                                                            \
-    NB_TARGET static void thin_##format##_##mr(const nb_product *p, const uint32_t *x, int64_t n0, int n_cols,         \
-                                               int64_t k0, int64_t kc, float beta) {                                   \
-        rows_use u = {.x = x};                                                                                         \
-        rows_##format(&u, mr, p->y, n0, n_cols, k0, kc);                                                               \
-        for (int i = 0; i < mr; i++) store_sums(p->c + i * p->ldc + n0, n_cols, u.sum[i], p->alpha, beta);             \
+NB_INLINE NB_TARGET void thin(int mr, const nb_product *p, const nb_packed_group *g, const uint32_t *x, int64_t n0,
+                              int n_cols) {
+    rows_use u = {0};
+    for (const nb_packed_block *b = g->b; b < g->b + g->n; b++) {
+        const nb_weight *w = b->p->y;
+        u.x = x + b->at * mr;
+        if (w->format == NB_FMT_NF4) rows_nf4(&u, mr, w, n0, n_cols, b->k0, b->kc);
+        else if (w->format == NB_FMT_BF16) rows_bf16(&u, mr, w, n0, n_cols, b->k0, b->kc);
+        else if (w->format > NB_FMT_NF4) rows_blocks(&u, mr, w, n0, n_cols, b->k0, b->kc);
+        else rows_f32(&u, mr, w, n0, n_cols, b->k0, b->kc);
     }
-NB_THIN(bf16, 1) NB_THIN(bf16, 2) NB_THIN(bf16, 3) NB_THIN(bf16, 4)
-NB_THIN(nf4, 1) NB_THIN(nf4, 2) NB_THIN(nf4, 3) NB_THIN(nf4, 4)
-NB_THIN(blocks, 1) NB_THIN(blocks, 2) NB_THIN(blocks, 3) NB_THIN(blocks, 4)
+    for (int i = 0; i < mr; i++) store_sums(p->c + i * p->ldc + n0, n_cols, u.sum[i], g->alpha, g->beta);
+}
+
+#define NB_THIN(mr)                                                                                                    \
+    NB_TARGET static void thin_##mr(const nb_product *p, const nb_packed_group *g, const uint32_t *x, int64_t n0,      \
+                                    int n_cols) {                                                                      \
+        thin(mr, p, g, x, n0, n_cols);                                                                                 \
+    }
+NB_THIN(1) NB_THIN(2) NB_THIN(3) NB_THIN(4)
 
 /* Stores two rows of up to 32 bf16, interleaved, as one step of `width` columns. */
 NB_INLINE NB_TARGET void store_pair(uint32_t *out, int width, __m512i first, __m512i second) {
@@ -288,12 +316,11 @@ static void pack_y(uint32_t *out, const nb_product *p, int64_t n0, int n_cols, i
 }
 
 static nb_thin *choose_thin(const nb_product *p) {
-    static nb_thin *const bf16[] = {thin_bf16_1, thin_bf16_2, thin_bf16_3, thin_bf16_4};
-    static nb_thin *const nf4[] = {thin_nf4_1, thin_nf4_2, thin_nf4_3, thin_nf4_4};
-    static nb_thin *const blocks[] = {thin_blocks_1, thin_blocks_2, thin_blocks_3, thin_blocks_4};
-    if (!p->ty) return NULL;
-    if (p->y->format > NB_FMT_NF4) return blocks[p->M - 1];
-    return p->y->format == NB_FMT_BF16 ? bf16[p->M - 1] : plain_nf4(p->y) ? nf4[p->M - 1] : NULL;
+    static nb_thin *const thin[] = {thin_1, thin_2, thin_3, thin_4};
+    nb_thin *found = thin[p->M - 1];
+    for (; p; p = p->next)
+        if (!p->ty || p->y->format == NB_FMT_F16 || (p->y->format == NB_FMT_NF4 && !plain_nf4(p->y))) return NULL;
+    return found;
 }
 
 static const nb_packed_isa isa = {.group = 2, .mr = MR, .nr = NR, .vec = VEC, .pack_x = pack_x, .pack_y = pack_y,

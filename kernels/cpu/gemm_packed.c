@@ -32,29 +32,16 @@ static int64_t whole_k(const nb_packed_isa *isa, const nb_product *p) {
     return k;
 }
 
-/* k0 .. k0+kc-1 of one product of the chain; `at`: its first step among those of its group. */
-typedef struct block {
-    const nb_product *p;
-    int64_t k0, kc, at, steps;
-} block;
-enum { GROUP_BLOCKS = 16 };
-
-/* Blocks that are packed and multiplied together, so that a tile of c is fetched once for all of them. */
-typedef struct group {
-    block b[GROUP_BLOCKS];
-    int n;
-    int64_t steps;
-    float beta;
-} group;
-
 /* The group behind `g` (which begins as {.beta = p->beta}); *p and *k0 move on. The first has a block even when K is 0. */
-static bool next_group(const nb_packed_isa *isa, group *g, const nb_product **p, int64_t *k0) {
+static bool next_group(const nb_packed_isa *isa, nb_packed_group *g, const nb_product **p, int64_t *k0) {
     if (g->n) g->beta = 1;
+    g->first += g->steps;
     g->n = 0, g->steps = 0;
-    while (*p && g->n < GROUP_BLOCKS) {
+    while (*p && g->n < NB_LEN(g->b)) {
         const int64_t kc = min64((int64_t)NB_PACKED_STEPS * isa->group, (*p)->K - *k0), steps = ceil_div(kc, isa->group);
-        if (g->steps + steps > NB_PACKED_GROUP) break;
-        g->b[g->n++] = (block){*p, *k0, kc, g->steps, steps};
+        if (g->steps + steps > NB_PACKED_GROUP || (g->n && (*p)->alpha != g->alpha)) break;
+        g->alpha = (*p)->alpha;
+        g->b[g->n++] = (nb_packed_block){*p, *k0, kc, g->steps};
         g->steps += steps;
         *k0 += kc;
         if (*k0 >= (*p)->K) *p = (*p)->next, *k0 = 0;
@@ -91,8 +78,8 @@ static range share(int64_t panels, int id, int parts) {
 
 /* x panels of these rows. An x that lies across k is packed a few of its rows at a time: a line of one serves several
  * panels, and with rows pages apart it would not stay in the cache until the next panel wants it. */
-static void pack_panels(const nb_packed_isa *isa, const group *g, const block *b, uint32_t *x, int64_t m0,
-                        int64_t rows) {
+static void pack_panels(const nb_packed_isa *isa, const nb_packed_group *g, const nb_packed_block *b, uint32_t *x,
+                        int64_t m0, int64_t rows) {
     const int64_t part = b->p->tx ? NB_PACKED_ACROSS : b->kc;
     for (int64_t k = 0; k < b->kc; k += part)
         for (int64_t i = 0; i < rows; i += isa->mr) {
@@ -102,42 +89,48 @@ static void pack_panels(const nb_packed_isa *isa, const group *g, const block *b
         }
 }
 
-/* c[rows m0.., columns of panels `cols`] = the products of a group + beta c. */
-static void run_group(const nb_packed_isa *isa, const nb_product *p, const group *g, layout l, char *ws, int64_t m0,
-                      int64_t rows, range cols) {
+/* c[rows m0.., columns of panels `cols`] = alpha * the sum of a group + beta c. */
+static void run_group(const nb_packed_isa *isa, const nb_product *p, const nb_packed_group *g, layout l, char *ws,
+                      int64_t m0, int64_t rows, range cols) {
     float *spare = (float *)ws;
     uint32_t *y = (uint32_t *)(ws + l.spare), *x = (uint32_t *)(ws + l.spare + l.y);
     for (int k = 0; k < g->n; k++) pack_panels(isa, g, &g->b[k], x, m0, rows);
     for (int64_t j = cols.lo; j < cols.hi; j++) {
         const int64_t n0 = j * isa->nr;
-        const int n_cols = (int)min64(isa->nr, p->N - n0), vectors = n_cols > isa->vec ? 2 : 1, width = vectors * isa->vec;
-        for (const block *b = g->b; b < g->b + g->n; b++)
-            isa->pack_y(y + b->at * width, b->p, n0, n_cols, b->k0, b->kc, spare);
+        const int n_cols = (int)min64(isa->nr, p->N - n0), vectors = n_cols > isa->vec ? 2 : 1;
+        for (const nb_packed_block *b = g->b; b < g->b + g->n; b++)
+            isa->pack_y(y + b->at * vectors * isa->vec, b->p, n0, n_cols, b->k0, b->kc, spare);
         for (int64_t i = 0; i < rows; i += isa->mr) {
-            const int64_t mr = min64(isa->mr, rows - i);
-            nb_tile *tile = isa->tiles[(vectors - 1) * isa->mr + mr - 1];
-            for (const block *b = g->b; b < g->b + g->n; b++)
-                tile(b->steps, x + i * g->steps + b->at * mr, y + b->at * width, p->c + (m0 + i) * p->ldc + n0, p->ldc,
-                     n_cols, b->p->alpha, b == g->b ? g->beta : 1);
+            nb_tile *tile = isa->tiles[(vectors - 1) * isa->mr + min64(isa->mr, rows - i) - 1];
+            tile(g->steps, x + i * g->steps, y, p->c + (m0 + i) * p->ldc + n0, p->ldc, n_cols, g->alpha, g->beta);
         }
     }
 }
 
+/* x[steps of the whole chain][M] */
+static void pack_all_of_x(const nb_packed_isa *isa, const nb_product *p, uint32_t *x) {
+    nb_packed_group g = {.beta = p->beta};
+    const int64_t M = p->M;
+    for (int64_t k0 = 0; next_group(isa, &g, &p, &k0);)
+        for (const nb_packed_block *b = g.b; b < g.b + g.n; b++)
+            isa->pack_x(x + (g.first + b->at) * M, b->p, 0, (int)M, b->k0, b->kc);
+}
+
 /* Columns are the outer loop, so that each row of the weight is read from end to end. */
 static void run_thin(const nb_packed_isa *isa, const nb_product *p, nb_thin *thin) {
-    const int64_t at_once = (int64_t)NB_PACKED_STEPS * isa->group;
+    const layout l = scratch_of(isa, p->M, whole_k(isa, p));
 #pragma omp parallel num_threads(p->threads)
     {
         const int id = omp_get_thread_num();
-        const layout l = scratch_of(isa, p->M, p->K);
         const range cols = share(ceil_div(p->N, isa->vec), id, p->threads);
         uint32_t *x = (uint32_t *)((char *)p->ws + l.all * (size_t)id + l.spare + l.y);
-        for (int64_t k0 = 0; k0 < p->K && cols.lo < cols.hi; k0 += at_once)
-            isa->pack_x(x + k0 / isa->group * p->M, p, 0, (int)p->M, k0, min64(at_once, p->K - k0));
-        for (int64_t j = cols.lo; j < cols.hi; j++)
-            for (int64_t n0 = j * isa->vec, k0 = 0; k0 == 0 || k0 < p->K; k0 += at_once)
-                thin(p, x + k0 / isa->group * p->M, n0, (int)min64(isa->vec, p->N - n0), k0, min64(at_once, p->K - k0),
-                     k0 == 0 ? p->beta : 1);
+        if (cols.lo < cols.hi) pack_all_of_x(isa, p, x);
+        for (int64_t j = cols.lo; j < cols.hi; j++) {
+            nb_packed_group g = {.beta = p->beta};
+            const nb_product *at = p;
+            for (int64_t k0 = 0; next_group(isa, &g, &at, &k0);)
+                thin(p, &g, x + g.first * p->M, j * isa->vec, (int)min64(isa->vec, p->N - j * isa->vec));
+        }
     }
 }
 
@@ -145,7 +138,6 @@ void nb_packed_run(const nb_packed_isa *isa, const nb_product *p) {
     nb_thin *thin = isa->thin && p->M <= NB_PACKED_THIN ? isa->thin(p) : NULL;
     if (thin) {
         run_thin(isa, p, thin);
-        if (p->next) nb_packed_run(isa, p->next);
         return;
     }
     const int64_t row_panels = ceil_div(p->M, isa->mr), col_panels = ceil_div(p->N, isa->nr);
@@ -158,7 +150,7 @@ void nb_packed_run(const nb_packed_isa *isa, const nb_product *p) {
         const int64_t end = min64(r.hi * isa->mr, p->M);
         char *ws = (char *)p->ws + l.all * (size_t)id;
         for (int64_t m0 = r.lo * isa->mr; m0 < end; m0 += NB_PACKED_ROWS) {
-            group now = {.beta = p->beta};
+            nb_packed_group now = {.beta = p->beta};
             const nb_product *at = p;
             for (int64_t k0 = 0; next_group(isa, &now, &at, &k0);)
                 run_group(isa, p, &now, l, ws, m0, min64(NB_PACKED_ROWS, end - m0), cols);

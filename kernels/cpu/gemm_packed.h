@@ -6,8 +6,9 @@
  *
  * The last x panel has fewer rows and is packed as narrow as it is; y panels are filled up to whole vectors.
  * Every element of c is summed in the same order whatever the sizes of x and the number of threads: along k in
- * blocks of NB_PACKED_STEPS steps, each summed from zero and then added to c. Of a chain of products (nb_product.next) as
- * many blocks as fit are packed together, and a tile of c goes through all of them while it is at hand.
+ * blocks of at most NB_PACKED_STEPS steps. A *group* is as many blocks that follow each other as fit into NB_PACKED_GROUP
+ * steps, of one product or of several that are added up (nb_product.next) with the same alpha: an adapter's few steps ride
+ * on the last block of its base. It is summed from zero and then added to c.
  *
  * Threads form a grid over c. Each packs what it needs by itself: packing some panels twice costs less than waiting
  * for one another, above all on a machine that has other work to do. */
@@ -18,7 +19,7 @@
 
 enum {
     NB_PACKED_STEPS = 512,
-    NB_PACKED_GROUP = 512 + 64, /* steps of products that are added up, packed at a time: room for adapters behind a block */
+    NB_PACKED_GROUP = 512 + 64, /* room for adapters behind a block */
     NB_PACKED_ACROSS = 32, /* of an x that lies across k: values of k packed at a time, whole steps */
     NB_PACKED_ROWS = 1032, /* rows of x a thread packs at a time: 2 MiB at most */
     NB_PACKED_THIN = 4,    /* rows up to which a thin product may be taken */
@@ -29,17 +30,29 @@ enum {
 typedef void nb_tile(int64_t steps, const uint32_t *x, const uint32_t *y, float *c, int64_t ldc, int n_cols,
                      float alpha, float beta);
 
-/* The same for all M <= NB_PACKED_THIN rows and up to `vec` columns straight from the weight's bytes, without a y
- * panel: reading them is what a product of few rows waits for. x points to the steps of k0 in [steps of K][M]. */
-typedef void nb_thin(const nb_product *p, const uint32_t *x, int64_t n0, int n_cols, int64_t k0, int64_t kc,
-                     float beta);
+/* k0 .. k0+kc-1 of a product of the chain; `at`: its first step among the group's. */
+typedef struct nb_packed_block {
+    const nb_product *p;
+    int64_t k0, kc, at;
+} nb_packed_block;
+
+typedef struct nb_packed_group {
+    nb_packed_block b[16];
+    int n;
+    int64_t steps, first; /* of the group; before it, in the whole chain */
+    float alpha, beta;
+} nb_packed_group;
+
+/* A group for all M <= NB_PACKED_THIN rows and up to `vec` columns straight from the weights' bytes, without a y panel:
+ * reading them is what a product of few rows waits for. x[steps][M]. */
+typedef void nb_thin(const nb_product *p, const nb_packed_group *g, const uint32_t *x, int64_t n0, int n_cols);
 
 typedef struct nb_packed_isa {
     int group;    /* values of k in a step: 1 f32 or 2 bf16 */
     int mr, nr, vec; /* rows and columns of the largest tile; columns of a vector (nr is two) */
     void (*pack_x)(uint32_t *out, const nb_product *p, int64_t m0, int mr, int64_t k0, int64_t kc);
     void (*pack_y)(uint32_t *out, const nb_product *p, int64_t n0, int nr, int64_t k0, int64_t kc, float *spare);
-    nb_thin *(*thin)(const nb_product *p); /* NULL, or returns NULL: not for this operand */
+    nb_thin *(*thin)(const nb_product *p); /* NULL, or returns NULL: not for an operand of this chain */
     nb_tile *const *tiles; /* [2][mr]: tiles[(vectors-1)*mr + rows-1] */
 } nb_packed_isa;
 

@@ -8,8 +8,13 @@ enum { MR = 12, NR = 32, VEC = 16 };
 
 /* c[n_cols] = alpha * sum + beta * c */
 NB_INLINE NB_TARGET void store_sums(float *c, int n_cols, __m512 sum, float alpha, float beta) {
-    __mmask16 m = nb_first16(n_cols);
     __m512 v = _mm512_mul_ps(_mm512_set1_ps(alpha), sum);
+    if (n_cols >= VEC) { /* whole vectors go without a mask */
+        if (beta != 0) v = _mm512_add_ps(v, _mm512_mul_ps(_mm512_set1_ps(beta), _mm512_loadu_ps(c)));
+        _mm512_storeu_ps(c, v);
+        return;
+    }
+    __mmask16 m = nb_first16(n_cols);
     if (beta != 0) v = _mm512_add_ps(v, _mm512_mul_ps(_mm512_set1_ps(beta), _mm512_maskz_loadu_ps(m, c)));
     _mm512_mask_storeu_ps(c, m, v);
 }
