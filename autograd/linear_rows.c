@@ -44,76 +44,104 @@ nb_status nb_linear_rows_xa(nb_tape *t, const nb_linear_rows *r) {
     const nb_elem *xin;
     NB_TRY(adapter_input(t, r, &xin));
     return t->dev->k->gemm(t->dev, m(r->xa, A->d[0], e), m(xin, r->C, e), mt(A->data, r->C, NB_F32), r->T, A->d[0],
-                           r->C, 1, 0);
+                           r->C, r->slot->scale, 0);
+}
+
+/* x W^T, or dy W, of the weight: frozen or trained. */
+static nb_status weight_term(const nb_linear_rows *r, bool forward, nb_dtype e, nb_weight *here, nb_term *out) {
+    const nb_tensor *w = r->in[W];
+    int64_t C = r->C, N = nb_linear_features(r->slot, r->in);
+    nb_mat x = forward ? m(r->x, C, e) : m(r->dy, N, e);
+    if (w) {
+        *out = forward ? nb_term_of(x, mt(w->data, C, NB_F32), C, 1) : nb_term_of(x, m(w->data, C, NB_F32), N, 1);
+        return NB_OK;
+    }
+    NB_TRY(nb_weight_acquire(r->slot->w, here));
+    *out = forward ? nb_term_fwd(x, here) : nb_term_bwd(x, here);
+    return NB_OK;
 }
 
 nb_status nb_linear_rows_fwd(nb_tape *t, const nb_linear_rows *r, nb_mat y) {
-    const nb_kernels *k = t->dev->k;
     const nb_dtype e = t->dev->elem;
-    const nb_tensor *w = r->in[W], *bias = r->in[BIAS], *B = r->in[LORA_B];
+    const nb_tensor *bias = r->in[BIAS], *B = r->in[LORA_B];
     int64_t N = nb_linear_features(r->slot, r->in);
-    if (w) {
-        NB_TRY(k->gemm(t->dev, y, m(r->x, r->C, e), mt(w->data, r->C, NB_F32), r->T, N, r->C, 1, 0));
-    } else {
-        nb_weight here;
-        NB_TRY(nb_weight_acquire(r->slot->w, &here));
-        NB_TRY(k->weight_fwd(t->dev, y, r->x, &here, r->T, 0));
+    nb_weight here;
+    nb_term terms[2];
+    int n = 1;
+    NB_TRY(weight_term(r, true, e, &here, &terms[0]));
+    if (B) {
+        int64_t R = B->d[1];
+        NB_TRY(nb_linear_rows_xa(t, r));
+        terms[n++] = nb_term_of(m(r->xa, R, e), mt(B->data, R, NB_F32), R, 1);
     }
-    if (bias) NB_TRY(k->bias_fwd(t->dev, y.p, y.dtype, bias->data, r->T, N));
-    if (!r->in[LORA_A]) return NB_OK;
-    NB_TRY(nb_linear_rows_xa(t, r));
-    int64_t R = B->d[1];
-    return k->gemm(t->dev, y, m(r->xa, R, e), mt(B->data, R, NB_F32), r->T, N, R, r->slot->scale, 1);
+    NB_TRY(t->dev->k->gemm_sum(t->dev, y, terms, n, r->T, N, 0));
+    return bias ? t->dev->k->bias_fwd(t->dev, y.p, y.dtype, bias->data, r->T, N) : NB_OK;
 }
 
-/* Gradients of the adapter; adds to dx when wanted. */
-static nb_status adapter_bwd(nb_tape *t, const nb_linear_rows *r, nb_elem *dx, float dx_beta, const float *beta,
-                             const nb_elem *dy) {
+/* Gradients of A and B; r->dxa = scale * dy B, which dx wants too. */
+static nb_status adapter_bwd(nb_tape *t, const nb_linear_rows *r, bool dx) {
     const nb_kernels *k = t->dev->k;
     const nb_dtype e = t->dev->elem;
     const nb_tensor *A = r->in[LORA_A], *B = r->in[LORA_B];
     int64_t T = r->T, C = r->C, R = A->d[0], N = B->d[0];
     if (grad_of(B))
-        NB_TRY(k->gemm(t->dev, m(B->grad, R, NB_F32), mt(dy, N, e), m(r->xa, R, e), N, R, T, r->slot->scale,
-                       beta[LORA_B]));
+        NB_TRY(k->gemm(t->dev, m(B->grad, R, NB_F32), mt(r->dy, N, e), m(r->xa, R, e), N, R, T, 1, r->beta[LORA_B]));
     if (!grad_of(A) && !dx) return NB_OK;
-    NB_TRY(k->gemm(t->dev, m(r->dxa, R, e), m(dy, N, e), m(B->data, R, NB_F32), T, R, N, r->slot->scale, 0));
-    if (grad_of(A)) {
-        const nb_elem *xin;
-        NB_TRY(adapter_input(t, r, &xin));
-        NB_TRY(k->gemm(t->dev, m(A->grad, C, NB_F32), mt(r->dxa, R, e), m(xin, C, e), R, C, T, 1, beta[LORA_A]));
-    }
-    if (!dx) return NB_OK;
-    nb_mat a = m(A->data, C, NB_F32), d = m(r->dxa, R, e);
-    if (!nb_linear_drops(t, r->slot, r->in)) return k->gemm(t->dev, m(dx, C, e), d, a, T, C, R, 1, dx_beta);
-    NB_TRY(k->gemm(t->dev, m(r->dropped, C, e), d, a, T, C, R, 1, 0));
-    return k->dropout(t->dev, dx, r->dropped, r->sample, r->pos, T, C, r->slot->dropout, t->seed, t->step,
-                      r->slot->site, dx_beta);
+    NB_TRY(k->gemm(t->dev, m(r->dxa, R, e), m(r->dy, N, e), m(B->data, R, NB_F32), T, R, N, r->slot->scale, 0));
+    if (!grad_of(A)) return NB_OK;
+    const nb_elem *xin;
+    NB_TRY(adapter_input(t, r, &xin));
+    return k->gemm(t->dev, m(A->grad, C, NB_F32), mt(r->dxa, R, e), m(xin, C, e), R, C, T, 1, r->beta[LORA_A]);
 }
 
-static nb_status no_rows(nb_tape *t, const nb_linear_rows *r, const float *beta) {
+/* dx += the mask on dxa A. */
+static nb_status through_mask(nb_tape *t, const nb_linear_rows *r, nb_elem *dx) {
+    const nb_dtype e = t->dev->elem;
+    int64_t R = r->in[LORA_A]->d[0];
+    NB_TRY(t->dev->k->gemm(t->dev, m(r->dropped, r->C, e), m(r->dxa, R, e), m(r->in[LORA_A]->data, r->C, NB_F32), r->T,
+                           r->C, R, 1, 0));
+    return t->dev->k->dropout(t->dev, dx, r->dropped, r->sample, r->pos, r->T, r->C, r->slot->dropout, t->seed, t->step,
+                              r->slot->site, 1);
+}
+
+static nb_status input_bwd(nb_tape *t, const nb_linear_rows *r, int n, nb_elem *dx, float dx_beta) {
+    const nb_dtype e = t->dev->elem;
+    nb_weight here[NB_LINEAR_MOST];
+    nb_term terms[NB_MAX_TERMS];
+    int n_terms = 0;
+    NB_ASSERT(n >= 1 && n <= NB_LINEAR_MOST);
+    for (int i = 0; i < n; i++) {
+        const nb_tensor *A = r[i].in[LORA_A];
+        NB_TRY(weight_term(&r[i], false, e, &here[i], &terms[n_terms++]));
+        if (A && !nb_linear_drops(t, r[i].slot, r[i].in))
+            terms[n_terms++] = nb_term_of(m(r[i].dxa, A->d[0], e), m(A->data, r->C, NB_F32), A->d[0], 1);
+    }
+    NB_TRY(t->dev->k->gemm_sum(t->dev, m(dx, r->C, e), terms, n_terms, r->T, r->C, dx_beta));
+    for (int i = 0; i < n; i++)
+        if (nb_linear_drops(t, r[i].slot, r[i].in)) NB_TRY(through_mask(t, &r[i], dx));
+    return NB_OK;
+}
+
+static nb_status no_rows(nb_tape *t, const nb_linear_rows *r) {
     for (int i = 0; i < NB_LINEAR_INPUTS; i++)
-        if (grad_of(r->in[i]) && beta[i] == 0)
+        if (grad_of(r->in[i]) && r->beta[i] == 0)
             NB_TRY(t->dev->k->fill(t->dev, r->in[i]->grad, NB_F32, 0, nb_tensor_size(r->in[i])));
     return NB_OK;
 }
 
-nb_status nb_linear_rows_bwd(nb_tape *t, const nb_linear_rows *r, nb_elem *dx, float dx_beta, const float *beta,
-                             const nb_elem *dy) {
+static nb_status trained_bwd(nb_tape *t, const nb_linear_rows *r, bool dx) {
     const nb_kernels *k = t->dev->k;
     const nb_dtype e = t->dev->elem;
     const nb_tensor *w = r->in[W], *bias = r->in[BIAS];
     int64_t T = r->T, C = r->C, N = nb_linear_features(r->slot, r->in);
-    if (!T) return no_rows(t, r, beta);
-    if (dx && w) {
-        NB_TRY(k->gemm(t->dev, m(dx, C, e), m(dy, N, e), m(w->data, C, NB_F32), T, C, N, 1, dx_beta));
-    } else if (dx) {
-        nb_weight here;
-        NB_TRY(nb_weight_acquire(r->slot->w, &here));
-        NB_TRY(k->weight_bwd(t->dev, dx, dy, &here, T, dx_beta));
-    }
+    if (!T) return no_rows(t, r);
     if (grad_of(w))
-        NB_TRY(k->gemm(t->dev, m(w->grad, C, NB_F32), mt(dy, N, e), m(r->x, C, e), N, C, T, 1, beta[W]));
-    if (grad_of(bias)) NB_TRY(k->bias_bwd(t->dev, bias->grad, dy, T, N, beta[BIAS]));
-    return r->in[LORA_A] ? adapter_bwd(t, r, dx, 1, beta, dy) : NB_OK;
+        NB_TRY(k->gemm(t->dev, m(w->grad, C, NB_F32), mt(r->dy, N, e), m(r->x, C, e), N, C, T, 1, r->beta[W]));
+    if (grad_of(bias)) NB_TRY(k->bias_bwd(t->dev, bias->grad, r->dy, T, N, r->beta[BIAS]));
+    return r->in[LORA_A] ? adapter_bwd(t, r, dx) : NB_OK;
+}
+
+nb_status nb_linear_rows_bwd(nb_tape *t, const nb_linear_rows *r, int n, nb_elem *dx, float dx_beta) {
+    for (int i = 0; i < n; i++) NB_TRY(trained_bwd(t, &r[i], dx != NULL));
+    return dx && r->T ? input_bwd(t, r, n, dx, dx_beta) : NB_OK;
 }

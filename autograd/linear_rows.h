@@ -16,8 +16,11 @@ typedef struct nb_linear_rows {
     const uint32_t *sample;  /* [T] with dropout: its counters */
     const int32_t *pos;
     nb_elem *dropped;        /* [T, C] scratch with dropout; not between calls */
-    nb_elem *xa;             /* [T, R] with an adapter: drop(x) A^T, which backward reads */
-    nb_elem *dxa;            /* [T, R] scratch of backward */
+    nb_elem *xa;             /* [T, R] with an adapter: scale * drop(x) A^T, which backward reads */
+    /* of backward: */
+    nb_elem *dxa;            /* [T, R] scratch */
+    const nb_elem *dy;       /* [T, N] */
+    const float *beta;       /* [NB_LINEAR_INPUTS] of the trained inputs' gradients */
 } nb_linear_rows;
 
 /* Rows N of the weight. */
@@ -30,13 +33,13 @@ static inline bool nb_linear_drops(const nb_tape *t, const nb_linear_slot *slot,
 nb_status nb_linear_check(const nb_linear_slot *slot, nb_tensor *const *in, int64_t rows, int64_t cols, int i);
 double nb_linear_flops(const nb_linear_slot *slot, nb_tensor *const *in, double T, double C);
 
-/* r->xa = drop(x) A^T. */
+/* r->xa = scale * drop(x) A^T. */
 nb_status nb_linear_rows_xa(nb_tape *t, const nb_linear_rows *r);
 /* y [T, N]; leaves r->xa behind. */
 nb_status nb_linear_rows_fwd(nb_tape *t, const nb_linear_rows *r, nb_mat y);
-/* dx (NULL: not wanted) with dx_beta, and the gradients of the trained inputs with beta[NB_LINEAR_INPUTS]. No rows: what
- * would be set becomes 0. */
-nb_status nb_linear_rows_bwd(nb_tape *t, const nb_linear_rows *r, nb_elem *dx, float dx_beta, const float *beta,
-                             const nb_elem *dy);
+/* Of n weights, at most NB_LINEAR_MOST, over the same x: dx (NULL: not wanted) with dx_beta, in one sum, and the gradients of
+ * the trained inputs. No rows: what would be set becomes 0. */
+enum { NB_LINEAR_MOST = NB_MAX_TERMS / 2 };
+nb_status nb_linear_rows_bwd(nb_tape *t, const nb_linear_rows *r, int n, nb_elem *dx, float dx_beta);
 
 #endif

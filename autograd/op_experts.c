@@ -139,8 +139,9 @@ static nb_status backward(nb_tape *t, nb_node *n) {
         int64_t at, N = out->d[1];
         nb_linear_rows s = slice(t, n, &r, i, &at);
         if (s.T && s.in[NB_LINEAR_A]) NB_TRY(nb_linear_rows_xa(t, &s));
-        NB_TRY(nb_linear_rows_bwd(t, &s, at_elem(dr, at * C, e), i < a->experts ? 0 : 1,
-                                  n->beta + FIRST + NB_LINEAR_INPUTS * i, nb_elem_at(dy ? dy : out->grad, at * N, e)));
+        s.dy = nb_elem_at(dy ? dy : out->grad, at * N, e);
+        s.beta = n->beta + FIRST + NB_LINEAR_INPUTS * i;
+        NB_TRY(nb_linear_rows_bwd(t, &s, 1, at_elem(dr, at * C, e), i < a->experts ? 0 : 1));
     }
     return dr ? to_input(t, n, dr) : NB_OK;
 }

@@ -43,13 +43,14 @@ static nb_status forward(nb_tape *t, nb_node *n) {
 
 static nb_status backward(nb_tape *t, nb_node *n) {
     nb_elem *dx = n->in[0]->needs_grad ? n->in[0]->grad : NULL;
+    nb_linear_rows r[NB_LINEAR_MOST];
     for (int i = 0, saved = 0; i < n->n_out; i++) {
-        nb_linear_rows r;
-        NB_TRY(rows_of(t, n, i, &saved, &r));
-        if (r.xa) NB_TRY(nb_scratch(t, &r.dxa, r.T * r.in[NB_LINEAR_A]->d[0], t->dev->elem));
-        NB_TRY(nb_linear_rows_bwd(t, &r, dx, i ? 1 : n->beta[0], n->beta + 1 + NB_LINEAR_INPUTS * i, n->out[i]->grad));
+        NB_TRY(rows_of(t, n, i, &saved, &r[i]));
+        if (r[i].xa) NB_TRY(nb_scratch(t, &r[i].dxa, r[i].T * r[i].in[NB_LINEAR_A]->d[0], t->dev->elem));
+        r[i].dy = n->out[i]->grad;
+        r[i].beta = n->beta + 1 + NB_LINEAR_INPUTS * i;
     }
-    return NB_OK;
+    return nb_linear_rows_bwd(t, r, n->n_out, dx, n->beta[0]);
 }
 
 static nb_cost cost(const nb_node *n) {
