@@ -124,6 +124,8 @@ for q in nf4 int8; do
         bad "head_${q}_differs" "$scored"; else ok "head_${q}_differs"; fi
 done
 yes head_merges "$NIBBLE" merge --adapter "$tmp/head_nf4/adapter" --out "$tmp/head_merged"
+says_run head_saved 1 "the output head is trained here" head_saved run --set lora_modules_to_save=[lm_head,embed_tokens] \
+    --set lm_head_quant=nf4
 says head_trained 1 "cannot be held in fewer bits" "$NIBBLE" train "$tmp/run.yaml" --set adapter=full --set lm_head_quant=nf4
 says_run unpacked 0 "done" unpacked run --set sample_packing=false
 says_run bf16 0 "computing in bfloat16" bf16 run --set bf16=true --set num_epochs=1

@@ -196,6 +196,9 @@ nb_status nb_run_open_adapter(nb_run *r) {
             o.targets = (const char *const *)c->lora_target_modules.v, o.n_targets = c->lora_target_modules.n;
         NB_TRY(nb_adapter_new(&r->adapter, r->model, &o));
     }
+    if (r->model->head.weight && r->base->head_quant)
+        return nb_fail(NB_EINPUT, "lm_head_quant: %s: the output head is trained here, and cannot be held in fewer bits "
+                       "then; set it to none", nb_head_quant_name(r->base->head_quant));
     NB_TRY(nb_optimizer_open(&r->optimizer, r->adapter, c->optimizer == NB_OPTIMIZER_ADAMW_8BIT,
                              c->loraplus_lr_ratio, r->comm, c->zero_stage != NB_ZERO_NONE));
     nb_optimizer *o = &r->optimizer;
