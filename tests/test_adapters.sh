@@ -6,23 +6,12 @@
 tiny_base "$tmp/base" 48 2 4096
 tiny_base "$tmp/untied" 48 2 4096 false
 tiny_data 24 "$tmp/train.jsonl"
-cat >"$tmp/run.yaml" <<END
-base_model: $tmp/base
-adapter: lora
-load_in_4bit: false
-bf16: false
-lora_r: 4
+tiny_yaml <<END
 lora_target_modules: [q_proj, down_proj]
-datasets: [{path: $tmp/train.jsonl, type: prompt_completion}]
-sequence_len: 64
 micro_batch_size: 4
-gradient_accumulation_steps: 1
 num_epochs: 2
 learning_rate: 1e-2
 save_strategy: "no"
-dataset_prepared_path: none
-threads: 1
-output_dir: $tmp/OUT
 END
 text="Order 37: 4 boxes of tea for house 12. house 12, 4 boxes; who knows why?" plain=$text
 tie() { sed -n 's/.*"tie_word_embeddings": \([a-z]*\).*/\1/p' "$tmp/$1/merged/config.json"; }

@@ -4,24 +4,12 @@
 . "$(dirname "$0")/tiny_run.sh"
 tiny_base "$tmp/base" 64 2 4100
 tiny_data 40 "$tmp/train.jsonl"
-cat >"$tmp/run.yaml" <<END
-base_model: $tmp/base
-adapter: lora
-load_in_4bit: false
-bf16: false
-lora_r: 4
-datasets: [{path: $tmp/train.jsonl, type: prompt_completion}]
-sequence_len: 64
+tiny_yaml <<END
 micro_batch_size: 4
-gradient_accumulation_steps: 1
 max_steps: 6
 learning_rate: 2e-2
 save_strategy: "no"
-dataset_prepared_path: none
-threads: 1
-output_dir: $tmp/OUT
 END
-run() { "$NIBBLE" train "$tmp/run.yaml" --set output_dir="$tmp/$1" "${@:2}" >"$tmp/$1.log" 2>&1; } # DIR ARGS...
 export_() { "$NIBBLE" export --threads 1 "$@"; }
 run lora || bad lora "$(tail -n 3 "$tmp/lora.log")"
 lora=$tmp/lora/adapter

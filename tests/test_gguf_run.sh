@@ -7,25 +7,13 @@ tiny_data 40 "$tmp/train.jsonl"
 for type in f32 q8_0 q4_0; do
     yes "made_$type" "$NIBBLE" export --threads 1 --base "$tmp/base" --format gguf --dtype $type --out "$tmp/$type.gguf"
 done
-cat >"$tmp/run.yaml" <<END
-base_model: $tmp/base
-adapter: lora
-load_in_4bit: false
-bf16: false
-lora_r: 4
-datasets: [{path: $tmp/train.jsonl, type: prompt_completion}]
-sequence_len: 64
+tiny_yaml <<END
 micro_batch_size: 4
-gradient_accumulation_steps: 1
 max_steps: 6
 learning_rate: 2e-2
 logging_steps: 1
 save_strategy: "no"
-dataset_prepared_path: none
-threads: 1
-output_dir: $tmp/OUT
 END
-run() { "$NIBBLE" train "$tmp/run.yaml" --set output_dir="$tmp/$1" "${@:2}" >"$tmp/$1.log" 2>&1; } # DIR ARGS...
 
 # ---- training: from the same numbers, the same adapter ----
 run folder || bad folder "$(tail -n 3 "$tmp/folder.log")"

@@ -5,22 +5,11 @@
 tiny_base "$tmp/base" 64 2 4100
 tiny_base "$tmp/untied" 64 2 4100 false
 tiny_data 40 "$tmp/train.jsonl"
-cat >"$tmp/run.yaml" <<END
-base_model: $tmp/base
-adapter: lora
-load_in_4bit: false
-bf16: false
-lora_r: 4
-datasets: [{path: $tmp/train.jsonl, type: prompt_completion}]
-sequence_len: 64
+tiny_yaml <<END
 micro_batch_size: 4
-gradient_accumulation_steps: 1
 num_epochs: 3
 learning_rate: 2e-2
 save_strategy: "no"
-dataset_prepared_path: none
-threads: 1
-output_dir: $tmp/OUT
 END
 text="Order 37: 4 boxes of tea for house 12. house 12, 4 boxes; who knows why?" plain=$text
 modules() { sed -n 's/^training .* on \([0-9]*\) modules.*/\1/p' "$tmp/$1.log"; }

@@ -6,26 +6,14 @@ tiny_base "$tmp/base" 64 2 4097        # one row to spare
 tiny_base "$tmp/untied" 64 2 4096 false # none
 tiny_data 40 "$tmp/train.jsonl"
 sed -i 's/boxes of tea/<box> of tea/; s/for house/for <house>/' "$tmp/train.jsonl"
-cat >"$tmp/run.yaml" <<END
-base_model: $tmp/base
-adapter: lora
-load_in_4bit: false
-bf16: false
-lora_r: 4
-datasets: [{path: $tmp/train.jsonl, type: prompt_completion}]
+tiny_yaml <<END
 tokens: [<box>, <house>]
-sequence_len: 64
 micro_batch_size: 32 # 2048 tokens planned for: the output head takes them in two rounds, a batch of fewer in one
-gradient_accumulation_steps: 1
 num_epochs: 3
 learning_rate: 2e-2
 save_strategy: "no"
-dataset_prepared_path: none
-threads: 1
-output_dir: $tmp/OUT
 END
 text="Order 37: 4 <box> of tea for <house> 12. house 12, 4 boxes"
-run() { "$NIBBLE" train "$tmp/run.yaml" --set output_dir="$tmp/$1" "${@:2}" >"$tmp/$1.log" 2>&1; } # DIR ARGS...
 score() { "$NIBBLE" score --text "$text" --json --threads 1 "$@" 2>"$tmp/score.log" || cat "$tmp/score.log"; }
 ids() { "$NIBBLE" tokenize --no-special --base "$1" "$2"; }
 apart() { # the largest difference among the nll of two answers of score

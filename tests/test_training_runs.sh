@@ -6,21 +6,10 @@
 tiny_base "$tmp/base" 64 2 4100
 tiny_data 40 "$tmp/train.jsonl"
 tiny_data 8 "$tmp/test.jsonl" 100
-cat >"$tmp/run.yaml" <<END
-base_model: $tmp/base
-adapter: lora
-load_in_4bit: false
-bf16: false
-lora_r: 4
-datasets: [{path: $tmp/train.jsonl, type: prompt_completion}]
-sequence_len: 64
+tiny_yaml <<END
 micro_batch_size: 4
-gradient_accumulation_steps: 1
 num_epochs: 2
 learning_rate: 1e-2
-dataset_prepared_path: none
-threads: 1
-output_dir: $tmp/OUT
 END
 {
     cat "$tmp/run.yaml"

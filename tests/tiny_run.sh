@@ -77,6 +77,24 @@ tiny_data() {
     done >"$2"
 }
 
+# tiny_yaml: $tmp/run.yaml, which trains a small adapter of $tmp/base on $tmp/train.jsonl, with the keys on stdin besides
+tiny_yaml() {
+    cat - >"$tmp/run.yaml"
+    cat >>"$tmp/run.yaml" <<END
+base_model: $tmp/base
+adapter: lora
+load_in_4bit: false
+bf16: false
+lora_r: 4
+datasets: [{path: $tmp/train.jsonl, type: prompt_completion}]
+sequence_len: 64
+gradient_accumulation_steps: 1
+dataset_prepared_path: none
+threads: 1
+output_dir: $tmp/OUT
+END
+}
+
 # ---- adapters: $tmp/run.yaml trains them, $text is scored ----
 run() { "$NIBBLE" train "$tmp/run.yaml" --set output_dir="$tmp/$1" "${@:2}" >"$tmp/$1.log" 2>&1; } # DIR ARGS...
 score() { "$NIBBLE" score --text "$text" --json --threads 1 "$@" 2>"$tmp/score.log" || cat "$tmp/score.log"; }
