@@ -181,11 +181,12 @@ template <class T, nb_format F> __global__ void __launch_bounds__(THREADS) block
         }
 #pragma unroll
         for (int t = 0; t < ANY_ROWS; t++) {
-            if (t0 + t >= a.T) break;
-            float v[CHUNK];
-            load(v, x + (t0 + t) * K + k);
+            if (t0 + t < a.T) {
+                float v[CHUNK];
+                load(v, x + (t0 + t) * K + k);
 #pragma unroll
-            for (int j = 0; j < CHUNK; j++) acc[t] = fmaf(v[j], w[j], acc[t]);
+                for (int j = 0; j < CHUNK; j++) acc[t] = fmaf(v[j], w[j], acc[t]);
+            }
         }
     }
     few_out(a, acc, t0, row);
