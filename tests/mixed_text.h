@@ -4,6 +4,8 @@
 #ifndef NB_TESTS_MIXED_TEXT_H
 #define NB_TESTS_MIXED_TEXT_H
 
+#include <stdbool.h>
+
 #include "core/mem.h"
 #include "core/rng.h"
 #include "data/utf8.h"

@@ -13,6 +13,7 @@ static nb_base *load(const char *name, const char *more, nb_head_quant q) {
     nb_base *b;
     char *dir = tiny_base(name, more, 5);
     assert_ok(nb_base_load(&b, dir, &o));
+    free(dir);
     assert_ok(nb_base_quantize_head(b, q, ""));
     return b;
 }
@@ -92,7 +93,7 @@ static void losses(void **state) {
 /* The second time it comes from a file; one of another size is not used. */
 static void from_the_cache(void **state) {
     (void)state;
-    char *cache = nb_asprintf("%s/head-cache", nb_test_tmp()), *file = NULL;
+    char *cache = nb_asprintf("%s/head-cache", nb_test_tmp()), *file = NULL, *dir = tiny_base("tied", bases[0].config, 5);
     nb_base_options o = {.quantized_cache = ""};
     for (nb_head_quant q = NB_HEAD_NF4; q <= NB_HEAD_INT8; q++) {
         float *first = NULL;
@@ -100,7 +101,7 @@ static void from_the_cache(void **state) {
             nb_base *b;
             char **names;
             int n;
-            assert_ok(nb_base_load(&b, tiny_base("tied", bases[0].config, 5), &o));
+            assert_ok(nb_base_load(&b, dir, &o));
             assert_ok(nb_base_quantize_head(b, q, cache));
             float *x = decoded(&b->head.w);
             if (!turn) first = x;
@@ -116,14 +117,16 @@ static void from_the_cache(void **state) {
         }
         free(first);
     }
-    free(cache);
+    free(cache), free(dir);
 }
 
 static void what_does_not_fit_is_refused(void **state) {
     (void)state;
     nb_base_options o = {.quantized_cache = ""};
-    nb_base *b; /* a hidden size of 24: no whole block of 32 */
-    assert_ok(nb_base_load(&b, tiny_base("narrow", TINY_LLAMA "}", 5), &o));
+    nb_base *b;
+    char *dir = tiny_base("narrow", TINY_LLAMA "}", 5); /* a hidden size of 24: no whole block of 32 */
+    assert_ok(nb_base_load(&b, dir, &o));
+    free(dir);
     assert_fails(nb_base_quantize_head(b, NB_HEAD_INT8, ""), NB_EINPUT, "32");
     assert_ok(nb_base_quantize_head(b, NB_HEAD_NF4, ""));
     nb_base_free(b);
