@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "adapters/adapter.h"
+#include "adapters/tokenizer_open.h"
 #include "core/file.h"
 #include "core/mem.h"
 #include "model/gguf.h"
@@ -29,9 +30,23 @@ void fuzz_read_safetensors(const uint8_t *data, size_t n) {
     nb_st_close(&s);
 }
 
+/* The same file as a base, and as its tokenizer. */
+static void gguf_as_base(const char *file) {
+    const nb_base_options o = {.quantized_cache = ""};
+    nb_base *b;
+    nb_tokenizer *t;
+    static const char text[] = " ab ba<|end|>c";
+    if (nb_base_load(&b, file, &o) == NB_OK) nb_base_free(b);
+    if (nb_tokenizer_open(&t, file) != NB_OK) return;
+    fuzz_use(t, (fuzz_part){(const uint8_t *)text, sizeof text - 1});
+    nb_tokenizer_free(t);
+}
+
 void fuzz_read_gguf(const uint8_t *data, size_t n) {
+    const char *file = fuzz_file("x.gguf", data, n);
     nb_gguf g;
-    if (nb_gguf_open(&g, fuzz_file("x.gguf", data, n)) != NB_OK) return;
+    gguf_as_base(file);
+    if (nb_gguf_open(&g, file) != NB_OK) return;
     for (int64_t i = 0; i < g.n_keys; i++) {
         const char *name = g.keys[i].name;
         int64_t whole;

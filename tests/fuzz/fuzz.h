@@ -10,6 +10,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "data/tokenizer.h"
+
 typedef struct fuzz_target {
     const char *name;
     void (*run)(const uint8_t *data, size_t n);
@@ -30,6 +32,8 @@ const char *fuzz_file(const char *name, const void *data, size_t n);
 const char *fuzz_path(const char *name);
 /* ... a safetensors file: a header, its length in front, and data. */
 const char *fuzz_safetensors(const char *name, fuzz_part header, fuzz_part data);
+/* Texts there and back. */
+void fuzz_use(const nb_tokenizer *t, fuzz_part text);
 /* Text of an input as a string; free it. */
 char *fuzz_string(fuzz_part p);
 

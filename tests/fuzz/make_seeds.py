@@ -103,7 +103,7 @@ def adapter():
 # ---- GGUF ----
 
 def text(s):
-    return struct.pack("<Q", len(s)) + s.encode()
+    return struct.pack("<Q", len(s.encode())) + s.encode()
 
 
 def gguf():
@@ -123,6 +123,45 @@ def gguf():
     head = b"GGUF" + struct.pack("<IQQ", 3, len(kinds), len(keys)) + b"".join(keys) + infos
     save("gguf", "kinds", head + bytes(-len(head) % 32) + data)
     save("gguf", "none", b"GGUF" + struct.pack("<IQQ", 3, 0, 0))
+    gguf_model()
+
+
+def gguf_model():
+    """A whole Llama with a tokenizer of 8 tokens."""
+    def u32(name, v):
+        return text(name) + struct.pack("<II", 4, v)
+
+    def f32(name, v):
+        return text(name) + struct.pack("<If", 6, v)
+
+    def string(name, v):
+        return text(name) + struct.pack("<I", 8) + text(v)
+
+    def array(name, kind, items):
+        return text(name) + struct.pack("<IIQ", 9, kind, len(items)) + b"".join(items)
+
+    tokens = ["<|end|>", "a", "b", "\u0120", "ab", "\u0120ab", "c", "ba"]
+    keys = [string("general.architecture", "llama"), u32("llama.block_count", 1), u32("llama.context_length", 16),
+            u32("llama.embedding_length", 8), u32("llama.feed_forward_length", 8), u32("llama.attention.head_count", 2),
+            u32("llama.attention.head_count_kv", 1), f32("llama.attention.layer_norm_rms_epsilon", 1e-5),
+            u32("llama.rope.dimension_count", 4), f32("llama.rope.freq_base", 1e4), u32("llama.vocab_size", 8),
+            string("tokenizer.ggml.model", "gpt2"), string("tokenizer.ggml.pre", "gpt-2"),
+            array("tokenizer.ggml.tokens", 8, [text(t) for t in tokens]),
+            array("tokenizer.ggml.token_type", 5, [struct.pack("<i", 3 if i == 0 else 1) for i in range(8)]),
+            array("tokenizer.ggml.merges", 8, [text(m) for m in ("a b", "\u0120 ab", "b a")]),
+            u32("tokenizer.ggml.bos_token_id", 0), u32("tokenizer.ggml.eos_token_id", 0),
+            string("tokenizer.chat_template", "{% for m in messages %}{{ m.content }}{% endfor %}")]
+    shapes = [("token_embd", 8, 8), ("output_norm", 8), ("blk.0.attn_norm", 8), ("blk.0.ffn_norm", 8),
+              ("blk.0.attn_q", 8, 8), ("blk.0.attn_k", 8, 4), ("blk.0.attn_v", 8, 4), ("blk.0.attn_output", 8, 8),
+              ("blk.0.ffn_gate", 8, 8), ("blk.0.ffn_up", 8, 8), ("blk.0.ffn_down", 8, 8)]
+    infos, data = b"", b""
+    for name, *ne in shapes:
+        infos += text(name + ".weight") + struct.pack("<I", len(ne)) + struct.pack(f"<{len(ne)}Q", *ne)
+        infos += struct.pack("<IQ", 0, len(data))
+        n = 4 * ne[0] * (ne[1] if len(ne) > 1 else 1)
+        data += bytes(n) + bytes(-n % 32)
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(shapes), len(keys)) + b"".join(keys) + infos
+    save("gguf", "model", head + bytes(-len(head) % 32) + data)
 
 
 # ---- tokenizers ----

@@ -14,8 +14,7 @@ static const char sample_text[] =
     "Hello  world, it's <s> 3.14\r\n\t\xC3\xA9 e\xCC\x81 \xE2\x96\x81 \xF0\x9F\x99\x82 \xE6\x97\xA5"
     "\xE6\x9C\xAC\xE8\xAA\x9E <|im_end|>\r\n banana aaaaaaaa heh tail ";
 
-/* What was loaded is used: there and back, as plain text too. */
-static void use(const nb_tokenizer *t, fuzz_part text) {
+void fuzz_use(const nb_tokenizer *t, fuzz_part text) {
     nb_text back = {0};
     nb_ids ids = {0};
     if (nb_tokenizer_encode(t, (const char *)text.data, text.n, NB_TOK_SPECIAL, &ids) == NB_OK)
@@ -33,7 +32,7 @@ static void load_and_use(const char *path, fuzz_part text) {
     nb_tokenizer *t;
     if (!text.n) text = (fuzz_part){(const uint8_t *)sample_text, sizeof sample_text - 1};
     if (nb_tokenizer_load(&t, path) != NB_OK) return;
-    use(t, text);
+    fuzz_use(t, text);
     nb_tokenizer_free(t);
 }
 
