@@ -91,12 +91,8 @@ typedef enum nb_slot {
     NB_QKV, NB_Q, NB_K, NB_V, NB_O, NB_ROUTER, NB_SHARE, NB_GATE_UP, NB_GATE, NB_UP, NB_DOWN, NB_SLOTS
 } nb_slot;
 enum { NB_MAX_EXPERTS = 1024, NB_MAX_TOP_K = 32 };
-/* Slots of a layer, the experts' with them. */
+/* Slots of a layer: those above, then its experts' gates, then their ups, then their downs. */
 static inline int nb_spec_slots(const nb_spec *s) { return NB_SLOTS + 3 * (int)s->experts; }
-/* The slot of expert e's NB_GATE, NB_UP or NB_DOWN. */
-static inline int nb_spec_expert(const nb_spec *s, nb_slot which, int64_t e) {
-    return NB_SLOTS + (int)((which - NB_GATE) * s->experts + e);
-}
 /* Never quantized: small, and a rounding there sends tokens elsewhere. */
 static inline bool nb_spec_stays_float(int slot) { return slot == NB_ROUTER || slot == NB_SHARE; }
 /* The norms of a block: before attention, after it, before the MLP, after it; of queries, of keys. */
