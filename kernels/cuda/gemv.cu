@@ -164,8 +164,9 @@ template <class T> __global__ void __launch_bounds__(THREADS) any_kernel(few_arg
     few_out(a, acc, t0, row);
 }
 
-/* The same for GGUF's blocks: a lane takes 8 values of k at a time, which have one scale, and x in 16-byte loads. */
-template <class T, nb_format F> __global__ void __launch_bounds__(THREADS) blocks_kernel(few_arg a, const T *x) {
+/* The same for GGUF's blocks: a lane takes 8 values of k at a time, which have one scale, and x in 16-byte loads. Four blocks
+ * of threads at a time: left to itself ptxas aims at more with fewer registers, and spills. */
+template <class T, nb_format F> __global__ void __launch_bounds__(THREADS, 4) blocks_kernel(few_arg a, const T *x) {
     const int64_t K = a.w.cols, row = (int64_t)blockIdx.x * WARPS + threadIdx.x / 32;
     const int t0 = blockIdx.y * ANY_ROWS, lane = threadIdx.x % 32;
     if (row >= a.w.rows) return;
