@@ -9,6 +9,7 @@
 #include "core/json.h"
 #include "core/log.h"
 #include "core/mem.h"
+#include "data/tokenizer.h"
 #include "model/gguf_base.h"
 #include "model/safetensors.h"
 
@@ -19,6 +20,20 @@ static const char *const small_files[] = {
     "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt", "chat_template.jinja",
 };
 
+/* A tokenizer.model may be a list of ranks, which other programs rather have as tokenizer.json: saving writes both. What
+ * cannot be read was not needed. */
+static nb_status save_tokenizer(const char *from, const char *to) {
+    char *json = nb_path_join(from, "tokenizer.json"), *model = nb_path_join(from, "tokenizer.model");
+    bool alone = nb_file_exists(model) && !nb_file_exists(json);
+    nb_tokenizer *t = NULL;
+    free(json), free(model);
+    if (!alone) return NB_OK;
+    nb_status st = nb_tokenizer_load(&t, from);
+    if (st == NB_OK) st = nb_tokenizer_save(t, to);
+    nb_tokenizer_free(t);
+    return st == NB_EUNSUPPORTED ? NB_OK : st;
+}
+
 nb_status nb_copy_model_files(const char *from, const char *to) {
     nb_status st = NB_OK;
     if (nb_gguf_is(from)) return nb_make_model_files(from, to);
@@ -28,7 +43,7 @@ nb_status nb_copy_model_files(const char *from, const char *to) {
         free(src);
         free(dst);
     }
-    return st;
+    return st == NB_OK ? save_tokenizer(from, to) : st;
 }
 
 nb_status nb_replace_dir(const char *tmp, const char *dir) {

@@ -166,7 +166,7 @@ static nb_status find_file(nb_tokenizer *t, const char *path) {
         const char *base = nb_path_base(path);
         t->file = nb_strdup(path);
         t->dir = base == path ? nb_strdup(".") : nb_strndup(path, (size_t)(base - path));
-        t->from_model = !strcmp(nb_path_ext(path), ".model");
+        t->from_model = !strcmp(nb_path_ext(path), ".model") || !strcmp(nb_path_ext(path), ".tiktoken");
         return NB_OK;
     }
     t->dir = nb_strdup(path);

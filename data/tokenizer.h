@@ -1,5 +1,6 @@
 /* Text to token ids and back, as the Hugging Face tokenizers library does it: tokenizer.json with a BPE model
- * (byte-level, or SentencePiece style with byte fallback) or a Unigram one, or SentencePiece's own tokenizer.model.
+ * (byte-level, or SentencePiece style with byte fallback) or a Unigram one, SentencePiece's own tokenizer.model, or
+ * tiktoken's list of ranks for the vocabularies of Llama 3 and cl100k.
  *
  *   text -> added tokens cut out -> normalizer -> splitting -> model on each word -> ids -> bos/eos around them
  *

@@ -131,21 +131,12 @@ nb_status nb_tok_charsmap_read(nb_tok_charsmap *m, const char *blob, size_t n, c
 }
 
 nb_status nb_tok_charsmap_base64(nb_tok_charsmap *m, const char *s, const char *where) {
-    static const char digits[] = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
-    size_t n = strlen(s), used = 0;
-    while (n && s[n - 1] == '=') n--;
+    size_t n = strlen(s);
     char *blob = nb_malloc(n / 4 * 3 + 3);
-    uint32_t bits = 0;
-    for (size_t i = 0; i < n; i++) {
-        const char *d = strchr(digits, s[i]);
-        if (!d) {
-            free(blob);
-            return nb_fail(NB_EINPUT, "%s: precompiled_charsmap is not base64 (at character %zu)", where, i);
-        }
-        bits = bits << 6 | (uint32_t)(d - digits);
-        if (i % 4) blob[used++] = (char)(bits >> (6 - 2 * (i % 4)));
-    }
-    nb_status st = nb_tok_charsmap_read(m, blob, used, where);
+    int64_t used = nb_tok_base64((uint8_t *)blob, s, n);
+    nb_status st = used < 0 ? nb_fail(NB_EINPUT, "%s: precompiled_charsmap is not base64 (at character %lld)", where,
+                                      (long long)(-1 - used))
+                            : nb_tok_charsmap_read(m, blob, (size_t)used, where);
     free(blob);
     return st;
 }

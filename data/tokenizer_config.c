@@ -68,13 +68,14 @@ static nb_status read_model_config(nb_tokenizer *t, const json_t *v, const char 
     static const char *const keys[NB_ROLES] = {"bos_token_id", "eos_token_id", "pad_token_id", NULL};
     for (int r = 0; r < NB_ROLES && keys[r]; r++) {
         nb_tok_list ids = {0};
+        bool ends = r == NB_EOS && !t->eos_ids.n;
         if (t->role[r] >= 0) continue;
         nb_status st =
             json_is_integer(json_object_get(v, keys[r])) && json_integer_value(json_object_get(v, keys[r])) < 0
                 ? NB_OK /* -1 is how some files say none */
                 : read_ids(&ids, v, keys[r], where);
         if (st == NB_OK && ids.n && ids.v[0] < t->n && t->entry[ids.v[0]].s) t->role[r] = ids.v[0];
-        for (int i = 0; st == NB_OK && r == NB_EOS && !t->eos_ids.n && i < ids.n; i++)
+        for (int i = 0; st == NB_OK && ends && i < ids.n; i++)
             nb_tok_list_add(&t->eos_ids, ids.v[i]);
         free(ids.v);
         NB_TRY(st);
@@ -175,6 +176,7 @@ nb_status nb_tok_load_config(nb_tokenizer *t) {
     NB_TRY(with_file(t, "config.json", read_model_config));
     NB_TRY(read_jinja(t));
     if (!t->from_model) return NB_OK;
+    nb_tok_ranks_roles(t);
     nb_status st = load_beside(t, "tokenizer_config.json", &path, &config);
     if (st == NB_OK) st = read_add_flags(t, config, path);
     json_decref(config);

@@ -35,6 +35,7 @@ static nb_status name_split(const nb_tokenizer *t, const json_t *pre, bool nfc, 
 
 static nb_status byte_level(const nb_tokenizer *t, nb_token_list *l) {
     json_t *root;
+    if (t->split_name) return l->pre = t->split_name, NB_OK;
     NB_TRY(nb_json_load(t->file, &root));
     const json_t *normalizer = json_object_get(root, "normalizer");
     nb_status st = name_split(t, json_object_get(root, "pre_tokenizer"), json_is_object(normalizer), &l->pre);

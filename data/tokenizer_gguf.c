@@ -58,6 +58,8 @@ static const struct split *find_split(const char *pre) {
     return NULL;
 }
 
+const char *nb_tok_split_regex(const char *name) { return find_split(name)->split; }
+
 bool nb_token_list_adds_bos(const char *model, const char *pre) {
     const struct split *s = find_split(pre);
     return !strcmp(model, "llama") || (s && s->adds_bos);

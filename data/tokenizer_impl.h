@@ -262,6 +262,8 @@ struct nb_tokenizer {
     char *chat_template;
     char *file, *dir;    /* loaded from */
     char *made, *made_config; /* made of a list: tokenizer.json and tokenizer_config.json that say the same */
+    const struct nb_tok_vocabulary *ranks; /* tokenizer.model is a list of ranks */
+    const char *split_name;   /* ... split as llama.cpp's expression of this name does */
     bool from_model;     /* tokenizer.model, not tokenizer.json */
     nb_hex file_sha, sha;
     pthread_mutex_t lock;
@@ -337,11 +339,16 @@ bool nb_tok_match(const nb_tok_matcher *m, const char *s, size_t n, size_t *at, 
                   const nb_tok_added **hit, size_t *from, size_t *to);
 bool nb_tok_is_space(uint32_t cp);
 
+/* tokenizer_base64.c */
+int nb_tok_base64_digit(char c);                                  /* -1: none */
+int64_t nb_tok_base64(uint8_t *out, const char *s, size_t n);     /* bytes (at most n/4*3 + 2); -1 - place of a mistake */
+
 /* tokenizer_gguf.c. llama.cpp's name for a way of splitting: an expression, or one of the two kinds; NULL: it has
  * none. */
 #define NB_SPLIT_GPT2 "GPT-2's"
 #define NB_SPLIT_DIGITS "GPT-2's, digits one by one"
 const char *nb_tok_split_name(const char *split, bool ignore_merges, bool nfc);
+const char *nb_tok_split_regex(const char *name); /* of a name that has one */
 
 /* tokenizer.c */
 nb_tokenizer *nb_tok_new(void);
@@ -352,10 +359,13 @@ nb_tok_work *nb_tok_work_take(const nb_tokenizer *t);
 void nb_tok_work_give(const nb_tokenizer *t, nb_tok_work *w);
 void nb_tok_work_free(nb_tok_work *w);
 
-/* tokenizer_json.c, tokenizer_model.c, tokenizer_config.c */
+/* tokenizer_json.c, tokenizer_model.c, tokenizer_ranks.c, tokenizer_config.c */
 nb_status nb_tok_load_json(nb_tokenizer *t);
 nb_status nb_tok_read_json(nb_tokenizer *t, const json_t *root); /* t->file is its name in messages */
 nb_status nb_tok_load_model(nb_tokenizer *t);
+bool nb_tok_is_ranks(const char *data, size_t n); /* of a tokenizer.model */
+nb_status nb_tok_read_ranks(nb_tokenizer *t, const char *data, size_t n);
+void nb_tok_ranks_roles(nb_tokenizer *t); /* bos, eos and what ends a text, where the folder's files do not say */
 nb_status nb_tok_load_config(nb_tokenizer *t);
 
 #endif

@@ -1,4 +1,5 @@
-/* tokenizer.model: SentencePiece's ModelProto (protocol buffer), type BPE or Unigram.
+/* tokenizer.model: SentencePiece's ModelProto (protocol buffer), type BPE or Unigram; or a list of ranks, which has a file
+ * of its own.
  *
  *   1 pieces   { 1 piece string, 2 score float, 3 type: 1 normal 2 unknown 3 control 4 user defined 5 unused 6 byte }
  *   2 trainer  { 3 model_type: 1 unigram 2 BPE, 24 treat_whitespace_as_suffix, 35 byte_fallback, 40..43 unk bos eos pad
@@ -252,9 +253,10 @@ nb_status nb_tok_load_model(nb_tokenizer *t) {
     char *data;
     size_t size;
     NB_TRY(nb_file_read(t->file, &data, &size));
-    nb_status st = read_proto(&m, data, size);
-    if (st == NB_OK) st = refuse(&m);
-    if (st == NB_OK) st = apply(&m);
+    bool ranks = nb_tok_is_ranks(data, size);
+    nb_status st = ranks ? nb_tok_read_ranks(t, data, size) : read_proto(&m, data, size);
+    if (st == NB_OK && !ranks) st = refuse(&m);
+    if (st == NB_OK && !ranks) st = apply(&m);
     free(data);
     free(m.v);
     return st;

@@ -1,9 +1,12 @@
 /* Writing a tokenizer folder: the files it was loaded from, changed only where tokens were added or roles changed. */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "core/file.h"
 #include "core/mem.h"
+#include "data/tokenizer_export.h"
 #include "data/tokenizer_impl.h"
 
 static bool any_new(const nb_tokenizer *t) {
@@ -17,20 +20,23 @@ static json_t *flags_of(const nb_tokenizer *t, const nb_tok_added *a) {
                      a->rstrip, "normalized", a->normalized, "single_word", a->single_word, "special", a->special);
 }
 
-/* added_tokens of tokenizer.json: new ones at the end, changed ones in place. */
-static void put_added(const nb_tokenizer *t, json_t *root) {
+/* added_tokens of tokenizer.json: the new ones (or all), in place of those with their ids. */
+static void put_tokens(const nb_tokenizer *t, json_t *root, bool all) {
     json_t *list = json_object_get(root, "added_tokens");
     if (!json_is_array(list)) json_object_set_new(root, "added_tokens", list = json_array());
+    if (all) json_array_clear(list);
     for (int i = 0; i < t->n_added; i++) {
         const nb_tok_added *a = &t->added[i];
-        if (!a->is_new) continue;
-        for (size_t k = json_array_size(list); k-- > 0;)
+        if (!a->is_new && !all) continue;
+        for (size_t k = json_array_size(list); k-- > 0 && !all;)
             if (json_integer_value(json_object_get(json_array_get(list, k), "id")) == a->id) json_array_remove(list, k);
         json_t *v = flags_of(t, a);
         json_object_set_new(v, "id", json_integer(a->id));
         json_array_append_new(list, v);
     }
 }
+
+static void put_added(const nb_tokenizer *t, json_t *root) { put_tokens(t, root, false); }
 
 static void put_config(const nb_tokenizer *t, json_t *root) {
     json_t *decoder = json_object_get(root, "added_tokens_decoder");
@@ -104,6 +110,31 @@ static nb_status save_made(const nb_tokenizer *t, const char *dir) {
     return st;
 }
 
+/* Of a list of ranks also what it stands for, which every reader of folders understands: tokenizer.json, and a
+ * tokenizer_config.json if there was none. A list that tokens were added to would contradict it. */
+static nb_status save_ranks(const nb_tokenizer *t, const char *dir, bool grown) {
+    char *json = nb_path_join(dir, "tokenizer.json"), *config = nb_path_join(dir, "tokenizer_config.json");
+    char *model = nb_path_join(dir, "tokenizer.model"), *own = nb_path_join(t->dir, "tokenizer_config.json");
+    nb_token_list list;
+    nb_tokenizer *same = NULL;
+    json_t *root = NULL, *roles = NULL;
+    nb_status st = nb_tokenizer_list(t, t->n, &list);
+    if (st == NB_OK) st = nb_tokenizer_from_list(&same, &list, t->file);
+    if (st == NB_OK) {
+        root = json_loads(same->made, 0, NULL), roles = json_loads(same->made_config, 0, NULL);
+        NB_ASSERT(root && roles);
+        put_tokens(t, root, true);
+        st = nb_json_save(json, root);
+    }
+    if (st == NB_OK && !nb_file_exists(own)) st = nb_json_save(config, roles);
+    if (st == NB_OK && grown && unlink(model) < 0 && errno != ENOENT) st = nb_fail(NB_EIO, "%s: cannot be removed", model);
+    json_decref(root), json_decref(roles);
+    nb_tokenizer_free(same);
+    nb_token_list_free(&list);
+    free(json), free(config), free(model), free(own);
+    return st;
+}
+
 nb_status nb_tokenizer_save(const nb_tokenizer *t, const char *dir) {
     static const char *const names[] = {"tokenizer.json",    "tokenizer.model",         "tokenizer_config.json",
                                         "added_tokens.json", "special_tokens_map.json", "vocab.json",
@@ -114,7 +145,8 @@ nb_status nb_tokenizer_save(const nb_tokenizer *t, const char *dir) {
     NB_TRY(unchanged_source(t));
     for (int i = 0; i < NB_LEN(names); i++) {
         if (t->from_model && !strcmp(names[i], "tokenizer.json")) continue; /* it was loaded as a file on purpose */
+        if (t->ranks && grown && !strcmp(names[i], "tokenizer.model")) continue;
         NB_TRY(save_one(t, names[i], dir, grown, roles));
     }
-    return NB_OK;
+    return t->ranks ? save_ranks(t, dir, grown) : NB_OK;
 }

@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
-"""Write the golden files beside this script with Hugging Face's tokenizers and with SentencePiece.
+"""Write the golden files beside this script with Hugging Face's tokenizers, SentencePiece and tiktoken.
 
-    python3 -m venv .venv && .venv/bin/pip install tokenizers==0.23.2 sentencepiece==0.2.1
+    python3 -m venv .venv && .venv/bin/pip install tokenizers==0.23.2 sentencepiece==0.2.1 tiktoken==0.14.0
     build/gcc/tests/test_tokenizer_golden --write mixed.bin
     NIBBLE_VECTORS=... .venv/bin/python tests/golden/tokenizers/make_golden.py mixed.bin
 
@@ -21,6 +21,8 @@ import struct
 import unicodedata
 
 import sentencepiece
+import tiktoken
+import tiktoken.load
 from tokenizers import (AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors,
                         trainers)
 
@@ -35,6 +37,7 @@ O200K = "|".join([r"[^\r\n\p{L}\p{N}]?" + UPPER + "*" + LOWER + "+" + SUFFIX,
                   r"\p{N}{1,3}", r" ?[^\s\p{L}\p{N}]+[\r\n/]*", r"\s*[\r\n]+", r"\s+(?!\S)", r"\s+"])
 VECTORS = ["gpt2", "llama3", "qwen2.5", "smollm2", "phi-2", "phi-3", "phi-4-mini", "olmo1-gptneox", "llama2",
            "tiny-random-llama", "gemma-cropped"]
+TIKTOKEN = ["llama3/tokenizer.model", "cl100k/cl100k_base.tiktoken"]
 SENTENCEPIECE = ["llama2/tokenizer.model", "spm/albert_spiece.model", "spm/test_sentencepiece.model",
                  "spm/test_sentencepiece_with_bytefallback.model", "spm/torchtune_m.model",
                  "spm/torchtune_t5_sentencepiece.model"]
@@ -230,6 +233,12 @@ def with_sentencepiece(path, documents):
     return {"ids": hashes(t.encode, lambda ids: "", documents)["ids"]}
 
 
+def with_tiktoken(path, documents):
+    ranks = tiktoken.load.load_tiktoken_bpe(path)
+    t = tiktoken.Encoding(name=path, pat_str=CL100K % r"\p{N}{1,3}", mergeable_ranks=ranks, special_tokens={})
+    return hashes(t.encode_ordinary, t.decode, documents)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mixed")
@@ -263,6 +272,9 @@ def main():
         print(name)
     for name in filter(lambda name: wanted("tok/" + name), SENTENCEPIECE):
         golden["tokenizers"]["tok/" + name] = with_sentencepiece(os.path.join(vectors, name), documents)
+        print(name)
+    for name in filter(lambda name: wanted("tok/" + name), TIKTOKEN):
+        golden["tokenizers"]["tok/" + name] = with_tiktoken(os.path.join(vectors, name), documents)
         print(name)
     with open(os.path.join(HERE, "golden.json"), "w", encoding="utf-8") as f:
         rows = ",\n".join(f"  {json.dumps(k)}: {json.dumps(v, separators=(',', ':'))}"
