@@ -44,8 +44,10 @@ static void show_cpu(problems *p) {
     char total[16], avail[16];
     row("processor", "%s", cpu->name);
     row("cores", "%d usable by this process (%ld in the machine)", cpu->cores, sysconf(_SC_NPROCESSORS_ONLN));
-    row("features", "AVX2+FMA %s, AVX-512 %s, AVX-512 BF16 %s", cpu->avx2_fma ? "yes" : "no",
-        cpu->avx512 ? "yes" : "no", cpu->avx512_bf16 ? "yes" : "no");
+    const char *limit = getenv("NIBBLE_CPU");
+    row("features", "AVX2+FMA %s, AVX-512 %s, AVX-512 BF16 %s%s%s", cpu->avx2_fma ? "yes" : "no",
+        cpu->avx512 ? "yes" : "no", cpu->avx512_bf16 ? "yes" : "no", limit && *limit ? ", limited by NIBBLE_CPU=" : "",
+        limit ? limit : "");
     row("memory", "%s, %s available", nb_bytes((double)cpu->memory, total),
         nb_bytes((double)cpu->memory_available, avail));
     if (!cpu->avx2_fma) problem(p, "no AVX2: nibble runs its plain loops, many times slower");

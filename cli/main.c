@@ -47,6 +47,10 @@ static int flushed(int rc) {
 
 int main(int argc, char **argv) {
     nb_threads_settle(argv);
+    if (nb_cpu_check() != NB_OK) {
+        fprintf(stderr, "nibble: %s\n", nb_message());
+        return 1;
+    }
     if (argc < 2) {
         usage(stderr);
         return 1;

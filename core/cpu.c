@@ -39,6 +39,15 @@ static int cores(void) {
     return n < 1 ? 1 : n;
 }
 
+/* Of NIBBLE_CPU, each with the ones before it; -1: no such name. */
+static int level_of(const char *name) {
+    static const char *const names[] = {"base", "avx2", "avx512", "all"};
+    if (!name || !*name) return NB_LEN(names) - 1;
+    for (int i = 0; i < NB_LEN(names); i++)
+        if (!strcmp(names[i], name)) return i;
+    return -1;
+}
+
 const nb_cpu *nb_cpu_get(void) {
     static nb_cpu cpu;
     static bool known;
@@ -66,9 +75,19 @@ const nb_cpu *nb_cpu_get(void) {
     cpu.avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                  __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     cpu.avx512_bf16 = cpu.avx512 && __builtin_cpu_supports("avx512bf16");
+    const int level = level_of(getenv("NIBBLE_CPU"));
+    cpu.avx2_fma &= level >= 1;
+    cpu.avx512 &= level >= 2;
+    cpu.avx512_bf16 &= level >= 3;
 #endif
     known = true;
     return &cpu;
+}
+
+nb_status nb_cpu_check(void) {
+    const char *name = getenv("NIBBLE_CPU");
+    if (level_of(name) >= 0) return NB_OK;
+    return nb_fail(NB_EINPUT, "NIBBLE_CPU=%s: give base, avx2, avx512 or all, or unset it", name);
 }
 
 extern void openblas_set_num_threads(int n) __attribute__((weak));

@@ -5,6 +5,8 @@
 #include <stdbool.h>
 #include <stddef.h>
 
+#include "core/status.h"
+
 typedef struct nb_cpu {
     bool avx2_fma, avx512, avx512_bf16; /* avx512 = F, BW, DQ, VL, VBMI not asked for */
     int cores;                          /* usable by this process (affinity, cgroup quota) */
@@ -12,6 +14,11 @@ typedef struct nb_cpu {
     char name[64];
 } nb_cpu;
 const nb_cpu *nb_cpu_get(void); /* found once */
+
+/* The environment's NIBBLE_CPU keeps the program to the instructions of a lesser processor: base (what every x86-64 has),
+ * avx2, avx512 (without BF16). NB_EINPUT: it holds something else. Another process's figures are compared under the same
+ * limit (bench/peers), and tests run the kernels of machines that are not at hand. */
+nb_status nb_cpu_check(void);
 
 /* The process's one thread pool is OpenMP's. 0 = all usable cores. Also sets OpenBLAS to 1. */
 void nb_threads_set(int n);

@@ -8,7 +8,7 @@
 #include "tests/test.h"
 #if defined(__x86_64__)
 #include "kernels/cpu/avx512.h"
-#include "kernels/cpu/decode_avx2.h"
+#include "kernels/cpu/avx2.h"
 #endif
 
 typedef void decode(float *out, int64_t ld, const nb_weight *w, int64_t row0, int64_t n_rows, int64_t col0,

@@ -18,6 +18,8 @@ check help_command 0 "usage: nibble doctor" help doctor
 check unknown_option 1 "unknown option --frob" doctor --frob
 check stray_argument 1 "unexpected argument 'now'" doctor now
 check doctor 0 "will use" doctor
+NIBBLE_CPU=avx2 check lesser_processor 0 "limited by NIBBLE_CPU=avx2" doctor
+NIBBLE_CPU=sse check lesser_processor_unknown 1 "NIBBLE_CPU=sse: give base, avx2, avx512 or all" doctor
 dir=$(mktemp -d); trap 'rm -rf "$dir"' EXIT
 printf 'base_model: m\noutput_dir: o\ndatasets: [{path: d.csv, type: completion}]\n' >"$dir/good.yaml"
 printf 'base_modle: m\n' >"$dir/bad.yaml"

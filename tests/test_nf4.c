@@ -202,6 +202,7 @@ static void test_decode(void **state) {
         }
         check_decoder(nb_weight_decode, &w);
 #if defined(__x86_64__)
+        if (nb_cpu_get()->avx2_fma) check_decoder(nb_weight_decode_avx2, &w);
         if (nb_cpu_get()->avx512) check_decoder(nb_weight_decode_avx512, &w);
 #endif
         free(x), free(absmax), free(nested), free(packed), free(u8);

@@ -20,6 +20,14 @@ import models
 HERE = os.path.dirname(os.path.abspath(__file__))
 REPO = os.path.dirname(os.path.dirname(HERE))
 PACKAGES = ["torch", "transformers", "peft", "bitsandbytes", "llama-cpp-python"]
+# What each contender calls the instructions of a lesser processor; the whole run is kept to them.
+INSTRUCTIONS = {
+    "all": {},
+    "avx512": {"NIBBLE_CPU": "avx512", "ONEDNN_MAX_CPU_ISA": "AVX512_CORE", "ATEN_CPU_CAPABILITY": "avx512",
+               "MKL_ENABLE_INSTRUCTIONS": "AVX512"},
+    "avx2": {"NIBBLE_CPU": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2",
+             "MKL_ENABLE_INSTRUCTIONS": "AVX2", "OPENBLAS_CORETYPE": "Haswell"},
+}
 WORKLOADS = ("train", "train-checkpointing", "prompt", "generation")
 
 
@@ -83,9 +91,12 @@ def contenders(ctx, shape, workload):
                 name = f"nibble {base}" + (f", {level}" if again else "")
                 set_level = ["--set", "gradient_checkpointing=" + level]
                 found[name] = lambda b=base, s=set_level: nibble(ctx, "step", config[b], *s)
+        narrow = ctx.instructions == "all"  # without AVX512-BF16 PyTorch multiplies bf16 without vectors, 30 times slower
         for name, more in (("PyTorch + PEFT bf16", []), ("PyTorch + PEFT bf16, adapters too", ["--narrow-adapters"]),
                            ("PyTorch + PEFT f32", ["--dtype", "float32"]),
                            ("PyTorch + PEFT + bitsandbytes nf4", ["--nf4"])):
+            if not narrow and "f32" not in name:
+                continue
             more = more + (["--checkpointing"] if again else [])
             found[name] = lambda m=more: peer(ctx, "peer_torch.py", folder, *train, *m)
         return found
@@ -167,11 +178,13 @@ def main():
     p.add_argument("--seconds", type=float, default=4, help="of nibble in each round")
     p.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     p.add_argument("--cache", default=os.path.join(REPO, "build/peers/models"))
+    p.add_argument("--instructions", choices=INSTRUCTIONS, default="all", help="leave out what is newer; training only")
     p.add_argument("--out")
     ctx = p.parse_args()
     ctx.nibble = os.path.realpath(ctx.nibble)
     os.makedirs(ctx.cache, exist_ok=True)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.update(INSTRUCTIONS[ctx.instructions])
     about = machine(ctx)
     results = []
     for shape in ctx.shapes.split(","):

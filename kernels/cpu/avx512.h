@@ -6,18 +6,12 @@
 #include <stdbool.h>
 #include <stdint.h>
 
-#include "kernels/weight.h"
+#include "kernels/cpu/avx2.h"
 
 /* These files are compiled for any x86-64 processor; only the functions so marked use AVX-512, and run only where
  * nb_cpu_get() found it. */
 #define NB_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
 #define NB_AVX512BF16 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512bf16")))
-#define NB_INLINE static inline __attribute__((always_inline))
-#ifdef __clang__
-#define NB_UNROLL _Pragma("unroll")
-#else
-#define NB_UNROLL _Pragma("GCC unroll 16")
-#endif
 
 /* Mask of the first n of 16 or 32 lanes; n may be larger or negative. */
 NB_INLINE uint16_t nb_first16(int64_t n) { return n >= 16 ? 0xffff : n <= 0 ? 0 : (uint16_t)((1u << n) - 1); }

@@ -2,68 +2,58 @@
  * packed. */
 #include "kernels/cpu/gemm.h"
 #if defined(__x86_64__)
-#include <immintrin.h>
-
 #include "core/cpu.h"
-#include "kernels/cpu/decode_avx2.h"
+#include "kernels/cpu/avx2.h"
 #include "kernels/cpu/gemm_packed.h"
-
-#define AVX2 __attribute__((target("avx2,fma")))
-#define INLINE static inline __attribute__((always_inline))
-#ifdef __clang__
-#define UNROLL _Pragma("unroll")
-#else
-#define UNROLL _Pragma("GCC unroll 8")
-#endif
 
 enum { MR = 6, NR = 16, VEC = 8, CHUNK = NB_PACKED_SPARE / NR };
 
 /* Lanes below n, of 8. */
-INLINE AVX2 __m256i first8(int64_t n) {
+NB_INLINE NB_AVX2 __m256i first8(int64_t n) {
     __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
     return _mm256_cmpgt_epi32(_mm256_set1_epi32(n > 8 ? 8 : n < 0 ? 0 : (int)n), lane);
 }
 
 /* Stores the first n lanes of v. Masked stores are slow on many processors: only where they must be. */
-INLINE AVX2 void store8(float *to, int64_t n, __m256 v) {
+NB_INLINE NB_AVX2 void store8(float *to, int64_t n, __m256 v) {
     if (n >= 8) _mm256_storeu_ps(to, v);
     else _mm256_maskstore_ps(to, first8(n), v);
 }
 
 /* c[n_cols] = alpha * sum + beta * c */
-INLINE AVX2 void store_sums(float *c, int n_cols, __m256 sum, float alpha, float beta) {
+NB_INLINE NB_AVX2 void store_sums(float *c, int n_cols, __m256 sum, float alpha, float beta) {
     __m256i m = first8(n_cols);
     __m256 v = _mm256_mul_ps(_mm256_set1_ps(alpha), sum);
     if (beta != 0) v = _mm256_add_ps(v, _mm256_mul_ps(_mm256_set1_ps(beta), _mm256_maskload_ps(c, m)));
     store8(c, n_cols, v);
 }
 
-INLINE AVX2 void tile(int mr, int nv, int64_t steps, const float *restrict x, const float *restrict y,
+NB_INLINE NB_AVX2 void tile(int mr, int nv, int64_t steps, const float *restrict x, const float *restrict y,
                       float *restrict c, int64_t ldc, int n_cols, float alpha, float beta) {
     __m256 sum[MR][2];
-    UNROLL
+    NB_UNROLL
     for (int i = 0; i < mr; i++)
-        UNROLL
+        NB_UNROLL
         for (int j = 0; j < nv; j++) sum[i][j] = _mm256_setzero_ps();
     for (int64_t k = 0; k < steps; k++) {
         __m256 column[2];
-        UNROLL
+        NB_UNROLL
         for (int j = 0; j < nv; j++) column[j] = _mm256_load_ps(y + (k * nv + j) * VEC);
-        UNROLL
+        NB_UNROLL
         for (int i = 0; i < mr; i++) {
             __m256 row = _mm256_broadcast_ss(x + k * mr + i);
-            UNROLL
+            NB_UNROLL
             for (int j = 0; j < nv; j++) sum[i][j] = _mm256_fmadd_ps(row, column[j], sum[i][j]);
         }
     }
-    UNROLL
+    NB_UNROLL
     for (int i = 0; i < mr; i++)
-        UNROLL
+        NB_UNROLL
         for (int j = 0; j < nv; j++) store_sums(c + i * ldc + j * VEC, n_cols - j * VEC, sum[i][j], alpha, beta);
 }
 
 #define TILE(mr, nv)                                                                                                  \
-    AVX2 static void tile_##mr##_##nv(int64_t steps, const uint32_t *x, const uint32_t *y, float *c, int64_t ldc,     \
+    NB_AVX2 static void tile_##mr##_##nv(int64_t steps, const uint32_t *x, const uint32_t *y, float *c, int64_t ldc,     \
                                       int n_cols, float alpha, float beta) {                                          \
         tile(mr, nv, steps, (const float *)x, (const float *)y, c, ldc, n_cols, alpha, beta);                         \
     }
@@ -75,54 +65,45 @@ TILE(2, 1) TILE(3, 1) TILE(4, 1) TILE(5, 1) TILE(6, 1) TILE(1, 2) TILE(2, 2) TIL
         tile_1_2, tile_2_2, tile_3_2, tile_4_2, tile_5_2, tile_6_2,
 };
 
-/* Rounds to bf16 and back, to nearest even; NaN stays NaN. */
-INLINE AVX2 __m256 round_bf16(__m256 f) {
-    __m256i u = _mm256_castps_si256(f), odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
-    __m256i r = _mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff)));
-    __m256 quiet = _mm256_or_ps(f, _mm256_castsi256_ps(_mm256_set1_epi32(0x400000)));
-    __m256 v = _mm256_blendv_ps(_mm256_castsi256_ps(r), quiet, _mm256_cmp_ps(f, f, _CMP_UNORD_Q));
-    return _mm256_and_ps(v, _mm256_castsi256_ps(_mm256_set1_epi32((int)0xffff0000)));
-}
-
-INLINE AVX2 void transpose8(__m256 v[8]) {
+NB_INLINE NB_AVX2 void transpose8(__m256 v[8]) {
     __m256 t[8];
-    UNROLL
+    NB_UNROLL
     for (int i = 0; i < 4; i++) {
         t[2 * i] = _mm256_unpacklo_ps(v[2 * i], v[2 * i + 1]);
         t[2 * i + 1] = _mm256_unpackhi_ps(v[2 * i], v[2 * i + 1]);
     }
-    UNROLL
+    NB_UNROLL
     for (int i = 0; i < 2; i++) {
         v[4 * i] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
         v[4 * i + 1] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0xee);
         v[4 * i + 2] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
         v[4 * i + 3] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xee);
     }
-    UNROLL
+    NB_UNROLL
     for (int i = 0; i < 4; i++) {
         t[i] = _mm256_permute2f128_ps(v[i], v[i + 4], 0x20);
         t[i + 4] = _mm256_permute2f128_ps(v[i], v[i + 4], 0x31);
     }
-    UNROLL
+    NB_UNROLL
     for (int i = 0; i < 8; i++) v[i] = t[i];
 }
 
 /* Lanes g.. of step k of a panel. In a panel narrower than a vector the spare lanes fall on the steps behind, which
  * are stored later; only at the end of the panel they must be kept off. */
-INLINE AVX2 void store_step(float *out, int width, int g, int64_t k, int64_t kc, __m256 v) {
+NB_INLINE NB_AVX2 void store_step(float *out, int width, int g, int64_t k, int64_t kc, __m256 v) {
     float *to = out + k * width + g;
     store8(to, width >= 8 || k * width + 8 <= kc * width ? 8 : width, v);
 }
 
 /* Rows that lie along k: out[k][width] = src[r][k], 8 x 8 at a time. */
-AVX2 static void pack_rows(float *out, int width, const float *src, int64_t ld, int rows, int64_t kc, bool bf16) {
+NB_AVX2 static void pack_rows(float *out, int width, const float *src, int64_t ld, int rows, int64_t kc, bool bf16) {
     for (int g = 0; g < width; g += 8)
         for (int64_t k = 0; k < kc; k += 8) {
             __m256 v[8];
             const __m256i in = first8(kc - k);
             for (int i = 0; i < 8; i++) {
                 v[i] = g + i < rows ? _mm256_maskload_ps(src + (g + i) * ld + k, in) : _mm256_setzero_ps();
-                if (bf16) v[i] = round_bf16(v[i]);
+                if (bf16) v[i] = nb_round_bf16_avx2(v[i]);
             }
             transpose8(v);
             for (int i = 0; i < 8 && k + i < kc; i++) store_step(out, width, g, k + i, kc, v[i]);
@@ -130,12 +111,12 @@ AVX2 static void pack_rows(float *out, int width, const float *src, int64_t ld, 
 }
 
 /* Rows that lie across k: out[k][width] = src[k][c]. */
-AVX2 static void pack_cols(float *out, int width, const float *src, int64_t ld, int cols, int64_t kc, bool bf16) {
+NB_AVX2 static void pack_cols(float *out, int width, const float *src, int64_t ld, int cols, int64_t kc, bool bf16) {
     for (int g = 0; g < width; g += 8) {
         const __m256i in = first8(cols - g);
         for (int64_t k = 0; k < kc; k++) {
             __m256 v = _mm256_maskload_ps(src + k * ld + g, in);
-            store_step(out, width, g, k, kc, bf16 ? round_bf16(v) : v);
+            store_step(out, width, g, k, kc, bf16 ? nb_round_bf16_avx2(v) : v);
         }
     }
 }
