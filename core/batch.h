@@ -10,6 +10,7 @@
 #ifndef NB_CORE_BATCH_H
 #define NB_CORE_BATCH_H
 
+#include <stdbool.h>
 #include <stdint.h>
 
 enum { NB_IGNORE = -100 }; /* target of a token that is not trained on */
@@ -32,6 +33,7 @@ typedef struct nb_batch {
     int64_t n_trained;       /* targets that are not NB_IGNORE */
     double pairs;            /* of queries and keys they see, for counting operations; 0: not counted */
     const int32_t *kv_rows;  /* [T] row of the KV cache each token's key and value go to; NULL without cache */
+    bool answers;            /* each token was generated just now: few, in steps that wait for memory (nb_dev.dots) */
 } nb_batch;
 
 #endif

@@ -252,20 +252,27 @@ static nb_status choose(nb_generator *g, const nb_sampling *o, bool tops, const 
     return nb_sampler_next(&g->sampler, o, g->logits, s->ids, s->n, s->request->sequence, token);
 }
 
-/* Tokens of every busy slot, sequences being answered first; then a token for each slot that caught up. */
+static bool reads(const slot *s) { return s->request && !s->result->n; }
+
+/* What is left of the prompts, as far as there is room; when all are read, one token of every sequence being answered.
+ * Then a token for each slot that caught up. The two never share a pass: sums of the second kind may be made otherwise
+ * (nb_batch.answers), and a text must not depend on what else is being generated. */
 static nb_status pass(nb_generator *g, const nb_sampling *o, nb_progress *progress) {
-    nb_batch b = {.ids = g->ids, .pos = g->pos, .sample = g->sample, .segs = g->segs, .kv_rows = g->kv_rows};
+    nb_batch b = {.ids = g->ids, .pos = g->pos, .sample = g->sample, .segs = g->segs, .kv_rows = g->kv_rows,
+                  .answers = true};
     slot *ready[g->n_slots]; /* slots are few: tens */
     int64_t n_ready = 0;
-    for (int reading = 0; reading < 2; reading++)
-        for (int64_t i = 0; i < g->n_slots; i++) {
-            slot *s = &g->slots[i];
-            if (!s->request || (s->n - s->cached > 1) != reading) continue;
-            add_tokens(g, &b, s);
-            if (!s->take || s->cached + s->take < s->n) continue;
-            g->rows[n_ready] = (int32_t)b.n - 1;
-            ready[n_ready++] = s;
-        }
+    for (int64_t i = 0; i < g->n_slots; i++)
+        if (reads(&g->slots[i])) b.answers = false;
+    for (int64_t i = 0; i < g->n_slots; i++) {
+        slot *s = &g->slots[i];
+        s->take = 0;
+        if (!s->request || reads(s) == b.answers) continue;
+        add_tokens(g, &b, s);
+        if (!s->take || s->cached + s->take < s->n) continue;
+        g->rows[n_ready] = (int32_t)b.n - 1;
+        ready[n_ready++] = s;
+    }
     if (!n_ready) g->rows[0] = (int32_t)b.n - 1; /* prompts alone: a row nobody looks at */
     const float *logits;
     NB_TRY(nb_runner_logits_there(g->runner, &b, &g->cache, g->rows, n_ready ? n_ready : 1, &logits));

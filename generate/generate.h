@@ -2,9 +2,9 @@
  *
  *   slot s owns rows [s * slot_len, (s + 1) * slot_len) of the cache
  *
- *   slot 0   prompt prompt prompt answer answer .       every pass takes from each busy slot the tokens that are not
- *   slot 1   prompt prompt . . . .                      in the cache yet: one of a sequence being answered, a piece
- *   slot 2   (free: the next request enters here)       of a prompt that is being read
+ *   slot 0   prompt prompt prompt answer answer .       a pass takes from every slot that reads its prompt a piece of it;
+ *   slot 1   prompt prompt . . . .                      when all are read, the last token of every sequence being
+ *   slot 2   (free: the next request enters here)       answered: what is not in the cache yet
  *
  * A sequence gets the same tokens whether it runs alone or among others: rows of a batch do not touch each other in
  * any kernel, and random draws are keyed by (seed, sequence, position). */

@@ -122,6 +122,8 @@ struct nb_dev {
     const char *label;     /* the name of the processor or card */
     const char *gemm;      /* name of the product variant in use, "avx512bf16", "avx512", "openblas", "naive", "cublas" */
     const void *gemm_impl; /* the backend's own */
+    bool dots;             /* the step at hand generates text: products with frozen weights wait for memory, and a backend
+                            * may sum them in the order in which it reads them (cpu: kernels/cpu/dots.h) */
     void *impl;            /* the backend's own: streams, handles */
     void *ws;              /* scratch of ws_size bytes, shared by all kernels, owned by the device */
     size_t ws_size;

@@ -48,7 +48,7 @@ static nb_status pass(decoder *d, int64_t at, int64_t n) {
     const nb_seg seg = {0, (int32_t)n, 0, (int32_t)(at + n)};
     const int32_t last = (int32_t)(n - 1);
     nb_batch b = {.n = n, .ids = d->ids + at, .pos = d->at + at, .sample = d->sample, .segs = &seg, .n_segs = 1,
-                  .kv_rows = d->at + at};
+                  .kv_rows = d->at + at, .answers = at > 0};
     return nb_runner_logits(d->runner, &b, &d->cache, &last, 1, d->logits);
 }
 

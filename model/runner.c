@@ -256,11 +256,14 @@ enum { RECORD_TOKENS = 64 }; /* with more, launches are long enough to hide each
 
 static nb_status run_logits(nb_runner *r, const nb_batch *b, nb_kv_cache *cache, const int32_t *rows, int64_t n,
                             const float **logits) {
+    nb_dev *dev = r->model->dev;
     nb_graph g;
     nb_tape_follow(r->tape, &r->plan, r->arena->base);
-    NB_TRY(nb_model_logits(r->model, r->tape, b, cache, rows, n, &g));
-    *logits = g.logits->data;
-    return NB_OK;
+    dev->dots = b->answers;
+    nb_status st = nb_model_logits(r->model, r->tape, b, cache, rows, n, &g);
+    dev->dots = false;
+    if (st == NB_OK) *logits = g.logits->data;
+    return st;
 }
 
 /* The recording of this kind of batch, perhaps not made yet; NULL: such batches are not recorded. */

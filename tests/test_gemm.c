@@ -130,14 +130,15 @@ static void compare(const nb_dev *d, const char *what, const float *got, int64_t
         }
 }
 
-/* Calls f for every variant, compute type and this machine's support. */
-static void each_variant(void (*f)(nb_dev *d)) {
+/* Calls f for every variant, compute type and this machine's support; dots: as in steps that generate. */
+static void each_variant(void (*f)(nb_dev *d), bool dots) {
     for (int bf16 = 0; bf16 < 2; bf16++)
         for (const nb_gemm_impl *const *v = nb_gemm_impls; *v; v++) {
             nb_dev *d;
             assert_ok(nb_dev_open(&d, "cpu", bf16 ? NB_BF16 : NB_F32));
             if (nb_dev_set_gemm(d, (*v)->name) == NB_OK) {
                 assert_string_equal(d->gemm, (*v)->name);
+                d->dots = dots;
                 f(d);
             }
             nb_dev_close(d);
@@ -185,7 +186,8 @@ static void dense_cases(nb_dev *d) {
 
 static void test_dense(void **state) {
     (void)state;
-    each_variant(dense_cases);
+    each_variant(dense_cases, false);
+    each_variant(dense_cases, true);
 }
 
 static void one_weight(nb_dev *d, int kind, int64_t T, int64_t N, int64_t K, bool fwd, float beta) {
@@ -229,11 +231,69 @@ static void weight_cases(nb_dev *d) {
 
 static void test_weights(void **state) {
     (void)state;
-    each_variant(weight_cases);
+    each_variant(weight_cases, false);
 }
 
 static nb_status product(nb_dev *d, bool fwd, float *y, const float *x, const nb_weight *w, int64_t T) {
     return fwd ? d->k->weight_fwd(d, nb_mat_of(y, w->rows, NB_F32), x, w, T, 0) : d->k->weight_bwd(d, y, x, w, T, 0);
+}
+
+/* Value [n, k] of a weight in a product that generates: of NF4 in whole blocks the level alone may be rounded, of GGUF's
+ * blocks nothing. */
+static double value_of(const nb_dev *d, const nb_weight *w, int64_t n, int64_t k) {
+    const int64_t e = n * w->cols + k;
+    const bool unscaled = !strcmp(d->gemm, "avx512bf16");
+    float v;
+    if (unscaled && w->format == NB_FMT_NF4 && w->cols % 64 == 0) {
+        const uint8_t byte = ((const uint8_t *)w->data)[e / 2];
+        return (double)nb_round_bf16(w->nf4.code[e % 2 ? byte & 15 : byte >> 4]) * nb_nf4_absmax(&w->nf4, e / 64);
+    }
+    nb_weight_decode(&v, 1, w, n, 1, k, 1);
+    return unscaled && w->format > NB_FMT_NF4 ? v : operand(d, v);
+}
+
+/* nb_dev.dots: few rows and many, columns that are no multiple of anything, rows that end within a piece. */
+static void dots_cases(nb_dev *d) {
+    static const int64_t heights[] = {1, 2, 3, 4, 5, 8};
+    static const int64_t sizes[][2] = {{33, 64}, {4, 128}, {18, 192}, {7, 576}, {66, 70}, {3, 1}, {1, 1280}, {35, 256},
+                                       {2, 2048}, {5, 416}};
+    enum { ALL = NB_LEN(heights) * NB_LEN(sizes) };
+    for (int i = 0; i < NB_LEN(kinds) * ALL; i++) {
+        const int kind = i / ALL;
+        const int64_t T = heights[i % NB_LEN(heights)], *size = sizes[i / NB_LEN(heights) % NB_LEN(sizes)];
+        const int64_t N = size[0], K = size[1];
+        const float beta = i % 3 ? 0 : 0.5f;
+        if (K % nb_format_block(kinds[kind].f)) continue;
+        weight_case w = weight_new(kind, N, K, 17);
+        guarded x = guarded_new(T * K), c = guarded_new(T * N);
+        float *want = nb_calloc((size_t)(T * N), sizeof *want);
+        randomize(x.p, x.n, 18), randomize(c.p, c.n, 19);
+        for (int64_t n = 0; n < N; n++) {
+            double *y = nb_calloc((size_t)K, sizeof *y);
+            for (int64_t k = 0; k < K; k++) y[k] = value_of(d, &w.w, n, k);
+            for (int64_t m = 0; m < T; m++) {
+                double sum = beta != 0 ? (double)beta * c.p[m * N + n] : 0;
+                for (int64_t k = 0; k < K; k++) sum += y[k] * operand(d, x.p[m * K + k]);
+                want[m * N + n] = (float)sum;
+            }
+            free(y);
+        }
+        if (beta == 0) for (int64_t k = 0; k < c.n; k++) c.p[k] = NAN; /* beta 0 must not read */
+        size_t reserved = d->ws_size;
+        unsigned char *behind = limit_ws(d, T, N, K);
+        if (d->ws_size + 4096 > reserved) reserved = d->ws_size + 4096;
+        assert_ok(d->k->weight_fwd(d, nb_mat_of(c.p, N, NB_F32), x.p, &w.w, T, beta));
+        check_ws(d, behind, reserved);
+        compare(d, kinds[kind].name, c.p, N, want, T, N, K);
+        free(want);
+        guarded_free(&x), guarded_free(&c);
+        weight_free(&w);
+    }
+}
+
+static void test_dots(void **state) {
+    (void)state;
+    each_variant(dots_cases, true);
 }
 
 /* Row i of a product of T rows is bit-equal to the same row alone, for any number of threads. */
@@ -277,7 +337,8 @@ static void row_cases(nb_dev *d) {
 
 static void test_rows_independent(void **state) {
     (void)state;
-    each_variant(row_cases);
+    each_variant(row_cases, false);
+    each_variant(row_cases, true);
 }
 
 /* gemm_sum against its terms one by one: frozen weights in any format, dense factors lying either way, of few and many
@@ -296,7 +357,7 @@ static void sum_cases(nb_dev *d) {
         randomize(c.p, c.n, 3);
         memcpy(want.p, c.p, (size_t)c.n * sizeof *c.p);
         for (; n < NB_MAX_TERMS && K[n]; n++) {
-            const bool xt = n % 3 == 1, yt = (s + n) % 2;
+            const bool xt = n % 3 == 1 && !d->dots, yt = (s + n) % 2 || d->dots; /* dots: all along k */
             x[n] = nb_calloc((size_t)(M * K[n]), sizeof(float)), y[n] = nb_calloc((size_t)(N * K[n]), sizeof(float));
             randomize(x[n], M * K[n], 20 + (uint64_t)n), randomize(y[n], N * K[n], 30 + (uint64_t)n);
             nb_mat X = nb_mat_of(x[n], K[n], NB_F32), Y = yt ? nb_mat_t(y[n], K[n], NB_F32) : nb_mat_of(y[n], N, NB_F32);
@@ -358,8 +419,7 @@ static void sum_row_cases(nb_dev *d) {
 
 static void test_sums(void **state) {
     (void)state;
-    each_variant(sum_cases);
-    each_variant(sum_row_cases);
+    for (int dots = 0; dots < 2; dots++) each_variant(sum_cases, dots), each_variant(sum_row_cases, dots);
 }
 
 static void test_errors(void **state) {
@@ -387,6 +447,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_dense),
         cmocka_unit_test(test_weights),
+        cmocka_unit_test(test_dots),
         cmocka_unit_test(test_rows_independent),
         cmocka_unit_test(test_sums),
         cmocka_unit_test(test_errors),

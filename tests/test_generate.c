@@ -15,13 +15,13 @@ typedef struct fixture {
     nb_generator *generator;
 } fixture;
 
-/* elsewhere: as if the device had memory of its own. */
-static void open_model_on(fixture *f, bool elsewhere) {
+/* elsewhere: as if the device had memory of its own. four: a base in 4 bits, computing in bf16. */
+static void open_model_on(fixture *f, bool elsewhere, bool four) {
     static nb_backend other;
     const char *dir = VECTORS("stories260K-hf");
-    nb_base_options o = {.quantized_cache = ""};
+    nb_base_options o = {.load_in_4bit = four, .double_quant = true, .quantized_cache = ""};
     *f = (fixture){0};
-    assert_ok(nb_dev_open(&f->dev, "cpu", NB_F32));
+    assert_ok(nb_dev_open(&f->dev, "cpu", four ? NB_BF16 : NB_F32));
     other = *f->dev->be;
     other.host_memory = false;
     if (elsewhere) f->dev->be = &other;
@@ -30,7 +30,7 @@ static void open_model_on(fixture *f, bool elsewhere) {
     assert_ok(nb_model_open(&f->model, f->base, f->dev, 512, 512));
 }
 
-static void open_model(fixture *f) { open_model_on(f, false); }
+static void open_model(fixture *f) { open_model_on(f, false, false); }
 
 static void open_generator(fixture *f, nb_gen_options o) {
     nb_generator_free(f->generator);
@@ -112,7 +112,7 @@ static void fetched_tokens_are_the_same(void **st) {
     nb_gen_result r[2][WAYS][TEXTS];
     for (int elsewhere = 0; elsewhere < 2; elsewhere++) {
         fixture f;
-        open_model_on(&f, elsewhere);
+        open_model_on(&f, elsewhere, false);
         open_generator(&f, (nb_gen_options){.slots = 2, .slot_len = 256, .max_tokens = 16});
         nb_ids prompt = encode(&f, "Once upon a time");
         nb_gen_request q[TEXTS];
@@ -160,10 +160,9 @@ static void adapter_on_and_off(void **st) {
 }
 
 /* Sampled sequences: the same alone, among others, in other slots, and with other piece sizes. */
-static void company_changes_nothing(void **st) {
-    (void)st;
+static void company(bool four) {
     fixture f;
-    open_model(&f);
+    open_model_on(&f, false, four);
     static const char *const texts[] = {"Once upon a time", "The big dog was very", "Lily",
                                         "One day, Tom and his mom went to the", "She said", "A",
                                         "Ben had a red ball. He liked to", "It was dark"};
@@ -190,6 +189,12 @@ static void company_changes_nothing(void **st) {
     }
     for (int i = 0; i < 8; i++) nb_gen_result_free(&alone[i]), nb_ids_free(&ids[i]);
     close_model(&f);
+}
+
+static void company_changes_nothing(void **st) {
+    (void)st;
+    company(false);
+    company(true);
 }
 
 typedef struct heard {

@@ -73,5 +73,12 @@ typedef struct nb_gathered {
     bool fine;
 } nb_gathered;
 void nb_blocks_gather_avx512(nb_gathered *to, const nb_weight *w, int64_t row0, int rows, int64_t k, int units);
+/* 256 values, or units * 32 of them, of one row from byte `b` on: levels in order, scales as in a lane of nb_gathered. */
+typedef struct nb_blocks_run {
+    __m512i level[4];
+    float scale[16];
+} nb_blocks_run;
+typedef void nb_blocks_reader(nb_blocks_run *to, const uint8_t *b, int units);
+nb_blocks_reader *nb_blocks_reader_avx512(nb_format f);
 
 #endif

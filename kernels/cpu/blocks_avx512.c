@@ -1,4 +1,5 @@
-/* GGUF's formats of blocks with AVX-512: in f32 for any product, and 16 rows at a time for those that take columns. */
+/* GGUF's formats of blocks with AVX-512: in f32 for any product, 16 rows at a time for those that take columns, and row
+ * by row for those that generate. */
 #if defined(__x86_64__)
 #include <string.h>
 
@@ -127,6 +128,24 @@ enum { AHEAD = 768 }; /* bytes of a row to ask memory for in advance; behind its
     }
 NB_BLOCK_FORMATS(GATHERER)
 #undef GATHERER
+
+/* ---- one row ---- */
+
+#define READER(F, f, size, bytes)                                                                                    \
+    NB_AVX512 static void read_##f(nb_blocks_run *to, const uint8_t *b, int units) {                                 \
+        _mm512_store_ps(to->scale, row_##f(to->level, b, units));                                                    \
+    }
+NB_BLOCK_FORMATS(READER)
+#undef READER
+
+nb_blocks_reader *nb_blocks_reader_avx512(nb_format f) {
+    static nb_blocks_reader *const read[NB_FMT_COUNT] = {
+#define ROW(F, f, size, bytes) [NB_FMT_##F] = read_##f,
+        NB_BLOCK_FORMATS(ROW)
+#undef ROW
+    };
+    return read[f];
+}
 
 void nb_blocks_decode_avx512(float *out, const nb_weight *w, int64_t first, int64_t n) {
     static void (*const run[NB_FMT_COUNT])(float *, const nb_weight *, int64_t, int64_t) = {

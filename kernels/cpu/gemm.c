@@ -51,6 +51,7 @@ static nb_status run(nb_dev *d, nb_product *p, int n) {
     for (int i = 0; i < n; i++) {
         p[i].threads = nb_threads();
         p[i].bf16 = d->compute == NB_BF16;
+        p[i].dots = d->dots;
         p[i].ws = d->ws;
         p[i].next = i + 1 < n ? &p[i + 1] : NULL;
         K += p[i].K;

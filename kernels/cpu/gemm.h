@@ -21,9 +21,10 @@ typedef struct nb_product {
     int64_t M, N, K;
     float alpha, beta;
     bool bf16; /* operands are rounded to bf16 first */
+    bool dots; /* nb_dev.dots: a variant that has kernels/cpu/dots.h may take it */
     void *ws;  /* as many bytes as the variant's ws() asks for */
     int threads;
-    const struct nb_product *next; /* added to the same c: its c, M, N, bf16, ws, threads are equal, its beta is 1 */
+    const struct nb_product *next; /* added to the same c: its c, M, N, bf16, dots, ws, threads are equal, its beta is 1 */
 } nb_product;
 
 typedef struct nb_gemm_impl {

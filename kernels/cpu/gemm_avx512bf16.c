@@ -3,6 +3,7 @@
 #include "kernels/cpu/gemm.h"
 #if defined(__x86_64__)
 #include "core/cpu.h"
+#include "kernels/cpu/dots.h"
 
 #define NB_TARGET NB_AVX512BF16
 #define NB_STEP(sum, x, y) _mm512_dpbf16_ps(sum, (__m512bh)(x), (__m512bh)(y))
@@ -52,21 +53,6 @@ NB_TARGET static void pack_cols(uint32_t *out, int width, const float *src, int6
         }
 }
 
-/* Where 16 rows of y along k go: stored as steps of a panel, or multiplied at once by M rows of x. */
-typedef struct rows_use {
-    uint32_t *out; /* panel, or NULL */
-    int width;
-    const uint32_t *x; /* [steps][M] */
-    __m512 sum[NB_PACKED_THIN];
-} rows_use;
-
-/* mr is 0 for a panel, else M: a constant wherever this is inlined. */
-NB_INLINE NB_TARGET void use_step(rows_use *u, int mr, int64_t step, __m512i y) {
-    if (mr == 0) _mm512_store_si512(u->out + step * u->width, y);
-    NB_UNROLL
-    for (int i = 0; i < mr; i++) u->sum[i] = NB_STEP(u->sum[i], _mm512_set1_epi32((int)u->x[step * mr + i]), y);
-}
-
 enum { AHEAD = 512 }; /* bytes of a row to ask memory for in advance */
 
 /* Bytes from a place in one of 16 rows to the one that is read AHEAD bytes later: behind the end of the row, 16 rows
@@ -76,8 +62,8 @@ NB_INLINE int64_t ahead(int64_t at, int64_t row_bytes) {
 }
 
 /* bf16 weights n0.. along k. Rows behind the last stand in for nothing: their columns of c are not stored. */
-NB_INLINE NB_TARGET void rows_bf16(rows_use *u, int mr, const nb_weight *w, int64_t n0, int rows, int64_t k0,
-                                   int64_t kc) {
+NB_TARGET static void rows_bf16(uint32_t *out, int width, const nb_weight *w, int64_t n0, int rows, int64_t k0,
+                                int64_t kc) {
     const uint16_t *data = (const uint16_t *)w->data + n0 * w->cols + k0;
     for (int64_t k = 0; k < kc; k += 32) {
         __m512i v[16];
@@ -91,9 +77,9 @@ NB_INLINE NB_TARGET void rows_bf16(rows_use *u, int mr, const nb_weight *w, int6
         nb_transpose16(v);
         if (kc - k >= 32)
             NB_UNROLL
-            for (int i = 0; i < 16; i++) use_step(u, mr, k / 2 + i, v[i]);
+            for (int i = 0; i < 16; i++) _mm512_store_si512(out + (k / 2 + i) * width, v[i]);
         else
-            for (int64_t i = 0; i < (kc - k + 1) / 2; i++) use_step(u, mr, k / 2 + i, v[i]);
+            for (int64_t i = 0; i < (kc - k + 1) / 2; i++) _mm512_store_si512(out + (k / 2 + i) * width, v[i]);
     }
 }
 
@@ -124,8 +110,8 @@ NB_TARGET static void nf4_scales(__m512 scale[16], const nb_weight *w, int64_t f
 /* NF4 along k, when rows are whole blocks of 64: 64 bytes of each of 16 rows (128 values) are transposed as 32-bit
  * words, so that word w of a vector holds values 8w..8w+7 of 16 rows, one row a lane; a lane's 4-bit index picks its
  * level, its block's scale multiplies it, and the two values of a byte become a step. */
-NB_INLINE NB_TARGET void rows_nf4(rows_use *u, int mr, const nb_weight *w, int64_t n0, int rows, int64_t k0,
-                                  int64_t kc) {
+NB_TARGET static void rows_nf4(uint32_t *out, int width, const nb_weight *w, int64_t n0, int rows, int64_t k0,
+                               int64_t kc) {
     const __m512 level = _mm512_loadu_ps(w->nf4.code);
     const uint8_t *data = (const uint8_t *)w->data + (n0 * w->cols + k0) / 2;
     __m512 scale[16];
@@ -145,7 +131,8 @@ NB_INLINE NB_TARGET void rows_nf4(rows_use *u, int mr, const nb_weight *w, int64
             for (int b = 0; b < 4; b++) {
                 __m512 odd = _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(v[word], 8 * b), level), s);
                 __m512 even = _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(v[word], 8 * b + 4), level), s);
-                use_step(u, mr, k / 2 + 4 * word + b, interleave_halves((__m512i)_mm512_cvtne2ps_pbh(odd, even)));
+                _mm512_store_si512(out + (k / 2 + 4 * word + b) * width,
+                                   interleave_halves((__m512i)_mm512_cvtne2ps_pbh(odd, even)));
             }
         }
     }
@@ -158,8 +145,8 @@ NB_INLINE NB_TARGET __m512 level_value(__m512i four, int b, __m512 scale, __m512
 }
 
 /* GGUF's blocks along k, 256 values of 16 rows at a time. */
-NB_INLINE NB_TARGET void rows_blocks(rows_use *u, int mr, const nb_weight *w, int64_t n0, int rows, int64_t k0,
-                                     int64_t kc) {
+NB_TARGET static void rows_blocks(uint32_t *out, int width, const nb_weight *w, int64_t n0, int rows, int64_t k0,
+                                  int64_t kc) {
     nb_gathered g;
     for (int64_t k = 0; k < kc; k += 256) {
         const int words = kc - k < 256 ? (int)(kc - k) / 4 : 64;
@@ -171,73 +158,20 @@ NB_INLINE NB_TARGET void rows_blocks(rows_use *u, int mr, const nb_weight *w, in
             NB_UNROLL
             for (int b = 0; b < 4; b += 2) {
                 __m512 even = level_value(four, b, scale, minus), odd = level_value(four, b + 1, scale, minus);
-                use_step(u, mr, k / 2 + 2 * word + b / 2, interleave_halves((__m512i)_mm512_cvtne2ps_pbh(odd, even)));
+                _mm512_store_si512(out + (k / 2 + 2 * word + b / 2) * width,
+                                   interleave_halves((__m512i)_mm512_cvtne2ps_pbh(odd, even)));
             }
         }
     }
 }
 
-/* f32 rows along k, as an adapter's B has them. */
-NB_INLINE NB_TARGET void rows_f32(rows_use *u, int mr, const nb_weight *w, int64_t n0, int rows, int64_t k0,
-                                  int64_t kc) {
-    const float *data = (const float *)w->data + n0 * w->cols + k0;
-    for (int64_t k = 0; k < kc; k += 32) {
-        __m512i v[16];
-        const __mmask16 low = nb_first16(kc - k), high = nb_first16(kc - k - 16);
-        for (int i = 0; i < 16; i++) {
-            const float *row = data + (i < rows ? i : rows - 1) * w->cols + k;
-            v[i] = (__m512i)_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(high, row + 16), _mm512_maskz_loadu_ps(low, row));
-        }
-        nb_transpose16(v);
-        for (int64_t i = 0; i < 16 && i < (kc - k + 1) / 2; i++) use_step(u, mr, k / 2 + i, v[i]);
-    }
-}
+typedef void nb_rows(uint32_t *out, int width, const nb_weight *w, int64_t n0, int rows, int64_t k0, int64_t kc);
 
 /* One panel, 16 rows of y at a time. */
-NB_TARGET static void pack_rows_bf16(uint32_t *out, int width, const nb_weight *w, int64_t n0, int rows, int64_t k0,
-                                     int64_t kc) {
-    for (int g = 0; g < width; g += VEC) {
-        rows_use u = {.out = out + g, .width = width};
-        rows_bf16(&u, 0, w, n0 + g, rows - g, k0, kc);
-    }
+static void pack_by_16(nb_rows *rows, uint32_t *out, int width, const nb_weight *w, int64_t n0, int n, int64_t k0,
+                       int64_t kc) {
+    for (int g = 0; g < width; g += VEC) rows(out + g, width, w, n0 + g, n - g, k0, kc);
 }
-
-NB_TARGET static void pack_rows_nf4(uint32_t *out, int width, const nb_weight *w, int64_t n0, int rows, int64_t k0,
-                                    int64_t kc) {
-    for (int g = 0; g < width; g += VEC) {
-        rows_use u = {.out = out + g, .width = width};
-        rows_nf4(&u, 0, w, n0 + g, rows - g, k0, kc);
-    }
-}
-
-NB_TARGET static void pack_rows_blocks(uint32_t *out, int width, const nb_weight *w, int64_t n0, int rows, int64_t k0,
-                                       int64_t kc) {
-    for (int g = 0; g < width; g += VEC) {
-        rows_use u = {.out = out + g, .width = width};
-        rows_blocks(&u, 0, w, n0 + g, rows - g, k0, kc);
-    }
-}
-
-NB_INLINE NB_TARGET void thin(int mr, const nb_product *p, const nb_packed_group *g, const uint32_t *x, int64_t n0,
-                              int n_cols) {
-    rows_use u = {0};
-    for (const nb_packed_block *b = g->b; b < g->b + g->n; b++) {
-        const nb_weight *w = b->p->y;
-        u.x = x + b->at * mr;
-        if (w->format == NB_FMT_NF4) rows_nf4(&u, mr, w, n0, n_cols, b->k0, b->kc);
-        else if (w->format == NB_FMT_BF16) rows_bf16(&u, mr, w, n0, n_cols, b->k0, b->kc);
-        else if (w->format > NB_FMT_NF4) rows_blocks(&u, mr, w, n0, n_cols, b->k0, b->kc);
-        else rows_f32(&u, mr, w, n0, n_cols, b->k0, b->kc);
-    }
-    for (int i = 0; i < mr; i++) store_sums(p->c + i * p->ldc + n0, n_cols, u.sum[i], g->alpha, g->beta);
-}
-
-#define NB_THIN(mr)                                                                                                    \
-    NB_TARGET static void thin_##mr(const nb_product *p, const nb_packed_group *g, const uint32_t *x, int64_t n0,      \
-                                    int n_cols) {                                                                      \
-        thin(mr, p, g, x, n0, n_cols);                                                                                 \
-    }
-NB_THIN(1) NB_THIN(2) NB_THIN(3) NB_THIN(4)
 
 /* Stores two rows of up to 32 bf16, interleaved, as one step of `width` columns. */
 NB_INLINE NB_TARGET void store_pair(uint32_t *out, int width, __m512i first, __m512i second) {
@@ -307,28 +241,26 @@ static void pack_y(uint32_t *out, const nb_product *p, int64_t n0, int n_cols, i
     const float *dense = w->data;
     if (w->format == NB_FMT_F32 && p->ty) pack_rows(out, width, dense + n0 * w->cols + k0, w->cols, n_cols, kc);
     else if (w->format == NB_FMT_F32) pack_cols(out, width, dense + k0 * w->cols + n0, w->cols, n_cols, kc);
-    else if (w->format == NB_FMT_BF16 && p->ty) pack_rows_bf16(out, width, w, n0, n_cols, k0, kc);
+    else if (w->format == NB_FMT_BF16 && p->ty) pack_by_16(rows_bf16, out, width, w, n0, n_cols, k0, kc);
     else if (w->format == NB_FMT_BF16) pack_cols_bf16(out, width, w, n0, n_cols, k0, kc);
-    else if (plain_nf4(w) && p->ty) pack_rows_nf4(out, width, w, n0, n_cols, k0, kc);
+    else if (plain_nf4(w) && p->ty) pack_by_16(rows_nf4, out, width, w, n0, n_cols, k0, kc);
     else if (plain_nf4(w)) pack_cols_nf4(out, w, n0, k0, kc);
-    else if (w->format > NB_FMT_NF4 && p->ty) pack_rows_blocks(out, width, w, n0, n_cols, k0, kc);
+    else if (w->format > NB_FMT_NF4 && p->ty) pack_by_16(rows_blocks, out, width, w, n0, n_cols, k0, kc);
     else pack_y_any(out, width, p, n0, n_cols, k0, kc, spare);
 }
 
-static nb_thin *choose_thin(const nb_product *p) {
-    static nb_thin *const thin[] = {thin_1, thin_2, thin_3, thin_4};
-    nb_thin *found = thin[p->M - 1];
-    for (; p; p = p->next)
-        if (!p->ty || p->y->format == NB_FMT_F16 || (p->y->format == NB_FMT_NF4 && !plain_nf4(p->y))) return NULL;
-    return found;
-}
-
 static const nb_packed_isa isa = {.group = 2, .mr = MR, .nr = NR, .vec = VEC, .pack_x = pack_x, .pack_y = pack_y,
-                                  .thin = choose_thin, .tiles = tiles};
+                                  .tiles = tiles};
 
 static bool supported(nb_dtype compute) { return compute == NB_BF16 && nb_cpu_get()->avx512_bf16; }
-static size_t scratch(int64_t M, int64_t N, int64_t K, int threads) { return nb_packed_ws(&isa, M, N, K, threads); }
-static void run(const nb_product *p) { nb_packed_run(&isa, p); }
+static size_t scratch(int64_t M, int64_t N, int64_t K, int threads) {
+    const size_t packed = nb_packed_ws(&isa, M, N, K, threads), dots = nb_dots_ws(M, K) * (size_t)threads;
+    return packed > dots ? packed : dots;
+}
+
+static void run(const nb_product *p) {
+    if (!p->dots || !nb_dots_run(nb_dots_avx512bf16, p)) nb_packed_run(&isa, p);
+}
 
 const nb_gemm_impl nb_gemm_avx512bf16 = {"avx512bf16", supported, scratch, true, run};
 #else

@@ -14,8 +14,6 @@ static layout scratch_of(const nb_packed_isa *isa, int64_t M, int64_t K) {
     int64_t steps = min64(NB_PACKED_GROUP, ceil_div(K, isa->group)), rows = min64(NB_PACKED_ROWS, M);
     layout l = {.spare = NB_PACKED_SPARE * sizeof(float), .y = (size_t)(NB_PACKED_GROUP * isa->nr) * 4};
     l.x = (size_t)(rows * steps * 4 + 255) / 256 * 256;
-    size_t thin = (size_t)(min64(NB_PACKED_THIN, M) * ceil_div(K, isa->group) * 4 + 255) / 256 * 256;
-    if (thin > l.x) l.x = thin;
     l.all = l.spare + l.y + l.x;
     return l;
 }
@@ -107,39 +105,7 @@ static void run_group(const nb_packed_isa *isa, const nb_product *p, const nb_pa
     }
 }
 
-/* x[steps of the whole chain][M] */
-static void pack_all_of_x(const nb_packed_isa *isa, const nb_product *p, uint32_t *x) {
-    nb_packed_group g = {.beta = p->beta};
-    const int64_t M = p->M;
-    for (int64_t k0 = 0; next_group(isa, &g, &p, &k0);)
-        for (const nb_packed_block *b = g.b; b < g.b + g.n; b++)
-            isa->pack_x(x + (g.first + b->at) * M, b->p, 0, (int)M, b->k0, b->kc);
-}
-
-/* Columns are the outer loop, so that each row of the weight is read from end to end. */
-static void run_thin(const nb_packed_isa *isa, const nb_product *p, nb_thin *thin) {
-    const layout l = scratch_of(isa, p->M, whole_k(isa, p));
-#pragma omp parallel num_threads(p->threads)
-    {
-        const int id = omp_get_thread_num();
-        const range cols = share(ceil_div(p->N, isa->vec), id, p->threads);
-        uint32_t *x = (uint32_t *)((char *)p->ws + l.all * (size_t)id + l.spare + l.y);
-        if (cols.lo < cols.hi) pack_all_of_x(isa, p, x);
-        for (int64_t j = cols.lo; j < cols.hi; j++) {
-            nb_packed_group g = {.beta = p->beta};
-            const nb_product *at = p;
-            for (int64_t k0 = 0; next_group(isa, &g, &at, &k0);)
-                thin(p, &g, x + g.first * p->M, j * isa->vec, (int)min64(isa->vec, p->N - j * isa->vec));
-        }
-    }
-}
-
 void nb_packed_run(const nb_packed_isa *isa, const nb_product *p) {
-    nb_thin *thin = isa->thin && p->M <= NB_PACKED_THIN ? isa->thin(p) : NULL;
-    if (thin) {
-        run_thin(isa, p, thin);
-        return;
-    }
     const int64_t row_panels = ceil_div(p->M, isa->mr), col_panels = ceil_div(p->N, isa->nr);
     const layout l = scratch_of(isa, p->M, whole_k(isa, p));
     const grid g = choose_grid(p->threads, row_panels, col_panels);

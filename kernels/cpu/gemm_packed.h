@@ -8,7 +8,8 @@
  * Every element of c is summed in the same order whatever the sizes of x and the number of threads: along k in
  * blocks of at most NB_PACKED_STEPS steps. A *group* is as many blocks that follow each other as fit into NB_PACKED_GROUP
  * steps, of one product or of several that are added up (nb_product.next) with the same alpha: an adapter's few steps ride
- * on the last block of its base. It is summed from zero and then added to c.
+ * on the last block of its base. It is summed from zero and then added to c. Steps that generate may be summed in another
+ * order, which does not depend on those sizes either: kernels/cpu/dots.h.
  *
  * Threads form a grid over c. Each packs what it needs by itself: packing some panels twice costs less than waiting
  * for one another, above all on a machine that has other work to do. */
@@ -22,7 +23,6 @@ enum {
     NB_PACKED_GROUP = 512 + 64, /* room for adapters behind a block */
     NB_PACKED_ACROSS = 32, /* of an x that lies across k: values of k packed at a time, whole steps */
     NB_PACKED_ROWS = 1032, /* rows of x a thread packs at a time: 2 MiB at most */
-    NB_PACKED_THIN = 4,    /* rows up to which a thin product may be taken */
     NB_PACKED_SPARE = 32 * 128, /* floats of scratch a pack_y may decode into */
 };
 
@@ -43,16 +43,11 @@ typedef struct nb_packed_group {
     float alpha, beta;
 } nb_packed_group;
 
-/* A group for all M <= NB_PACKED_THIN rows and up to `vec` columns straight from the weights' bytes, without a y panel:
- * reading them is what a product of few rows waits for. x[steps][M]. */
-typedef void nb_thin(const nb_product *p, const nb_packed_group *g, const uint32_t *x, int64_t n0, int n_cols);
-
 typedef struct nb_packed_isa {
     int group;    /* values of k in a step: 1 f32 or 2 bf16 */
     int mr, nr, vec; /* rows and columns of the largest tile; columns of a vector (nr is two) */
     void (*pack_x)(uint32_t *out, const nb_product *p, int64_t m0, int mr, int64_t k0, int64_t kc);
     void (*pack_y)(uint32_t *out, const nb_product *p, int64_t n0, int nr, int64_t k0, int64_t kc, float *spare);
-    nb_thin *(*thin)(const nb_product *p); /* NULL, or returns NULL: not for an operand of this chain */
     nb_tile *const *tiles; /* [2][mr]: tiles[(vectors-1)*mr + rows-1] */
 } nb_packed_isa;
 
