@@ -212,16 +212,17 @@ static void show_own_tokenizer(const char *path) {
 static void show_weights(const nb_base *b) {
     char now[16], later[16];
     int64_t four = nb_base_bytes(b, true);
-    row("weights", "%s in memory, %s", nb_bytes((double)nb_base_bytes(b, false), now),
+    row("weights", "%s%s in memory, %s", b->hollow ? "none in this folder; they would be " : "",
+        nb_bytes((double)nb_base_bytes(b, false), now),
         b->quantized ? b->double_quant ? "linear layers in NF4 with double quantization" : "linear layers in NF4"
                      : nb_base_format(b));
     if (!b->quantized && !b->in_blocks) row("in 4 bits", "%s", nb_bytes((double)four, later));
-    row("sha256", "%s", b->sha256);
+    if (!b->hollow) row("sha256", "%s", b->sha256);
 }
 
 static nb_status show_model(const char *dir_or_name) {
     nb_base *b;
-    NB_TRY(nb_base_load(&b, dir_or_name, &(nb_base_options){.keep_quantized = true}));
+    NB_TRY(nb_base_load(&b, dir_or_name, &(nb_base_options){.keep_quantized = true, .hollow_ok = true}));
     row(b->is_gguf ? "file" : "folder", "%s", b->dir);
     show_spec(&b->spec);
     row("dtype", "%s", nb_dtype_name(b->spec.dtype));
@@ -245,7 +246,7 @@ int nb_cmd_info(int argc, char **argv) {
     int n = 0;
     bool done;
     nb_status st = nb_opt_parse(argc, argv, "nibble info DIR|FILE", "DIR: a model folder (or org/name in the local "
-                                "Hugging Face cache) or an adapter folder. FILE: a model in GGUF, or safetensors.",
+                                "Hugging Face cache; config.json is enough) or an adapter folder. FILE: a model in GGUF, or safetensors.",
                                 NULL, 0, &what, 1, &n, &done);
     if (st != NB_OK || done) return nb_exit_status("info", st);
     st = n ? show(what) : nb_fail(NB_EINPUT, "name a model folder, an adapter folder or a safetensors file");

@@ -61,25 +61,39 @@ static nb_status print_choices(nb_run *r) {
     return NB_OK;
 }
 
+static void print_model(const nb_run *r) {
+    const nb_spec *s = &r->base->spec;
+    printf("model   %s (%s), %.2f M parameters", r->base->dir, s->family, (double)nb_spec_parameters(s) / 1e6);
+    if (s->experts) printf(" (%.2f M a token)", (double)nb_spec_active_parameters(s) / 1e6);
+    printf(", %s base%s\n", nb_base_format(r->base),
+           r->base->hollow ? ": config.json alone, the weights are not there" : "");
+    printf("trained %.3f M parameters in %d tensors\n", (double)nb_adapter_size(r->adapter) / 1e6, r->adapter->n_params);
+}
+
+static void print_steps(const nb_run *r) {
+    const nb_config *c = r->config;
+    if (r->loader) {
+        nb_schedule s = nb_schedule_of(c, r->total_steps);
+        printf("data    %lld rows, packed sequences %.0f %% full\n", (long long)r->data.n_samples,
+               100 * nb_loader_fill(r->loader));
+        printf("steps   %lld (%lld an epoch), %lld of them warm-up; ", (long long)r->total_steps,
+               (long long)nb_loader_steps_per_epoch(r->loader), (long long)s.warmup);
+    } else printf("data    not read: there is no tokenizer. Held-out data would come on top\nsteps   ");
+    printf("%lld x %lld sequences of %lld tokens a step\n", (long long)c->gradient_accumulation_steps,
+           (long long)c->micro_batch_size, (long long)r->sequence_len);
+}
+
 static nb_status plan(nb_config *c) {
     nb_run r;
     nb_text text = {0};
     nb_status st = nb_run_open(&r, c);
+    r.planning = true;
     if (st == NB_OK) st = nb_run_open_model(&r);
     if (st == NB_OK) st = nb_run_open_adapter(&r);
-    if (st == NB_OK) st = nb_run_open_data(&r);
+    if (st == NB_OK && r.tokenizer) st = nb_run_open_data(&r);
     if (st == NB_OK) {
-        nb_schedule s = nb_schedule_of(c, r.total_steps);
-        printf("model   %s (%s), %.2f M parameters, %s base\n", r.base->dir, r.base->spec.family,
-               (double)nb_spec_parameters(&r.base->spec) / 1e6,
-               nb_base_format(r.base));
-        printf("trained %.3f M parameters in %d tensors\n", (double)nb_adapter_size(r.adapter) / 1e6,
-               r.adapter->n_params);
-        printf("data    %lld rows, packed sequences %.0f %% full\n", (long long)r.data.n_samples,
-               100 * nb_loader_fill(r.loader));
-        printf("steps   %lld (%lld an epoch), %lld of them warm-up; %lld x %lld sequences of %lld tokens a step\n",
-               (long long)r.total_steps, (long long)nb_loader_steps_per_epoch(r.loader), (long long)s.warmup,
-               (long long)c->gradient_accumulation_steps, (long long)c->micro_batch_size, (long long)r.sequence_len);
+        print_model(&r);
+        print_steps(&r);
         st = nb_run_open_runners(&r);
     }
     if (st == NB_OK) {

@@ -1,4 +1,4 @@
-/* Shared by the files that fill an nb_base: weights.c, conv1d.c, reinit.c, quantize.c, nf4_file.c. */
+/* Shared by the files that fill an nb_base: weights.c, conv1d.c, reinit.c, hollow.c, quantize.c, nf4_file.c. */
 #ifndef NB_MODEL_BASE_H
 #define NB_MODEL_BASE_H
 
@@ -47,6 +47,9 @@ nb_status nb_base_to_nf4(nb_base *b, const nb_base_options *o);
 /* Their tensors in a file: declared, then quantized and written (with a progress bar). */
 nb_status nb_base_declare_nf4(nb_base *b, nb_st_writer *w, bool double_quant);
 nb_status nb_base_write_nf4(nb_base *b, nb_st_writer *w, bool double_quant);
+
+/* hollow.c. Shapes alone, as they would be held (b->spec is set, config.json is read). */
+nb_status nb_base_hollow(nb_base *b, const nb_base_options *o);
 
 /* Every weight drawn anew (b->spec is set, no file is read). */
 nb_status nb_base_reinit(nb_base *b, const nb_base_options *o);

@@ -429,7 +429,7 @@ bool nb_spec_linear_bias(const nb_spec *s, int slot) {
 
 /* With so many of the experts. */
 static int64_t parameters(const nb_spec *s, int64_t experts) {
-    int64_t vectors = s->norm_kind == NB_NORM_LAYER ? 2 : 1, n = (s->tied ? 1 : 2) * s->vocab * s->hidden, rows, cols;
+    int64_t vectors = s->bare_norm ? 0 : s->norm_kind == NB_NORM_LAYER ? 2 : 1, n = (s->tied ? 1 : 2) * s->vocab * s->hidden, rows, cols;
     if (s->learned_positions) n += s->context * s->hidden;
     for (nb_norm_slot k = 0; k < NB_NORMS; k++) n += s->layers * vectors * nb_spec_norm_size(s, k);
     for (int64_t l = 0; l < s->layers; l++)
@@ -438,7 +438,7 @@ static int64_t parameters(const nb_spec *s, int64_t experts) {
             nb_spec_linear_shape(s, l, k, &rows, &cols);
             n += rows * cols + (nb_spec_linear_bias(s, k) ? rows : 0);
         }
-    return n + vectors * s->hidden;
+    return n + vectors * s->hidden + (s->head_bias ? s->vocab : 0);
 }
 
 int64_t nb_spec_parameters(const nb_spec *s) { return parameters(s, s->experts); }

@@ -209,6 +209,17 @@ nb_status nb_base_open_files(nb_st *st, const nb_spec *s, const char *dir) {
     return ok;
 }
 
+static bool has_no_weights(const char *dir) {
+    static const char *const files[] = {"model.safetensors.index.json", "model.safetensors", "pytorch_model.bin"};
+    bool any = false;
+    for (int i = 0; i < NB_LEN(files) && !any; i++) {
+        char *path = nb_path_join(dir, files[i]);
+        any = nb_file_exists(path);
+        free(path);
+    }
+    return !any;
+}
+
 static nb_status open_weights(nb_base *b) {
     char *index = nb_path_join(b->dir, "model.safetensors.index.json");
     char *single = nb_path_join(b->dir, "model.safetensors"), *pickle = nb_path_join(b->dir, "pytorch_model.bin");
@@ -294,15 +305,17 @@ static nb_status fill(nb_base *b, const char *dir_or_name, const nb_base_options
         NB_TRY(reinit_sha256(b, o));
         return nb_base_reinit(b, o);
     }
-    NB_TRY(b->is_gguf ? nb_base_load_gguf(b) : load_files(b));
-    NB_TRY(nb_base_sha256(b->dir, b->sha256));
+    bool hollow = o->hollow_ok && !b->is_gguf && has_no_weights(b->dir);
+    if (hollow) NB_TRY(check_quantization_config(b));
+    NB_TRY(hollow ? nb_base_hollow(b, o) : b->is_gguf ? nb_base_load_gguf(b) : load_files(b));
+    if (!hollow) NB_TRY(nb_base_sha256(b->dir, b->sha256));
     if (b->prequantized && !o->load_in_4bit && !o->keep_quantized)
         return nb_fail(NB_EINPUT, "%s: is saved in 4 bits; set load_in_4bit: true (adapter: qlora), or give the "
                        "original model", b->dir);
     if (o->load_in_4bit && b->in_blocks)
         nb_info("%s: its weights are quantized already (%s): load_in_4bit leaves them as they are", b->dir,
                 nb_base_format(b));
-    if (!o->load_in_4bit || b->prequantized || b->in_blocks) return nb_base_turn(b);
+    if (!o->load_in_4bit || b->prequantized || b->in_blocks || hollow) return nb_base_turn(b);
     NB_TRY(nb_base_to_nf4(b, o));
     b->quantized = true;
     b->double_quant = o->double_quant;

@@ -28,6 +28,7 @@ typedef struct nb_base {
     char *dir;             /* resolved folder (a hub name is looked up in the local Hugging Face cache), or GGUF file */
     nb_hex sha256;         /* of all weight files and config.json: names this base in manifests and cache keys */
     bool is_gguf, in_blocks; /* ... its linear layers, some at least, are in formats of blocks: used as they are */
+    bool hollow;           /* there are no weight files: shapes alone, sha256 that of config.json */
     bool quantized, double_quant, prequantized; /* linear layers are NF4; ... already so in the folder */
     nb_weight embed;       /* [V, C] f32, bf16 or f16: never quantized */
     nb_weight positions;   /* [context, C] likewise; rows 0: not learned */
@@ -48,6 +49,7 @@ typedef struct nb_base_options {
     bool load_in_4bit, double_quant;
     const char *quantized_cache; /* folder of cache files; NULL: the user's cache folder; "" = no cache */
     bool keep_quantized;         /* a 4-bit checkpoint is taken as it is even without load_in_4bit */
+    bool hollow_ok;              /* where config.json is there and weights are not: their shapes, to plan with */
     bool reinit;                 /* ignore the weight files (there may be none): normal(0, init_std) as transformers' */
     uint64_t seed;               /* for reinit */
     bool keep_f32;               /* reinit only: hold weights as f32 (adapter: full) */

@@ -24,7 +24,19 @@ says quantize_no_config "has no config.json" 1 "$NIBBLE" quantize --base "$tmp" 
 mkdir "$tmp/unknown"
 echo '{"architectures": ["MambaForCausalLM"], "model_type": "mamba"}' >"$tmp/unknown/config.json"
 says info_unsupported '"MambaForCausalLM"' 1 "$NIBBLE" info "$tmp/unknown"
-rm -r "$tmp/unknown"
+cat >"$tmp/unknown/config.json" <<'END'
+{"architectures": ["MixtralForCausalLM"], "model_type": "mixtral", "hidden_size": 64, "intermediate_size": 96,
+ "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4, "vocab_size": 300,
+ "max_position_embeddings": 128, "torch_dtype": "bfloat16"}
+END
+says info_of_config "none in this folder; they would be" 0 "$NIBBLE" info "$tmp/unknown"
+says info_of_config_experts "M parameters a token" 0 "$NIBBLE" info "$tmp/unknown"
+printf 'base_model: %s\ndatasets:\n  - {path: none.jsonl, type: completion}\noutput_dir: %s/out\n' "$tmp/unknown" "$tmp" \
+    >"$tmp/plan.yaml"
+says plan_of_config "nf4 base: config.json alone, the weights are not there" 0 "$NIBBLE" plan "$tmp/plan.yaml"
+says plan_of_config_memory "in all" 0 "$NIBBLE" plan "$tmp/plan.yaml"
+says train_of_config "fetch the weights" 1 "$NIBBLE" train "$tmp/plan.yaml"
+rm -r "$tmp/unknown" "$tmp/plan.yaml"
 if [ -n "$NIBBLE_VECTORS" ]; then
     v=$NIBBLE_VECTORS
     says info_model "260032" 0 "$NIBBLE" info "$v/stories260K-hf"

@@ -6,6 +6,7 @@
 
 #include "adapters/tokenizer_open.h"
 #include "core/cpu.h"
+#include "core/file.h"
 #include "core/log.h"
 #include "core/mem.h"
 #include "data/added.h"
@@ -49,6 +50,17 @@ static nb_status open_tokenizer(nb_run *r) {
     if (c->chat_template == NB_CHAT_JINJA || c->chat_template_kwargs) NB_TRY(st);
     r->own_tokenizer = c->tokenizer || adapters || strcmp(as_loaded, nb_tokenizer_sha256(r->tokenizer)) != 0;
     return make_room(r, known, from);
+}
+
+static bool has_tokenizer(const nb_run *r) {
+    static const char *const files[] = {"tokenizer.json", "tokenizer.model"};
+    bool any = r->config->tokenizer || r->config->lora_model_dir;
+    for (int i = 0; i < NB_LEN(files) && !any; i++) {
+        char *path = nb_path_join(r->base->dir, files[i]);
+        any = nb_file_exists(path);
+        free(path);
+    }
+    return any;
 }
 
 static nb_status open_device(nb_run *r) {
@@ -123,15 +135,16 @@ nb_status nb_run_open_model(nb_run *r) {
     nb_config *c = r->config;
     double start = nb_now();
     nb_base_options o = {.load_in_4bit = c->load_in_4bit, .double_quant = c->bnb_4bit_use_double_quant,
-                         .quantized_cache = c->quantized_cache, .reinit = c->reinit_weights, .seed = (uint64_t)c->seed,
+                         .quantized_cache = c->quantized_cache, .hollow_ok = r->planning,
+                         .reinit = c->reinit_weights, .seed = (uint64_t)c->seed,
                          .keep_f32 = c->reinit_weights && c->adapter == NB_ADAPTER_FULL};
     NB_TRY(nb_base_load(&r->base, c->base_model, &o));
     r->t_base = nb_now() - start;
     if (c->base_model_sha256 && strcmp(c->base_model_sha256, r->base->sha256) != 0)
         return nb_fail(NB_EINPUT, "%s: sha256 is %s, base_model_sha256 wants %s", c->base_model, r->base->sha256,
                        c->base_model_sha256);
-    NB_TRY(open_tokenizer(r));
-    NB_TRY(nb_base_quantize_head(r->base, (nb_head_quant)c->lm_head_quant, c->quantized_cache));
+    if (!r->base->hollow || has_tokenizer(r)) NB_TRY(open_tokenizer(r));
+    NB_TRY(nb_base_quantize_head(r->base, (nb_head_quant)c->lm_head_quant, r->base->hollow ? "" : c->quantized_cache));
     int64_t context = r->base->spec.context;
     r->sequence_len = c->sequence_len ? c->sequence_len : context < 2048 ? context : 2048;
     if (r->sequence_len > context && !r->base->spec.learned_positions)

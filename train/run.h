@@ -29,6 +29,7 @@ typedef struct nb_run {
     const nb_chat_template *chat; /* NULL: none known, none needed */
     nb_heldout_set *held_out;     /* [data.n_held_out] what is wanted of each held-out set */
     nb_evaluator evaluator;       /* model NULL: nothing is held out */
+    bool planning;          /* set after nb_run_open: config.json alone will do for a base, and then for a tokenizer */
     bool own_tokenizer;     /* not the base's: it is saved with what is trained */
     int64_t sequence_len;   /* resolved */
     nb_recompute recompute; /* what gradient_checkpointing has come to */
@@ -41,7 +42,7 @@ typedef struct nb_run {
 
 /* Who trains, and where: the processes and the device. */
 nb_status nb_run_open(nb_run *r, nb_config *c);
-/* Base, tokenizer (with added tokens), model. */
+/* Base, tokenizer (with added tokens; NULL with a hollow base that has none), model. */
 nb_status nb_run_open_model(nb_run *r);
 /* The adapter (new, from lora_model_dir, or full) and its optimizer. */
 nb_status nb_run_open_adapter(nb_run *r);
