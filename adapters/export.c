@@ -89,8 +89,9 @@ static nb_status compare(const nb_gguf_tensor *t, const float *want, const float
 
 static nb_status verify_item(const nb_gguf *g, const nb_gguf_item *it, nb_gguf_type type) {
     const nb_gguf_tensor *t = nb_gguf_find_tensor(g, it->name);
-    if (!t || t->type != type || t->n_dims != it->n_dims || t->ne[0] != (it->n_dims == 2 ? it->cols : it->rows) ||
-        t->ne[1] != (it->n_dims == 2 ? it->rows : 1))
+    int64_t ne[3];
+    nb_gguf_item_shape(it, ne);
+    if (!t || t->type != type || t->n_dims != it->n_dims || memcmp(t->ne, ne, sizeof ne) != 0)
         return nb_fail(NB_EIO, "%s: \"%s\" does not read back as it was written", g->map.path, it->name);
     int64_t step = rows_at_once(it);
     if (step > it->rows) step = it->rows;
@@ -127,7 +128,8 @@ static nb_status finish(nb_gguf_writer *w, const nb_gguf_plan *p, const nb_gguf_
     *r = (nb_export_report){.tensors = p->n};
     for (int i = 0; i < p->n && st == NB_OK; i++) {
         const nb_gguf_item *it = &p->items[i];
-        int64_t ne[2] = {it->n_dims == 2 ? it->cols : it->rows, it->rows};
+        int64_t ne[3];
+        nb_gguf_item_shape(it, ne);
         nb_gguf_type t = nb_gguf_item_type(it, mix);
         r->bytes += (int64_t)nb_gguf_bytes(t, it->rows * it->cols);
         st = nb_gguf_write_declare(w, it->name, t, it->n_dims, ne);
@@ -234,7 +236,7 @@ nb_status nb_export_gguf(const char *dir, const char *name, const char *out, con
     if (st == NB_OK) st = begin(&w, out, &part);
     if (st == NB_OK) {
         if (!mix) mix = stored(&m->st, &m->spec);
-        put_general(w, nb_gguf_arch(&m->spec), "model", name);
+        put_general(w, nb_gguf_family_of(&m->spec)->name, "model", name);
         nb_gguf_put_u32(w, "general.file_type", mix->file_type);
         nb_gguf_put_spec(w, &m->spec);
         put_tokenizer(w, m->tokenizer, &m->tokens);
@@ -247,33 +249,92 @@ nb_status nb_export_gguf(const char *dir, const char *name, const char *out, con
 
 /* ---- an adapter ---- */
 
-/* A as PEFT has it; B times what the file's one alpha / r lacks, its rows in the order of the weight's. Of the embedding
- * llama.cpp looks A up by token and multiplies with B: a row a token, as it lies in memory. */
-static nb_status plan_module(nb_gguf_plan *p, const nb_adapter *a, const struct nb_attached *at, const float *data,
-                             double alpha) {
-    char name[NB_GGUF_MAX_NAME + 1] = "token_embd";
-    int64_t heads = 0;
-    if (at->lin && !nb_gguf_linear(a->model->spec, at->module, name, &heads))
-        return nb_fail(NB_EUNSUPPORTED, "%s: has no name in GGUF", at->module);
-    if ((!at->lin || !strcmp(name, "output")) && a->model->spec->tied)
+/* Where an adapter of a module goes: all experts of a kind are one item, of the largest rank among them. */
+typedef struct place {
+    char name[NB_GGUF_NAME];
+    nb_gguf_order order;
+    int64_t experts, expert; /* 0: an item of its own */
+    int64_t first;           /* ... else the number of the first expert's layer in the model */
+} place;
+
+typedef struct lora_plan {
+    nb_gguf_plan *p;
+    const nb_adapter *a;
+    const float *data; /* the adapter's, in host memory */
+    double alpha;      /* of the file */
+    int64_t *rank;     /* [layers * slots] of the items of experts, at their first one */
+    int *item;         /* likewise: the number of lora_a, + 1; lora_b is the next; 0: not yet */
+} lora_plan;
+
+static nb_status place_of(place *k, const nb_adapter *a, const struct nb_attached *at) {
+    const nb_spec *s = a->model->spec;
+    const nb_base *b = a->model->base;
+    bool head = at->lin && at->lin->base == &b->head;
+    *k = (place){0};
+    snprintf(k->name, sizeof k->name, "%s", head ? "output" : "token_embd");
+    if ((!at->lin || head) && s->tied)
         return nb_fail(NB_EUNSUPPORTED, "%s is embedding and output head in one here: llama.cpp has no adapter for that; "
                        "merge instead", at->module);
-    double factor = at->scale * (double)at->r / alpha;
+    if (!at->lin || head) return NB_OK;
+    int64_t i = at->lin->base - b->layer[0].lin;
+    int slots = nb_spec_slots(s), slot = (int)(i % slots);
+    NB_ASSERT(i >= 0 && i < s->layers * slots);
+    nb_gguf_linear_name(s, i / slots, slot, k->name);
+    k->order = nb_gguf_order_of(s, slot);
+    if (slot < NB_SLOTS) return NB_OK;
+    k->experts = s->experts, k->expert = (slot - NB_SLOTS) % s->experts, k->first = i - k->expert;
+    return NB_OK;
+}
+
+/* lora_a of a module, [rows of A, cols of A] or [rank, cols] of each expert; lora_b is behind it. Zeros. */
+static nb_gguf_item *items_of(const lora_plan *l, const place *k, const struct nb_attached *at) {
+    const nb_tensor *of[2] = {at->A, at->B};
+    char name[NB_GGUF_MAX_NAME + 1];
+    if (k->experts && l->item[k->first]) return &l->p->items[l->item[k->first] - 1];
+    for (int b = 0; b < 2; b++) {
+        int64_t rows = of[b]->d[0], cols = of[b]->d[1];
+        if (k->experts) *(b ? &cols : &rows) = l->rank[k->first];
+        snprintf(name, sizeof name, "%.48s.weight.lora_%c", k->name, "ab"[b]);
+        nb_gguf_item *it = nb_gguf_plan_add(l->p, name, k->experts ? 3 : 2, rows, cols, k->experts);
+        it->values = nb_calloc((size_t)(it->rows * cols), sizeof *it->values);
+    }
+    if (k->experts) l->item[k->first] = l->p->n - 1;
+    return &l->p->items[l->p->n - 2];
+}
+
+/* A as PEFT has it; B times what the file's one alpha / r lacks, its rows in the order of the weight's. Of the embedding
+ * llama.cpp looks A up by token and multiplies with B: a row a token, as it lies in memory. */
+static void plan_module(const lora_plan *l, const place *k, const struct nb_attached *at) {
+    double factor = at->scale * (double)(k->experts ? l->rank[k->first] : at->r) / l->alpha;
+    nb_gguf_item *it = items_of(l, k, at);
     if (fabs(factor - 1) < 1e-6) factor = 1;
     for (int b = 0; b < 2; b++) {
         const nb_tensor *from = b ? at->B : at->A;
-        const float *x = data + ((const float *)from->data - a->data);
-        NB_GROW(p->items, p->n, p->cap);
-        nb_gguf_item *it = &p->items[p->n++];
-        *it = (nb_gguf_item){.n_dims = 2, .rows = from->d[0], .cols = from->d[1]};
-        snprintf(it->name, sizeof it->name, "%.48s.weight.lora_%c", name, "ab"[b]);
-        it->values = nb_malloc((size_t)(it->rows * it->cols) * sizeof *it->values);
-        for (int64_t i = 0; i < it->rows; i++)
-            for (int64_t j = 0; j < it->cols; j++)
-                it->values[i * it->cols + j] =
-                    b ? (float)(x[nb_gguf_row(i, it->rows, heads) * it->cols + j] * factor) : x[i * it->cols + j];
+        const float *x = l->data + ((const float *)from->data - l->a->data);
+        int64_t each = it[b].rows / (k->experts ? k->experts : 1), cols = from->d[1];
+        float *to = it[b].values + k->expert * each * it[b].cols;
+        for (int64_t i = 0; i < from->d[0]; i++)
+            for (int64_t j = 0; j < cols; j++)
+                to[i * it[b].cols + j] =
+                    b ? (float)(x[nb_gguf_row(i, &k->order) * cols + j] * factor) : x[i * cols + j];
     }
-    return NB_OK;
+}
+
+static nb_status plan_adapter(lora_plan *l) {
+    const nb_adapter *a = l->a;
+    place *k = nb_calloc((size_t)a->n_attached + 1, sizeof *k);
+    size_t layers = (size_t)(a->model->spec->layers * nb_spec_slots(a->model->spec));
+    nb_status st = NB_OK;
+    l->rank = nb_calloc(layers, sizeof *l->rank);
+    l->item = nb_calloc(layers, sizeof *l->item);
+    for (int i = 0; i < a->n_attached && st == NB_OK; i++) {
+        st = place_of(&k[i], a, &a->attached[i]);
+        int64_t *rank = &l->rank[k[i].first];
+        if (k[i].experts && a->attached[i].r > *rank) *rank = a->attached[i].r;
+    }
+    for (int i = 0; i < a->n_attached && st == NB_OK; i++) plan_module(l, &k[i], &a->attached[i]);
+    free(k), free(l->rank), free(l->item);
+    return st;
 }
 
 nb_status nb_export_gguf_lora(const nb_session *s, const char *name, const char *out, bool check, nb_export_report *r) {
@@ -293,10 +354,10 @@ nb_status nb_export_gguf_lora(const nb_session *s, const char *name, const char 
     float *data = nb_malloc((size_t)a->n * sizeof *data);
     double alpha = a->n_attached ? a->attached[0].scale * (double)a->attached[0].r : a->alpha;
     nb_status st = s->dev->be->get(s->dev, data, a->data, (size_t)a->n * sizeof *data);
-    for (int i = 0; i < a->n_attached && st == NB_OK; i++) st = plan_module(&p, a, &a->attached[i], data, alpha);
+    if (st == NB_OK) st = plan_adapter(&(lora_plan){.p = &p, .a = a, .data = data, .alpha = alpha});
     if (st == NB_OK) st = begin(&w, out, &part);
     if (st == NB_OK) {
-        put_general(w, nb_gguf_arch(spec), "adapter", name);
+        put_general(w, nb_gguf_family_of(spec)->name, "adapter", name);
         nb_gguf_put_str(w, "adapter.type", "lora");
         nb_gguf_put_f32(w, "adapter.lora.alpha", (float)alpha);
         st = finish(w, &p, nb_gguf_mix_find("f32"), part, out, check, r);

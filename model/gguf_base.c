@@ -123,7 +123,11 @@ typedef struct loader {
     bool **used; /* [m->n][n_tensors] */
 } loader;
 
-static nb_status find(loader *l, const char *name, int64_t rows, int64_t cols, const nb_gguf_tensor **out) {
+static const nb_gguf_order as_they_are;
+
+/* A tensor of this shape: cols 0: a vector; experts above 1: so many matrices. */
+static nb_status find(loader *l, const char *name, int64_t rows, int64_t cols, int64_t experts,
+                      const nb_gguf_tensor **out) {
     const nb_gguf_tensor *t = *out = nb_gguf_model_tensor(l->m, name);
     if (!t) return nb_fail(NB_EINPUT, "%s: has no tensor \"%s\"", l->b->dir, name);
     for (int i = 0; i < l->m->n; i++) {
@@ -131,27 +135,27 @@ static nb_status find(loader *l, const char *name, int64_t rows, int64_t cols, c
         if (g->n_tensors && t >= g->tensors && t < g->tensors + g->n_tensors) l->used[i][t - g->tensors] = true;
     }
     int64_t ne0 = cols ? cols : rows, ne1 = cols ? rows : 1;
-    if (t->ne[0] == ne0 && t->ne[1] == ne1 && t->ne[2] == 1 && t->ne[3] == 1) return NB_OK;
-    return nb_fail(NB_ESHAPE, "%s: tensor \"%s\" has shape [%lld, %lld, %lld, %lld], its keys say [%lld, %lld]",
+    if (t->ne[0] == ne0 && t->ne[1] == ne1 && t->ne[2] == experts && t->ne[3] == 1) return NB_OK;
+    return nb_fail(NB_ESHAPE, "%s: tensor \"%s\" has shape [%lld, %lld, %lld, %lld], its keys say [%lld, %lld, %lld]",
                    l->b->dir, name, (long long)t->ne[3], (long long)t->ne[2], (long long)t->ne[1], (long long)t->ne[0],
-                   (long long)ne1, (long long)ne0);
+                   (long long)experts, (long long)ne1, (long long)ne0);
 }
 
 /* NAME.SUFFIX as n numbers, in Hugging Face's order. may_lack: zeros when there is none. */
-static nb_status vector(loader *l, const float **out, const char *name, const char *suffix, int64_t n, int64_t heads,
-                        float less, bool may_lack) {
+static nb_status vector(loader *l, const float **out, const char *name, const char *suffix, int64_t n,
+                        nb_gguf_order order, float less, bool may_lack) {
     char *full = nb_asprintf("%s.%s", name, suffix);
     const nb_gguf_tensor *t;
     float *x, *stored = NULL;
     nb_status st = nb_base_buffer(l->b, (void **)&x, (size_t)n * sizeof *x, full);
     *out = x;
     if (st == NB_OK && !(may_lack && !nb_gguf_model_tensor(l->m, full))) {
-        NB_GO(st, find(l, full, n, 0, &t), done);
+        NB_GO(st, find(l, full, n, 0, 1, &t), done);
         if (t->type != NB_GGUF_F32 && t->type != NB_GGUF_F16 && t->type != NB_GGUF_BF16)
             NB_GO(st, nb_fail(NB_EUNSUPPORTED, "%s: vector \"%s\" is stored in blocks", l->b->dir, full), done);
         stored = nb_malloc((size_t)n * sizeof *stored);
         nb_gguf_decode(t->type, stored, t->data, n);
-        for (int64_t i = 0; i < n; i++) x[nb_gguf_row(i, n, heads)] = stored[i] - less;
+        for (int64_t i = 0; i < n; i++) x[nb_gguf_row(i, &order)] = stored[i] - less;
     }
 done:
     free(stored);
@@ -159,35 +163,37 @@ done:
     return st;
 }
 
-/* Rows first..first+rows of a tensor, whole rows of its format; where heads are interleaved, a copy in HF's order. */
-static nb_status rows_of(loader *l, nb_weight *w, const nb_gguf_tensor *t, int64_t first, int64_t rows, int64_t heads) {
+/* Rows first..first+rows of a tensor (its experts one behind the other), whole rows of its format; where they are in
+ * another order than HF's, a copy. */
+static nb_status rows_of(loader *l, nb_weight *w, const nb_gguf_tensor *t, int64_t first, int64_t rows,
+                         nb_gguf_order order) {
     int64_t cols = t->ne[0];
     size_t row = nb_gguf_bytes(t->type, cols);
     const uint8_t *data = t->data + (size_t)first * row;
-    if (heads) {
+    if (order.n) {
         uint8_t *copy;
         NB_TRY(nb_base_buffer(l->b, (void **)&copy, (size_t)rows * row, t->name));
         for (int64_t i = 0; i < rows; i++)
-            memcpy(copy + (size_t)nb_gguf_row(i, rows, heads) * row, data + (size_t)i * row, row);
+            memcpy(copy + (size_t)nb_gguf_row(i, &order) * row, data + (size_t)i * row, row);
         data = copy;
     }
     *w = (nb_weight){.format = nb_gguf_type_format(t->type), .rows = rows, .cols = cols, .data = data};
     return NB_OK;
 }
 
-static nb_status matrix(loader *l, nb_weight *w, const char *name, int64_t rows, int64_t cols, int64_t heads) {
+static nb_status matrix(loader *l, nb_weight *w, const char *name, int64_t rows, int64_t cols, nb_gguf_order order) {
     char *full = nb_asprintf("%s.weight", name);
     const nb_gguf_tensor *t;
-    nb_status st = find(l, full, rows, cols, &t);
+    nb_status st = find(l, full, rows, cols, 1, &t);
     free(full);
-    return st == NB_OK ? rows_of(l, w, t, 0, rows, heads) : st;
+    return st == NB_OK ? rows_of(l, w, t, 0, rows, order) : st;
 }
 
 static nb_status norm(loader *l, const float **weight, const float **bias, const char *name, int64_t n) {
     const nb_spec *s = &l->b->spec;
     if (s->bare_norm) return nb_base_ones(l->b, weight, n);
-    NB_TRY(vector(l, weight, name, "weight", n, 0, s->norm_offset, false));
-    return s->norm_kind == NB_NORM_LAYER ? vector(l, bias, name, "bias", n, 0, 0, false) : NB_OK;
+    NB_TRY(vector(l, weight, name, "weight", n, as_they_are, s->norm_offset, false));
+    return s->norm_kind == NB_NORM_LAYER ? vector(l, bias, name, "bias", n, as_they_are, 0, false) : NB_OK;
 }
 
 /* q, k and v may lie in one tensor where the model has three. */
@@ -195,30 +201,47 @@ static nb_status fused(loader *l, nb_base_linear *lin, int64_t layer, nb_slot k,
     const nb_spec *s = &l->b->spec;
     int64_t q = s->heads * s->head_dim, kv = s->kv_heads * s->head_dim, all = q + 2 * kv;
     int64_t first = k == NB_Q ? 0 : k == NB_K ? q : q + kv, rows = k == NB_Q ? q : kv;
-    char name[64];
+    const nb_gguf_order order = nb_gguf_order_of(s, k);
+    char name[NB_GGUF_NAME];
     const nb_gguf_tensor *t;
     snprintf(name, sizeof name, "blk.%lld.attn_qkv.weight", (long long)layer);
     *done = (k == NB_Q || k == NB_K || k == NB_V) && nb_gguf_model_tensor(l->m, name);
     if (!*done) return NB_OK;
-    NB_TRY(find(l, name, all, s->hidden, &t));
-    NB_TRY(rows_of(l, &lin->w, t, first, rows, nb_gguf_heads(s, k)));
+    NB_TRY(find(l, name, all, s->hidden, 1, &t));
+    NB_TRY(rows_of(l, &lin->w, t, first, rows, order));
     if (!nb_spec_linear_bias(s, k)) return NB_OK;
     const float *bias;
     snprintf(name, sizeof name, "blk.%lld.attn_qkv", (long long)layer);
-    NB_TRY(vector(l, &bias, name, "bias", all, 0, 0, false));
+    NB_TRY(vector(l, &bias, name, "bias", all, as_they_are, 0, false));
     float *own;
     NB_TRY(nb_base_buffer(l->b, (void **)&own, (size_t)rows * sizeof *own, name));
-    for (int64_t i = 0; i < rows; i++) own[nb_gguf_row(i, rows, nb_gguf_heads(s, k))] = bias[first + i];
+    for (int64_t i = 0; i < rows; i++) own[nb_gguf_row(i, &order)] = bias[first + i];
     lin->bias = own;
     return NB_OK;
+}
+
+/* All experts of a kind, from the slot of the first: slices of one tensor. */
+static nb_status experts(loader *l, int64_t layer, int first) {
+    const nb_spec *s = &l->b->spec;
+    nb_base_linear *lin = l->b->layer[layer].lin + first;
+    const nb_gguf_tensor *t;
+    int64_t rows, cols;
+    char name[NB_GGUF_NAME];
+    nb_spec_linear_shape(s, layer, first, &rows, &cols);
+    nb_gguf_linear_name(s, layer, first, name);
+    char *full = nb_asprintf("%s.weight", name);
+    nb_status st = find(l, full, rows, cols, s->experts, &t);
+    for (int64_t e = 0; e < s->experts && st == NB_OK; e++) st = rows_of(l, &lin[e].w, t, e * rows, rows, as_they_are);
+    free(full);
+    return st;
 }
 
 static nb_status load_layer(loader *l, int64_t layer) {
     const nb_spec *s = &l->b->spec;
     nb_base_layer *y = &l->b->layer[layer];
-    char name[64];
+    char name[NB_GGUF_NAME];
     for (nb_norm_slot k = 0; k < NB_NORMS; k++) {
-        snprintf(name, sizeof name, "blk.%lld.%s", (long long)layer, nb_gguf_norm_names[k]);
+        nb_gguf_norm_name(layer, k, name);
         if (nb_spec_norm_size(s, k)) NB_TRY(norm(l, &y->norm[k], &y->norm_bias[k], name, nb_spec_norm_size(s, k)));
     }
     for (nb_slot k = 0; k < NB_SLOTS; k++) {
@@ -228,11 +251,13 @@ static nb_status load_layer(loader *l, int64_t layer) {
         if (!rows) continue;
         NB_TRY(fused(l, &y->lin[k], layer, k, &done));
         if (done) continue;
-        snprintf(name, sizeof name, "blk.%lld.%s", (long long)layer, nb_gguf_linear_names[k]);
-        NB_TRY(matrix(l, &y->lin[k].w, name, rows, cols, nb_gguf_heads(s, k)));
+        nb_gguf_linear_name(s, layer, k, name);
+        NB_TRY(matrix(l, &y->lin[k].w, name, rows, cols, nb_gguf_order_of(s, k)));
         if (nb_spec_linear_bias(s, k))
-            NB_TRY(vector(l, &y->lin[k].bias, name, "bias", rows, nb_gguf_heads(s, k), 0, true));
+            NB_TRY(vector(l, &y->lin[k].bias, name, "bias", rows, nb_gguf_order_of(s, k), 0, true));
     }
+    for (int k = NB_SLOTS; k < nb_spec_slots(s) && s->layer[layer].sparse; k += (int)s->experts)
+        NB_TRY(experts(l, layer, k));
     return NB_OK;
 }
 
@@ -253,15 +278,15 @@ static nb_status refuse_unused(const loader *l) {
 static nb_status load_all(loader *l) {
     nb_base *b = l->b;
     const nb_spec *s = &b->spec;
-    NB_TRY(matrix(l, &b->embed, "token_embd", s->vocab, s->hidden, 0));
-    if (s->learned_positions) NB_TRY(matrix(l, &b->positions, "position_embd", s->context, s->hidden, 0));
+    NB_TRY(matrix(l, &b->embed, "token_embd", s->vocab, s->hidden, as_they_are));
+    if (s->learned_positions) NB_TRY(matrix(l, &b->positions, "position_embd", s->context, s->hidden, as_they_are));
     if (s->tied) b->head.w = b->embed;
-    else NB_TRY(matrix(l, &b->head.w, "output", s->vocab, s->hidden, 0));
-    if (s->head_bias) NB_TRY(vector(l, &b->head.bias, "output", "bias", s->vocab, 0, 0, false));
+    else NB_TRY(matrix(l, &b->head.w, "output", s->vocab, s->hidden, as_they_are));
+    if (s->head_bias) NB_TRY(vector(l, &b->head.bias, "output", "bias", s->vocab, as_they_are, 0, false));
     NB_TRY(norm(l, &b->final_norm, &b->final_norm_bias, "output_norm", s->hidden));
     for (int64_t k = 0; k < s->layers; k++) NB_TRY(load_layer(l, k));
-    for (int64_t k = 0; k < s->layers * NB_SLOTS; k++)
-        b->in_blocks |= nb_format_block(b->layer[k / NB_SLOTS].lin[k % NB_SLOTS].w.format) > 1;
+    for (int64_t k = 0; k < s->layers * nb_spec_slots(s); k++)
+        b->in_blocks |= nb_format_block(b->layer[0].lin[k].w.format) > 1;
     return refuse_unused(l);
 }
 

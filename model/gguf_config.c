@@ -1,6 +1,7 @@
 /* GGUF's keys as the config.json that transformers would have: model/spec.c reads it, and a merged folder gets it. The
  * defaults are those of llama.cpp's loader (llama-model.cpp). */
 #include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -101,6 +102,44 @@ static nb_status read_sizes(reader *r) {
         put_int(r, nb_gguf_sizes[i].config, v[i]);
     }
     put_int(r, "vocab_size", embed->ne[1]);
+    return NB_OK;
+}
+
+/* Every layer has so many experts: before room is made for what the keys say. */
+static nb_status check_experts(const reader *r, int64_t n) {
+    char name[64];
+    for (int64_t l = 0; l < r->layers; l++) {
+        snprintf(name, sizeof name, "blk.%lld.ffn_gate_exps.weight", (long long)l);
+        const nb_gguf_tensor *t = nb_gguf_model_tensor(r->m, name);
+        if (!t) return nb_fail(NB_EINPUT, "%s: has no tensor \"%s\"", r->where, name);
+        if (t->ne[2] != n)
+            return nb_fail(NB_ESHAPE, "%s: tensor \"%s\" has %lld experts, %s.expert_count is %lld", r->where, name,
+                           (long long)t->ne[2], r->a->name, (long long)n);
+    }
+    return NB_OK;
+}
+
+/* Experts: their sizes where config.json has keys for them; else they have those of a dense MLP. */
+static nb_status read_experts(reader *r) {
+    int64_t n = 0, used = 0, ff = json_integer_value(json_object_get(r->c, "intermediate_size"));
+    if (!r->a->experts) return NB_OK;
+    NB_TRY(whole(r, "expert_count", &n));
+    NB_TRY(whole(r, "expert_used_count", &used));
+    if (n < 1 || used < 1)
+        return nb_fail(NB_EINPUT, "%s: has no \"%s.%s\"", r->where, r->a->name, n < 1 ? "expert_count"
+                                                                                    : "expert_used_count");
+    NB_TRY(check_experts(r, n));
+    int64_t hidden = ff / used, shared = ff;
+    put_int(r, r->f->experts_key ? r->f->experts_key : "num_experts", n);
+    put_int(r, "num_experts_per_tok", used);
+    if (!r->f->renorm) json_object_set_new(r->c, "norm_topk_prob", json_boolean(r->a->renorm));
+    if (r->f->expert_hidden_key) {
+        NB_TRY(whole(r, "expert_feed_forward_length", &hidden));
+        put_int(r, r->f->expert_hidden_key, hidden);
+    }
+    if (!r->f->shared_hidden) return NB_OK;
+    NB_TRY(whole(r, "expert_shared_feed_forward_length", &shared));
+    put_int(r, "shared_expert_intermediate_size", shared);
     return NB_OK;
 }
 
@@ -298,13 +337,25 @@ static void read_shape(reader *r) {
     const nb_gguf_tensor *head = nb_gguf_model_tensor(r->m, "output.weight");
     bool tied = !head || (head->type == embed->type && head->bytes == embed->bytes &&
                           !memcmp(head->data, embed->data, embed->bytes));
+    bool qkv_bias = has_tensor(r, "blk.0.attn_q.bias") || has_tensor(r, "blk.0.attn_qkv.bias");
     json_object_set_new(r->c, "tie_word_embeddings", json_boolean(tied));
     if (r->f->qkv_bias == NB_BIAS_KEY)
-        json_object_set_new(r->c, "attention_bias", json_boolean(has_tensor(r, "blk.0.attn_q.bias")));
+        json_object_set_new(r->c, "attention_bias", json_boolean(qkv_bias));
+    if (r->f->qkv_bias == NB_BIAS_QKV_KEY) json_object_set_new(r->c, "qkv_bias", json_boolean(qkv_bias));
     if (r->f->mlp_bias == NB_BIAS_KEY)
         json_object_set_new(r->c, "mlp_bias", json_boolean(has_tensor(r, "blk.0.ffn_up.bias")));
     const char *dtype = embed->type == NB_GGUF_F32 ? "float32" : embed->type == NB_GGUF_F16 ? "float16" : "bfloat16";
     json_object_set_new(r->c, "torch_dtype", json_string(dtype));
+}
+
+/* Are attention and MLP side by side? */
+static nb_status read_parallel(reader *r) {
+    int64_t parallel = -1;
+    if (!r->a->parallel_key) return NB_OK;
+    NB_TRY(whole(r, "use_parallel_residual", &parallel));
+    if (parallel < 0) return nb_fail(NB_EINPUT, "%s: has no \"%s.use_parallel_residual\"", r->where, r->a->name);
+    json_object_set_new(r->c, r->f->parallel_key, json_boolean(parallel));
+    return NB_OK;
 }
 
 static void read_ids(reader *r) {
@@ -340,6 +391,8 @@ static nb_status read_all(reader *r) {
     json_object_set_new(r->c, "model_type", json_string(r->a->family));
     json_object_set_new(r->c, "architectures", json_pack("[s]", r->f->architecture));
     NB_TRY(read_sizes(r));
+    NB_TRY(read_experts(r));
+    NB_TRY(read_parallel(r));
     if (!r->f->positions) NB_TRY(read_rope(r));
     NB_TRY(read_norm(r));
     NB_TRY(read_window(r));
@@ -354,15 +407,18 @@ static nb_status read_all(reader *r) {
 static nb_status read_family(reader *r) {
     char *arch = nb_gguf_str(r->g, "general.architecture"), *type = nb_gguf_str(r->g, "general.type");
     char *known = nb_gguf_families_text();
+    char *count = nb_asprintf("%s.expert_count", arch ? arch : "");
+    int64_t experts = 0;
     nb_status st = NB_OK;
-    r->a = arch ? nb_gguf_family_find(arch) : NULL;
+    nb_gguf_int(r->g, count, &experts);
+    r->a = arch ? nb_gguf_family_find(arch, experts != 0) : NULL;
     if (type && strcmp(type, "model") != 0)
         st = nb_fail(NB_EINPUT, "%s: is \"%.40s\", not a model", r->where, type);
     else if (!r->a)
         st = nb_fail(NB_EUNSUPPORTED, "%s: architecture \"%.60s\" is not supported (supported in GGUF: %s)", r->where,
                      arch ? arch : "(none)", known);
     else r->f = nb_family_by_type(r->a->family);
-    free(arch), free(type), free(known);
+    free(arch), free(type), free(known), free(count);
     return st;
 }
 

@@ -135,7 +135,13 @@ static void test_odd_blocks(void **state) {
 /* As llama-quantize chooses: the head, attn_v and ffn_down in some layers, and types of smaller blocks. */
 static void test_mixture(void **state) {
     (void)state;
-    static const struct { const char *name, *dtype; int64_t cols; bool tied; nb_gguf_type want; } cases[] = {
+    static const struct {
+        const char *name, *dtype;
+        int64_t cols;
+        bool tied;
+        nb_gguf_type want;
+        int experts;
+    } cases[] = {
         {"output.weight", "q4_k_m", 512, false, NB_GGUF_Q6_K},
         {"token_embd.weight", "q4_k_m", 512, false, NB_GGUF_Q4_K},
         {"token_embd.weight", "q4_k", 512, true, NB_GGUF_Q6_K},
@@ -155,10 +161,24 @@ static void test_mixture(void **state) {
         {"blk.5.attn_q.weight", "q6_k", 97, true, NB_GGUF_F16},
         {"blk.5.attn_q.weight", "q4_0", 97, true, NB_GGUF_F16},
         {"blk.0.attn_v.weight", "q8_0", 64, true, NB_GGUF_Q8_0},
+        {"blk.3.ffn_down_exps.weight", "q4_k_m", 256, true, NB_GGUF_Q6_K, 6},
+        {"blk.4.ffn_down_exps.weight", "q4_k_m", 256, true, NB_GGUF_Q4_K, 8},
+        {"blk.27.ffn_down_shexp.weight", "q4_k_m", 256, true, NB_GGUF_Q6_K, 6},
+        {"blk.0.ffn_gate_inp.weight", "q4_k_m", 256, true, NB_GGUF_F32, 6},
+        {"blk.0.ffn_gate_inp.weight", "f16", 256, true, NB_GGUF_F32, 6},
+        {"blk.0.ffn_gate_exps.weight", "q4_0", 64, true, NB_GGUF_Q4_0, 8},
+        {"blk.5.attn_v.weight", "q4_0", 256, true, NB_GGUF_Q4_0, 6},
+        {"blk.5.attn_v.weight", "q4_0", 256, true, NB_GGUF_Q8_0, 8},
+        {"blk.5.attn_k.weight", "q4_k_m", 256, true, NB_GGUF_Q4_K, 6},
+        {"blk.5.attn_k.weight", "q4_k_m", 256, true, NB_GGUF_Q8_0, 8},
+        {"blk.5.attn_k.weight", "f16", 256, true, NB_GGUF_F16, 8},
+        {"blk.5.attn_q.weight", "q4_k_m", 256, true, NB_GGUF_Q4_K, 8},
+        {"blk.5.attn_output.weight", "q4_k_m", 256, true, NB_GGUF_Q5_K, 8},
+        {"blk.5.attn_output.weight", "q4_0", 256, true, NB_GGUF_Q4_0, 8},
     };
     for (int i = 0; i < NB_LEN(cases); i++) {
         nb_gguf_item it = {.n_dims = 2, .rows = 4, .cols = cases[i].cols};
-        it.part = nb_gguf_part_of(cases[i].name, 32, cases[i].tied);
+        it.part = nb_gguf_part_of(cases[i].name, 32, cases[i].experts, cases[i].tied);
         nb_gguf_type got = nb_gguf_item_type(&it, nb_gguf_mix_find(cases[i].dtype));
         if (got != cases[i].want)
             fail_msg("%s of %s is %s", cases[i].name, cases[i].dtype, nb_gguf_type_name(got));

@@ -214,8 +214,8 @@ static void open_export(nb_gguf *g, const char *dir, const char *dtype) {
 
 static void test_families(void **state) {
     (void)state;
-    static const char *const names[] = {"gemma", "gemma2", "llama2", "llama3", "mistral", "olmo", "olmo2", "phi2",
-                                        "phi3", "qwen2", "qwen3"};
+    static const char *const names[] = {"gemma", "gemma2", "llama2", "llama3", "mistral", "mixtral", "olmo", "olmo2",
+                                        "phi2", "phi3", "qwen2", "qwen2_moe", "qwen3"};
     json_t *all;
     assert_ok(nb_json_load(VECTORS("gguf/tiny_families_gguf.json"), &all));
     for (int i = 0; i < NB_LEN(names); i++) {
@@ -319,6 +319,46 @@ static void test_lora(void **state) {
     free(path);
 }
 
+/* The experts' adapters are one tensor of each kind, of the largest rank; B has what their scales differ by. */
+static void test_lora_of_experts(void **state) {
+    (void)state;
+    nb_session s;
+    nb_session_options o = {.base = "tests/golden/mixtral", .adapter = "tests/golden/mixtral/adapter", .device = "cpu",
+                            .dtype = "f32"};
+    nb_gguf g;
+    nb_export_report r;
+    char *path = tmp_path("experts.gguf");
+    assert_ok(nb_session_open(&s, &o));
+    struct nb_attached *at = NULL;
+    for (int i = 0; i < s.adapter->n_attached && !at; i++)
+        if (!strcmp(s.adapter->attached[i].module, "model.layers.1.block_sparse_moe.experts.2.w3"))
+            at = &s.adapter->attached[i];
+    assert_non_null(at);
+    assert_int_equal(at->r, 2);
+    at->scale *= 3;
+    for (int less = 0; less < 2; less++) { /* then of rank 1: the first column of what the parameters have */
+        const float *A = at->A->data, *B = at->B->data;
+        at->r -= less, at->A->d[0] -= less, at->B->d[1] -= less;
+        remove(path);
+        assert_ok(nb_export_gguf_lora(&s, "lora", path, true, &r));
+        assert_int_equal(r.tensors, 2 * 2 * (4 + 3));
+        assert_ok(nb_gguf_open(&g, path));
+        const nb_gguf_tensor *a = need_tensor(&g, "blk.1.ffn_up_exps.weight.lora_a"),
+                             *b = need_tensor(&g, "blk.1.ffn_up_exps.weight.lora_b");
+        assert_memory_equal(a->ne, ((int64_t[]){32, 2, 4, 1}), sizeof a->ne);
+        assert_memory_equal(b->ne, ((int64_t[]){2, 24, 4, 1}), sizeof b->ne);
+        const float *x = (const float *)a->data + 2 * 32 * 2, *y = (const float *)b->data + 2 * 2 * 24;
+        for (int i = 0; i < 32 * 2; i++) assert_true(x[i] == (less && i >= 32 ? 0 : A[i]));
+        for (int i = 0; i < 24; i++)
+            for (int k = 0; k < 2; k++)
+                assert_close(y[2 * i + k], less && k ? 0 : 3 * B[less ? i : 2 * i + k], 1e-6);
+        nb_gguf_close(&g);
+    }
+    at->r++, at->A->d[0]++, at->B->d[1]++;
+    nb_session_close(&s);
+    free(path);
+}
+
 /* ---- tokenizers ---- */
 
 static void expect_strings(const nb_gguf *g, const char *key, char *const *got, int64_t n) {
@@ -400,7 +440,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_round_trip), cmocka_unit_test(test_q8_block),     cmocka_unit_test(test_damaged),
         cmocka_unit_test(test_hostile),    cmocka_unit_test(test_families),     cmocka_unit_test(test_rope_factors),
-        cmocka_unit_test(test_stories),    cmocka_unit_test(test_lora),      cmocka_unit_test(test_vocabularies),
+        cmocka_unit_test(test_stories),    cmocka_unit_test(test_lora),        cmocka_unit_test(test_lora_of_experts),
+        cmocka_unit_test(test_vocabularies),
         cmocka_unit_test(test_splits),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

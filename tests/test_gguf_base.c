@@ -1,10 +1,8 @@
-/* GGUF models as a base: the same numbers as the folder they were made of, the same ids as llama.cpp's, and what is
- * refused. */
+/* GGUF models as a base: the same numbers as the folder they were made of, and what is refused. */
 #include "adapters/export.h"
 #include "adapters/merge.h"
 #include "adapters/tokenizer_open.h"
 #include "core/hash.h"
-#include "data/tokenizer_export.h"
 #include "model/gguf_base.h"
 #include "model/gguf_map.h"
 #include "tests/tiny_base.h"
@@ -63,7 +61,8 @@ static void expect_same_bits(const char *what, const char *dir, const char *file
 /* Windows that llama.cpp has no word for are left out of the file: fewer tokens than that see no difference. */
 static const struct { const char *folder; int n; } families[] = {
     {"llama", 40}, {"llama3", 40}, {"mistral", 6}, {"smollm2", 40}, {"qwen2-yarn", 7}, {"qwen3", 40}, {"gemma", 40},
-    {"phi3-longrope", 40}, {"phi", 40}, {"olmo", 40}, {"olmo2", 40}, {"gpt2", 40},
+    {"phi3-longrope", 40}, {"phi", 40}, {"olmo", 40}, {"olmo2", 40}, {"gpt2", 40}, {"neox", 40}, {"neox-serial", 40},
+    {"mixtral", 6},
 };
 
 static void test_families(void **state) {
@@ -75,13 +74,12 @@ static void test_families(void **state) {
     }
 }
 
-#define SIZES                                                                                                     \
-    "\"vocab_size\": 120, \"hidden_size\": 24, \"intermediate_size\": 36, \"num_attention_heads\": 4, "            \
-    "\"num_key_value_heads\": 2, \"head_dim\": 12, \"max_position_embeddings\": 64, \"torch_dtype\": \"float32\""
-
-#define FAMILY(architecture, type, layers) \
-    "{\"architectures\": [\"" architecture "\"], \"model_type\": \"" type "\", "                                   \
-    "\"num_hidden_layers\": " #layers ", " SIZES
+#define OF_SIZE(architecture, type, layers, hidden, kv_heads)                                                      \
+    "{\"architectures\": [\"" architecture "\"], \"model_type\": \"" type "\", \"num_hidden_layers\": " #layers ", " \
+    "\"vocab_size\": 120, \"hidden_size\": " #hidden ", \"intermediate_size\": 36, \"num_attention_heads\": 4, "     \
+    "\"num_key_value_heads\": " #kv_heads ", \"head_dim\": 12, \"max_position_embeddings\": 64, "                   \
+    "\"torch_dtype\": \"float32\""
+#define FAMILY(architecture, type, layers) OF_SIZE(architecture, type, layers, 24, 2)
 
 /* What the golden folders lack. */
 static const struct { const char *name, *config; } more[] = {
@@ -97,6 +95,16 @@ static const struct { const char *name, *config; } more[] = {
     {"smollm3", FAMILY("SmolLM3ForCausalLM", "smollm3", 5) "}"},
     {"phi3 with a window", FAMILY("Phi3ForCausalLM", "phi3", 2) ", \"sliding_window\": 9, "
      "\"partial_rotary_factor\": 0.5}"},
+    {"mixtral, tied", FAMILY("MixtralForCausalLM", "mixtral", 3) ", \"num_local_experts\": 8, "
+     "\"sliding_window\": null, \"tie_word_embeddings\": true}"},
+    {"qwen2-moe", OF_SIZE("Qwen2MoeForCausalLM", "qwen2_moe", 2, 48, 2) ", \"num_experts\": 6, "
+     "\"moe_intermediate_size\": 20, \"shared_expert_intermediate_size\": 28}"},
+    {"qwen2-moe, tied, no biases", OF_SIZE("Qwen2MoeForCausalLM", "qwen2_moe", 2, 48, 2) ", \"num_experts\": 6, "
+     "\"moe_intermediate_size\": 20, \"shared_expert_intermediate_size\": 28, \"qkv_bias\": false, "
+     "\"tie_word_embeddings\": true}"},
+    {"qwen3-moe", FAMILY("Qwen3MoeForCausalLM", "qwen3_moe", 2) ", \"num_experts\": 5, \"num_experts_per_tok\": 3, "
+     "\"moe_intermediate_size\": 20, \"norm_topk_prob\": true}"},
+    {"olmoe", OF_SIZE("OlmoeForCausalLM", "olmoe", 2, 48, 4) ", \"num_experts\": 7, \"num_experts_per_tok\": 3}"},
 };
 
 static char *with_tokenizer(char *dir) {
@@ -233,9 +241,10 @@ static void open_trainee(trainee *t, const char *file, bool decoded) {
     if (decoded) {
         float *at = t->floats = nb_malloc((size_t)nb_spec_parameters(&t->base->spec) * 2 * sizeof *at);
         decode_into(&t->base->embed, &at);
-        t->base->head.w = t->base->embed;
+        if (t->base->spec.tied) t->base->head.w = t->base->embed;
+        else decode_into(&t->base->head.w, &at);
         for (int64_t l = 0; l < t->base->spec.layers; l++)
-            for (nb_slot k = 0; k < NB_SLOTS; k++) decode_into(&t->base->layer[l].lin[k].w, &at);
+            for (int k = 0; k < nb_spec_slots(&t->base->spec); k++) decode_into(&t->base->layer[l].lin[k].w, &at);
     }
     assert_ok(nb_model_open(&t->model, t->base, t->dev, TOKENS, TOKENS));
     nb_lora_options o = {.r = 4, .alpha = 8, .targets = targets, .n_targets = NB_LEN(targets), .seed = 3};
@@ -289,12 +298,22 @@ static void expect_equal_gradients(const trainee *x, const trainee *y) {
     "\"num_key_value_heads\": 2, \"head_dim\": 64, \"max_position_embeddings\": 64, "                            \
     "\"torch_dtype\": \"float32\", \"tie_word_embeddings\": true}"
 
+#define WIDE_EXPERTS                                                                                              \
+    "{\"architectures\": [\"Qwen2MoeForCausalLM\"], \"model_type\": \"qwen2_moe\", \"num_hidden_layers\": 2, "      \
+    "\"vocab_size\": 120, \"hidden_size\": 256, \"intermediate_size\": 256, \"num_attention_heads\": 4, "          \
+    "\"num_key_value_heads\": 2, \"max_position_embeddings\": 64, \"torch_dtype\": \"float32\", "                  \
+    "\"tie_word_embeddings\": true, \"num_experts\": 3, \"num_experts_per_tok\": 2, "                              \
+    "\"moe_intermediate_size\": 256, \"shared_expert_intermediate_size\": 256}"
+
 static void test_training(void **state) {
     (void)state;
-    static const char *const types[] = {"q8_0", "q6_k", "q4_k_m", "q5_0", "q4_0"};
-    char *dir = with_tokenizer(tiny_base("wide", WIDE, 7));
-    for (int i = 0; i < NB_LEN(types); i++) {
-        char *file = export_as(dir, types[i]);
+    static const struct { const char *type; bool experts; } runs[] = {
+        {"q8_0"}, {"q6_k"}, {"q4_k_m"}, {"q5_0"}, {"q4_0"}, {"q4_k_m", .experts = true}, {"q8_0", .experts = true},
+    };
+    char *wide = with_tokenizer(tiny_base("wide", WIDE, 7)),
+         *experts = with_tokenizer(tiny_base("wide-experts", WIDE_EXPERTS, 7));
+    for (int i = 0; i < NB_LEN(runs); i++) {
+        char *file = export_as(runs[i].experts ? experts : wide, runs[i].type);
         trainee blocks, floats;
         double first = 0, last = 0;
         open_trainee(&blocks, file, false);
@@ -305,7 +324,7 @@ static void test_training(void **state) {
             if (s == 1) first = last;
             assert_close(last / want, 1, 1e-4);
         }
-        if (!(last < 0.7 * first)) fail_msg("%s: the loss went from %g to %g", types[i], first, last);
+        if (!(last < 0.7 * first)) fail_msg("%s: the loss went from %g to %g", runs[i].type, first, last);
         step(&blocks, 0), step(&floats, 0); /* gradients of the trained adapter: those of A are not 0 any more */
         expect_equal_gradients(&blocks, &floats);
         close_trainee(&blocks), close_trainee(&floats);
@@ -314,7 +333,7 @@ static void test_training(void **state) {
         assert_memory_equal(plain, four, (size_t)(TOKENS * V) * sizeof *plain); /* load_in_4bit changes nothing */
         free(plain), free(four), free(file);
     }
-    free(dir);
+    free(wide), free(experts);
 }
 
 /* ---- files ---- */
@@ -332,14 +351,15 @@ static void write_parts(const char *dir, const char *to) {
         nb_gguf_writer *w;
         assert_ok(nb_gguf_write_begin(&w, path));
         if (!part) {
-            nb_gguf_put_str(w, "general.architecture", nb_gguf_arch(s));
+            nb_gguf_put_str(w, "general.architecture", nb_gguf_family_of(s)->name);
             nb_gguf_put_spec(w, s);
         }
         nb_gguf_put_u32(w, "split.no", (uint32_t)part);
         nb_gguf_put_u32(w, "split.count", 3);
         for (int i = part; i < p.n; i += 3) {
             const nb_gguf_item *it = &p.items[i];
-            int64_t ne[2] = {it->n_dims == 2 ? it->cols : it->rows, it->rows};
+            int64_t ne[3];
+            nb_gguf_item_shape(it, ne);
             assert_ok(nb_gguf_write_declare(w, it->name, NB_GGUF_F32, it->n_dims, ne));
         }
         for (int i = part; i < p.n; i += 3) {
@@ -406,6 +426,34 @@ static void test_sha256(void **state) {
 
 /* ---- refusals ---- */
 
+/* What llama.cpp's graphs of mixtures cannot be told. */
+static void test_refused_experts(void **state) {
+    (void)state;
+    static const struct { const char *folder, *config, *text; } cases[] = {
+        {"tests/golden/qwen2-moe", NULL, "mlp_only_layers: layer 1 has no experts"},
+        {"tests/golden/qwen3-moe", NULL, "decoder_sparse_step, mlp_only_layers: layer 0 has no experts"},
+        {"tests/golden/olmoe", NULL, "clip_qkv: no limit for q, k and v is what llama.cpp's olmoe has"},
+        {NULL, FAMILY("Qwen3MoeForCausalLM", "qwen3_moe", 2) ", \"num_experts\": 5, \"num_experts_per_tok\": 3, "
+         "\"moe_intermediate_size\": 20}", "norm_topk_prob: llama.cpp's qwen3moe always divides"},
+        {NULL, OF_SIZE("OlmoeForCausalLM", "olmoe", 2, 48, 4) ", \"num_experts\": 9, \"norm_topk_prob\": true}",
+         "norm_topk_prob: llama.cpp's olmoe never divides"},
+        {NULL, OF_SIZE("OlmoeForCausalLM", "olmoe", 2, 48, 2) ", \"num_experts\": 9}",
+         "num_key_value_heads: as many as heads"},
+        {NULL, OF_SIZE("Qwen2MoeForCausalLM", "qwen2_moe", 2, 24, 2) ", \"num_experts\": 6, "
+         "\"moe_intermediate_size\": 20, \"shared_expert_intermediate_size\": 28}", "head_dim: queries as wide as"},
+    };
+    char *out = tmp_path("no.gguf");
+    for (int i = 0; i < NB_LEN(cases); i++) {
+        char *dir = cases[i].folder ? nb_strdup(cases[i].folder)
+                                    : with_tokenizer(tiny_base("refused", cases[i].config, 7));
+        nb_export_report r;
+        assert_fails(nb_export_gguf(dir, "no", out, NULL, true, &r), NB_EUNSUPPORTED, cases[i].text);
+        free(dir);
+    }
+    assert_false(nb_file_exists(out));
+    free(out);
+}
+
 /* Writes `with` over the first `what` of a file that was made of `folder`, and expects the message. */
 static void refused(const char *folder, const char *what, const char *with, size_t n, size_t behind, nb_status code,
                     const char *text) {
@@ -448,6 +496,9 @@ static void test_refusals(void **state) {
     SET("olmo", "olmo.attention.layer_norm_epsilon", "\6\0\0\0\0\0\0\x3f", NB_EUNSUPPORTED,
         "0.5: OlmoForCausalLM has 1e-05");
     SET("qwen2-yarn", "qwen2.rope.scaling.type\10\0\0\0\4\0\0\0\0\0\0\0", "barn", NB_EUNSUPPORTED, "\"barn\"");
+    RENAMED("neox", "gptneox.use_parallel_residual", "gptneox.use_parallel_residuaX", NB_EINPUT,
+            "has no \"gptneox.use_parallel_residual\"");
+    RENAMED("neox", "blk.1.attn_qkv.weight", "blk.1.attn_qxv.weight", NB_EINPUT, "no tensor \"blk.1.attn_qkv.weight\"");
     char *not = tmp_path("not.gguf");
     nb_base *b;
     assert_ok(nb_file_write(not, "GGU", 3));
@@ -455,6 +506,27 @@ static void test_refusals(void **state) {
     assert_ok(nb_file_write(not, "GGUF", 4));
     assert_fails(nb_base_load(&b, not, &(nb_base_options){0}), NB_EINPUT, "ends within");
     free(not);
+}
+
+/* Numbers of experts that the file's tensors do not have. A tensor's name is followed by its dimensions, as u64. */
+static void test_refused_expert_counts(void **state) {
+    (void)state;
+    SET("mixtral", "llama.expert_count", "\4\0\0\0\0\0\0\0", NB_EUNSUPPORTED, "expert_used_count\" may change");
+    SET("mixtral", "llama.expert_count", "\4\0\0\0\3\0\0\0", NB_ESHAPE, "has 4 experts, llama.expert_count is 3");
+    SET("mixtral", "llama.expert_count", "\4\0\0\0\xff\xff\xff\xff", NB_ESHAPE, "llama.expert_count is 4294967295");
+    SET("mixtral", "llama.expert_count", "\6\0\0\0\0\0\x80\x40", NB_EUNSUPPORTED, "expert_count\" may change");
+    SET("mixtral", "llama.expert_used_count", "\4\0\0\0\0\0\0\0", NB_EINPUT, "has no \"llama.expert_used_count\"");
+    SET("mixtral", "llama.expert_used_count", "\4\0\0\0\5\0\0\0", NB_EINPUT, "num_experts_per_tok\" is 5; 1 to 4");
+    RENAMED("mixtral", "llama.expert_used_count", "llama.expert_group_coun", NB_EINPUT, "expert_used_count");
+    RENAMED("mixtral", "blk.1.ffn_down_exps", "blk.1.ffn_down_expx", NB_EINPUT, "no tensor \"blk.1.ffn_down_exps.weight");
+    RENAMED("mixtral", "blk.1.ffn_gate_exps", "blk.1.ffn_gate_expx", NB_EINPUT, "no tensor \"blk.1.ffn_gate_exps.weight");
+    RENAMED("mixtral", "blk.0.ffn_gate_inp.", "blk.0.ffn_gate_imp.", NB_EINPUT, "no tensor \"blk.0.ffn_gate_inp.weight");
+    SET("mixtral", "blk.0.ffn_gate_inp.weight", "\2\0\0\0\x20\0\0\0\0\0\0\0\2\0\0\0\0\0\0\0", NB_ESHAPE,
+        "\"blk.0.ffn_gate_inp.weight\" has shape [1, 1, 2, 32], its keys say [1, 4, 32]");
+    SET("mixtral", "blk.0.ffn_up_exps.weight",
+        "\3\0\0\0\x20\0\0\0\0\0\0\0\x18\0\0\0\0\0\0\0\3\0\0\0\0\0\0\0", NB_ESHAPE,
+        "\"blk.0.ffn_up_exps.weight\" has shape [1, 3, 24, 32], its keys say [4, 24, 32]");
+    SET("mixtral", "llama.feed_forward_length", "\4\0\0\0\x17\0\0\0", NB_ESHAPE, "its keys say [4, 23, 32]");
 }
 
 static void put_byte(FILE *f, size_t at, int byte) {
@@ -491,172 +563,14 @@ static void test_damaged(void **state) {
     free(file);
 }
 
-/* ---- tokenizers ---- */
-
-static void expect_ids(const nb_tokenizer *t, const char *name, const char *text, size_t n, const int32_t *want,
-                       int64_t n_want) {
-    nb_ids ids = {0};
-    assert_ok(nb_tokenizer_encode(t, text, n, 0, &ids));
-    if (ids.n != n_want || (n_want && memcmp(ids.id, want, (size_t)n_want * sizeof *want) != 0))
-        fail_msg("%s: \"%.*s\" has other ids", name, (int)n, text);
-    nb_ids_free(&ids);
-}
-
-/* The texts of NAME.inp, parted by lines of their own, and the ids that llama.cpp has for them, a line each. */
-static void check_vocabulary(const char *name) {
-    static const char mark[] = "\n__ggml_vocab_test__\n";
-    char *rel = nb_asprintf("llamacpp-vocab/ggml-vocab-%s.gguf", name), *in = nb_asprintf("%s.inp", VECTORS(rel)),
-         *out = nb_asprintf("%s.out", VECTORS(rel)), *texts, *lines;
-    size_t n;
-    int count = 0;
-    nb_tokenizer *t;
-    assert_ok(nb_tokenizer_open(&t, VECTORS(rel)));
-    assert_ok(nb_file_read(in, &texts, &n));
-    assert_ok(nb_file_read(out, &lines, &n));
-    char *text = texts, *line = lines, *end;
-    for (; (end = strstr(text, mark)); text = end + strlen(mark), count++) {
-        int32_t want[256];
-        int64_t n_want = 0;
-        char *stop = strchr(line, '\n'), *p = line;
-        assert_non_null(stop);
-        while (p + strspn(p, " ") < stop) want[n_want++] = (int32_t)strtol(p, &p, 10);
-        line = stop + 1;
-        expect_ids(t, name, text, (size_t)(end - text), want, n_want);
-    }
-    assert_true(count > 40);
-    nb_tokenizer_free(t);
-    free(texts), free(lines), free(rel), free(in), free(out);
-}
-
-static void test_llamacpp_vocabularies(void **state) {
-    (void)state;
-    check_vocabulary("gpt-2");
-    check_vocabulary("llama-spm");
-    check_vocabulary("phi-3");
-}
-
-/* Equal ids on texts of many kinds, and the same text back. */
-static void expect_equal_tokenizers(const char *name, const nb_tokenizer *a, const nb_tokenizer *b) {
-    json_t *texts, *v;
-    size_t i;
-    assert_ok(nb_json_load(VECTORS("tok/texts.json"), &texts));
-    assert_true(json_array_size(texts) > 50);
-    json_array_foreach(texts, i, v) {
-        const char *s = json_string_value(v);
-        size_t n = json_string_length(v);
-        nb_ids x = {0};
-        nb_text first = {0}, second = {0};
-        assert_ok(nb_tokenizer_encode(a, s, n, 0, &x));
-        expect_ids(b, name, s, n, x.id, x.n);
-        assert_ok(nb_tokenizer_decode(a, x.id, x.n, false, &first));
-        assert_ok(nb_tokenizer_decode(b, x.id, x.n, false, &second));
-        assert_int_equal(first.n, second.n);
-        if (first.n) assert_memory_equal(first.s, second.s, first.n);
-        nb_ids_free(&x);
-        nb_text_free(&first), nb_text_free(&second);
-    }
-    json_decref(texts);
-}
-
-static void expect_equal_roles(const nb_tokenizer *a, const nb_tokenizer *b) {
-    assert_int_equal(nb_tokenizer_bos(a), nb_tokenizer_bos(b));
-    assert_int_equal(nb_tokenizer_eos(a), nb_tokenizer_eos(b));
-    assert_int_equal(nb_tokenizer_pad(a), nb_tokenizer_pad(b));
-    assert_int_equal(nb_tokenizer_adds_bos(a), nb_tokenizer_adds_bos(b));
-    assert_int_equal(nb_tokenizer_adds_eos(a), nb_tokenizer_adds_eos(b));
-    const char *x = nb_tokenizer_chat_template(a), *y = nb_tokenizer_chat_template(b);
-    assert_true(!x == !y && (!x || !strcmp(x, y)));
-}
-
-/* A tokenizer, made into a list and back, and saved and loaded, is the same tokenizer. */
-static void test_lists(void **state) {
-    (void)state;
-    static const char *const names[] = {"llama3", "qwen2.5", "smollm2", "gpt2", "phi-2", "phi-4-mini", "olmo1-gptneox",
-                                        "llama2", "phi-3", "phi-3-mini", "gemma-cropped"};
-    char *dir = tmp_path("tokenizer");
-    assert_ok(nb_mkdirs(dir));
-    for (int i = 0; i < NB_LEN(names); i++) {
-        char *rel = nb_path_join("tok", names[i]);
-        nb_tokenizer *t, *made, *saved;
-        nb_token_list l;
-        assert_ok(nb_tokenizer_load(&t, VECTORS(rel)));
-        assert_ok(nb_tokenizer_list(t, nb_tokenizer_vocab_size(t) + 3, &l));
-        l.strips_right = !strcmp(names[i], "phi-3-mini") || !strcmp(names[i], "phi-4-mini"); /* by the model's name */
-        assert_ok(nb_tokenizer_from_list(&made, &l, names[i]));
-        assert_ok(nb_tokenizer_save(made, dir));
-        assert_ok(nb_tokenizer_load(&saved, dir));
-        assert_int_equal(nb_tokenizer_vocab_size(made), nb_tokenizer_vocab_size(t));
-        expect_equal_tokenizers(names[i], t, made);
-        expect_equal_tokenizers(names[i], made, saved);
-        expect_equal_roles(t, made);
-        expect_equal_roles(made, saved);
-        nb_token_list_free(&l);
-        nb_tokenizer_free(t), nb_tokenizer_free(made), nb_tokenizer_free(saved);
-        free(rel);
-    }
-    free(dir);
-}
-
-/* Added tokens and roles of a tokenizer that came from a list are saved with it. */
-static void test_list_grows(void **state) {
-    (void)state;
-    char *file = export_as("tests/golden/llama", "f32"), *dir = tmp_path("grown");
-    nb_tokenizer *t, *saved;
-    int32_t id;
-    assert_ok(nb_mkdirs(dir));
-    assert_ok(nb_tokenizer_open(&t, file));
-    int n = nb_tokenizer_vocab_size(t);
-    assert_ok(nb_tokenizer_add(t, "<box>", true, &id));
-    assert_int_equal(id, n);
-    assert_ok(nb_tokenizer_set_special(t, "pad_token", "<box>"));
-    assert_ok(nb_tokenizer_save(t, dir));
-    assert_ok(nb_tokenizer_load(&saved, dir));
-    assert_int_equal(nb_tokenizer_token_id(saved, "<box>"), n);
-    assert_int_equal(nb_tokenizer_pad(saved), n);
-    nb_tokenizer_free(t), nb_tokenizer_free(saved);
-    free(file), free(dir);
-}
-
-static void test_bad_lists(void **state) {
-    (void)state;
-    char *tokens[] = {"a", "b", "ab", "a"}, *merges[] = {"a b"};
-    float scores[] = {0, 0, -1, NAN};
-    int32_t types[] = {1, 1, 1, 1};
-    nb_token_list l = {.model = "gpt2", .pre = "gpt-2", .n = 3, .token = tokens, .type = types, .merge = merges,
-                       .n_merges = 1, .bos = 7, .eos = -1, .unk = -1, .pad = -1};
-    nb_tokenizer *t;
-    assert_ok(nb_tokenizer_from_list(&t, &l, "list"));
-    expect_ids(t, "small", "ab", 2, (int32_t[]){2}, 1);
-    assert_int_equal(nb_tokenizer_bos(t), -1);
-    nb_tokenizer_free(t);
-    l.n = 4;
-    assert_fails(nb_tokenizer_from_list(&t, &l, "list"), NB_EINPUT, "two ids");
-    l.n = 3, merges[0] = "ab";
-    assert_fails(nb_tokenizer_from_list(&t, &l, "list"), NB_EINPUT, "merge 0 is not two tokens");
-    merges[0] = "a c";
-    assert_fails(nb_tokenizer_from_list(&t, &l, "list"), NB_EINPUT, "not in the vocabulary");
-    merges[0] = "a b", types[1] = 9;
-    assert_fails(nb_tokenizer_from_list(&t, &l, "list"), NB_EINPUT, "token 1 has the unknown type 9");
-    types[1] = 1, tokens[0] = "\xff";
-    assert_fails(nb_tokenizer_from_list(&t, &l, "list"), NB_EINPUT, "not valid UTF-8");
-    tokens[0] = "a", l.pre = "falcon";
-    assert_fails(nb_tokenizer_from_list(&t, &l, "list"), NB_EUNSUPPORTED, "tokenizer.ggml.pre \"falcon\" is not known");
-    l.model = "t5";
-    assert_fails(nb_tokenizer_from_list(&t, &l, "list"), NB_EUNSUPPORTED, "tokenizer.ggml.model \"t5\"");
-    l.model = "llama";
-    assert_fails(nb_tokenizer_from_list(&t, &l, "list"), NB_EINPUT, "scores are missing");
-    l.score = scores, l.n = 4;
-    assert_fails(nb_tokenizer_from_list(&t, &l, "list"), NB_EINPUT, "not finite");
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_families),   cmocka_unit_test(test_more_families), cmocka_unit_test(test_other_factors),
         cmocka_unit_test(test_types),      cmocka_unit_test(test_stories),       cmocka_unit_test(test_merge),
         cmocka_unit_test(test_training),
         cmocka_unit_test(test_parts),      cmocka_unit_test(test_sha256),        cmocka_unit_test(test_refusals),
-        cmocka_unit_test(test_damaged),    cmocka_unit_test(test_llamacpp_vocabularies),
-        cmocka_unit_test(test_lists),      cmocka_unit_test(test_list_grows),    cmocka_unit_test(test_bad_lists),
+        cmocka_unit_test(test_refused_experts), cmocka_unit_test(test_refused_expert_counts),
+        cmocka_unit_test(test_damaged),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
