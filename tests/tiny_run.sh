@@ -43,8 +43,13 @@ END
 
 # tiny_base DIR ...: the same with weights, trained for a few steps so that its logits are not all alike
 tiny_base() {
+    tiny_config "$1.shape" "${@:2}"
+    tiny_weights "$1"
+}
+
+# tiny_weights DIR: weights for DIR.shape
+tiny_weights() {
     local dir=$1
-    tiny_config "$dir.shape" "${@:2}"
     tiny_data 40 "$tmp/base-data.jsonl"
     cat >"$dir.yaml" <<END
 base_model: $dir.shape
@@ -64,7 +69,7 @@ threads: 1
 dataset_prepared_path: none
 END
     if "$NIBBLE" train "$dir.yaml" >"$dir.log" 2>&1 && mv "$dir.run/model" "$dir"; then rm -rf "$dir.run"; return 0; fi
-    bad tiny_base "$(tail -n 3 "$dir.log")"
+    bad tiny_weights "$(tail -n 3 "$dir.log")"
     exit 1
 }
 

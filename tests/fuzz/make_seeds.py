@@ -2,6 +2,7 @@
 """Writes seeds/TARGET/NAME: small inputs that are well formed, for libFuzzer to begin with. Needs nothing but Python."""
 import base64
 import json
+import math
 import os
 import shutil
 import struct
@@ -123,45 +124,64 @@ def gguf():
     head = b"GGUF" + struct.pack("<IQQ", 3, len(kinds), len(keys)) + b"".join(keys) + infos
     save("gguf", "kinds", head + bytes(-len(head) % 32) + data)
     save("gguf", "none", b"GGUF" + struct.pack("<IQQ", 3, 0, 0))
-    gguf_model()
+    gguf_models()
 
 
-def gguf_model():
-    """A whole Llama with a tokenizer of 8 tokens."""
-    def u32(name, v):
-        return text(name) + struct.pack("<II", 4, v)
+def u32(v):
+    return struct.pack("<II", 4, v)
 
-    def f32(name, v):
-        return text(name) + struct.pack("<If", 6, v)
 
-    def string(name, v):
-        return text(name) + struct.pack("<I", 8) + text(v)
+def f32(v):
+    return struct.pack("<If", 6, v)
 
-    def array(name, kind, items):
-        return text(name) + struct.pack("<IIQ", 9, kind, len(items)) + b"".join(items)
 
+def string(v):
+    return struct.pack("<I", 8) + text(v)
+
+
+def array(kind, items):
+    return struct.pack("<IIQ", 9, kind, len(items)) + b"".join(items)
+
+
+def gguf_file(name, arch, keys, shapes):
+    """A whole model of 8 channels with these keys behind "ARCH.", these tensors, and a tokenizer of 8 tokens."""
     tokens = ["<|end|>", "a", "b", "\u0120", "ab", "\u0120ab", "c", "ba"]
-    keys = [string("general.architecture", "llama"), u32("llama.block_count", 1), u32("llama.context_length", 16),
-            u32("llama.embedding_length", 8), u32("llama.feed_forward_length", 8), u32("llama.attention.head_count", 2),
-            u32("llama.attention.head_count_kv", 1), f32("llama.attention.layer_norm_rms_epsilon", 1e-5),
-            u32("llama.rope.dimension_count", 4), f32("llama.rope.freq_base", 1e4), u32("llama.vocab_size", 8),
-            string("tokenizer.ggml.model", "gpt2"), string("tokenizer.ggml.pre", "gpt-2"),
-            array("tokenizer.ggml.tokens", 8, [text(t) for t in tokens]),
-            array("tokenizer.ggml.token_type", 5, [struct.pack("<i", 3 if i == 0 else 1) for i in range(8)]),
-            array("tokenizer.ggml.merges", 8, [text(m) for m in ("a b", "\u0120 ab", "b a")]),
-            u32("tokenizer.ggml.bos_token_id", 0), u32("tokenizer.ggml.eos_token_id", 0),
-            string("tokenizer.chat_template", "{% for m in messages %}{{ m.content }}{% endfor %}")]
-    shapes = [("token_embd", 8, 8), ("output_norm", 8), ("blk.0.attn_norm", 8), ("blk.0.ffn_norm", 8),
-              ("blk.0.attn_q", 8, 8), ("blk.0.attn_k", 8, 4), ("blk.0.attn_v", 8, 4), ("blk.0.attn_output", 8, 8),
-              ("blk.0.ffn_gate", 8, 8), ("blk.0.ffn_up", 8, 8), ("blk.0.ffn_down", 8, 8)]
+    keys = {"block_count": u32(1), "context_length": u32(16), "embedding_length": u32(8), "feed_forward_length": u32(8),
+            "attention.head_count": u32(2), "rope.dimension_count": u32(4), "rope.freq_base": f32(1e4),
+            "vocab_size": u32(8), **keys}
+    keys = {"general.architecture": string(arch), **{f"{arch}.{k}": v for k, v in keys.items()},
+            "tokenizer.ggml.model": string("gpt2"), "tokenizer.ggml.pre": string("gpt-2"),
+            "tokenizer.ggml.tokens": array(8, [text(t) for t in tokens]),
+            "tokenizer.ggml.token_type": array(5, [struct.pack("<i", 3 if i == 0 else 1) for i in range(8)]),
+            "tokenizer.ggml.merges": array(8, [text(m) for m in ("a b", "\u0120 ab", "b a")]),
+            "tokenizer.ggml.bos_token_id": u32(0), "tokenizer.ggml.eos_token_id": u32(0),
+            "tokenizer.chat_template": string("{% for m in messages %}{{ m.content }}{% endfor %}")}
     infos, data = b"", b""
-    for name, *ne in shapes:
-        infos += text(name + ".weight") + struct.pack("<I", len(ne)) + struct.pack(f"<{len(ne)}Q", *ne)
-        infos += struct.pack("<IQ", 0, len(data))
-        n = 4 * ne[0] * (ne[1] if len(ne) > 1 else 1)
+    for tensor, *ne in shapes:
+        infos += text(tensor if tensor.endswith(".bias") else tensor + ".weight")
+        infos += struct.pack("<I", len(ne)) + struct.pack(f"<{len(ne)}Q", *ne) + struct.pack("<IQ", 0, len(data))
+        n = 4 * math.prod(ne)
         data += bytes(n) + bytes(-n % 32)
-    head = b"GGUF" + struct.pack("<IQQ", 3, len(shapes), len(keys)) + b"".join(keys) + infos
-    save("gguf", "model", head + bytes(-len(head) % 32) + data)
+    head = b"GGUF" + struct.pack("<IQQ", 3, len(shapes), len(keys)) + b"".join(text(k) + v for k, v in keys.items()) + infos
+    save("gguf", name, head + bytes(-len(head) % 32) + data)
+
+
+def gguf_models():
+    rms = {"attention.head_count_kv": u32(1), "attention.layer_norm_rms_epsilon": f32(1e-5)}
+    experts = {**rms, "expert_count": u32(3), "expert_used_count": u32(2)}
+    ends = [("token_embd", 8, 8), ("output_norm", 8), ("blk.0.attn_norm", 8), ("blk.0.ffn_norm", 8)]
+    qkv = [("blk.0.attn_q", 8, 8), ("blk.0.attn_k", 8, 4), ("blk.0.attn_v", 8, 4), ("blk.0.attn_output", 8, 8)]
+    routed = [("blk.0.ffn_gate_inp", 8, 3)] + [(f"blk.0.ffn_{k}_exps", 8, 8, 3) for k in ("gate", "up", "down")]
+    gguf_file("model", "llama", rms, ends + qkv + [(f"blk.0.ffn_{k}", 8, 8) for k in ("gate", "up", "down")])
+    gguf_file("mixtral", "llama", experts, ends + qkv + routed)
+    gguf_file("qwen2moe", "qwen2moe", {
+        **experts, "expert_feed_forward_length": u32(8), "expert_shared_feed_forward_length": u32(8)},
+        ends + qkv + routed + [(f"{name}.bias", rows) for name, _, rows in qkv[:3]] +
+        [("blk.0.ffn_gate_inp_shexp", 8)] + [(f"blk.0.ffn_{k}_shexp", 8, 8) for k in ("gate", "up", "down")])
+    linear = [("blk.0.attn_qkv", 8, 24), ("blk.0.attn_output", 8, 8), ("blk.0.ffn_up", 8, 8), ("blk.0.ffn_down", 8, 8)]
+    gguf_file("neox", "gptneox", {"attention.layer_norm_epsilon": f32(1e-5),
+                                  "use_parallel_residual": struct.pack("<IB", 7, 1)},
+              ends + linear + [("output", 8, 8)] + [(f"{name}.bias", shape[-1]) for name, *shape in ends[1:] + linear])
 
 
 # ---- tokenizers ----
