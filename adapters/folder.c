@@ -47,6 +47,19 @@ nb_status nb_put_vocabulary(const nb_spec *s, const nb_tokenizer *t, bool untied
     return t ? rewrite(dir, "generation_config.json", NULL, t, false) : NB_OK;
 }
 
+nb_status nb_put_float(const char *dir) {
+    char *path = nb_path_join(dir, "config.json");
+    json_t *root = NULL;
+    nb_status st = nb_json_load(path, &root);
+    if (st == NB_OK) {
+        json_object_del(root, "quantization_config");
+        st = nb_json_save(path, root);
+    }
+    json_decref(root);
+    free(path);
+    return st;
+}
+
 nb_status nb_make_model_files(const char *gguf, const char *to) {
     nb_gguf_model m;
     nb_tokenizer *t = NULL;

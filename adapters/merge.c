@@ -13,7 +13,7 @@
 
 typedef struct merger {
     nb_session *s;
-    nb_base *stored; /* a base in GGUF as it is stored; NULL: `base` is a folder's tensors */
+    nb_base *stored; /* a base in GGUF or in 4 bits as it is stored; NULL: `base` is a folder's tensors */
     nb_dev *dev;   /* the processor, f32 */
     float *trained; /* the adapter's values in host memory */
     bool roundtrip;
@@ -36,7 +36,7 @@ static const struct nb_attached *adapted(const nb_adapter *a, const char *tensor
 }
 
 /* Where a tensor's values are that are not taken as they lie in the folder: the linear layers as they were quantized in
- * training, and what a base in GGUF holds in blocks. */
+ * training, and what a base holds in blocks or in 4 bits. */
 static const nb_weight *held(const merger *m, const nb_st_tensor *t) {
     if (!t->data) return nb_base_matrix(m->stored, t->name);
     const nb_weight *w = m->roundtrip ? nb_base_matrix(m->s->base, t->name) : NULL;
@@ -300,7 +300,8 @@ static nb_status write_folder(merger *m, const nb_st *base, const char *dir) {
         NB_GO(st, nb_put_vocabulary(&m->s->base->spec, m->s->own_tokenizer ? m->s->tokenizer : NULL, m->head != NULL, dir),
               done);
     NB_GO(st, write_template(m->s, dir), done);
-    if (nb_file_exists(index)) NB_GO(st, write_index(m, base, index, index_out), done);
+    if (m->s->base->prequantized) NB_GO(st, nb_put_float(dir), done);
+    if (nb_file_exists(index) && !m->stored) NB_GO(st, write_index(m, base, index, index_out), done);
     for (int f = 0; f < base->n_files && st == NB_OK; f++) st = write_shard(m, base, f, dir);
 done:
     free(index), free(index_out);
@@ -309,8 +310,9 @@ done:
 
 /* The base's tensors as they are stored, whatever the session holds. */
 static nb_status open_stored(merger *m, nb_st *out) {
-    if (!m->s->base->is_gguf) return nb_base_open_files(out, &m->s->base->spec, m->s->base->dir);
-    NB_TRY(nb_base_load(&m->stored, m->s->base->dir, &(nb_base_options){.keep_quantized = true}));
+    const nb_base *b = m->s->base;
+    if (!b->is_gguf && !b->prequantized) return nb_base_open_files(out, &b->spec, b->dir);
+    NB_TRY(nb_base_load(&m->stored, b->dir, &(nb_base_options){.keep_quantized = true}));
     nb_base_list(m->stored, out);
     return NB_OK;
 }
@@ -356,14 +358,14 @@ done:
     return st;
 }
 
-/* A base stored in 4 bits has no float tensors to copy: give it some, in its own dtype. */
-static nb_status refuse_prequantized(const nb_session *s, const char *mode) {
-    if (!s->base->prequantized) return NB_OK;
+/* A base stored in 4 bits has no other weights than those that an adapter was trained on. */
+static nb_status refuse_prequantized(const nb_session *s, nb_merge_mode mode, const char *name) {
+    if (!s->base->prequantized || mode == NB_MERGE_NF4_ROUNDTRIP) return NB_OK;
     return nb_fail(
         NB_EUNSUPPORTED,
         "%s is stored in 4 bits, so --mode %s has no float weights to merge into: merge into the model it was "
-        "quantized from",
-        s->base->dir, mode);
+        "quantized from, or with --mode nf4-roundtrip into what the 4 bits stand for",
+        s->base->dir, name);
 }
 
 static nb_status merge_requant(nb_session *s, const char *out) {
@@ -379,9 +381,9 @@ static nb_status merge_requant(nb_session *s, const char *out) {
 
 nb_status nb_merge(nb_session *s, const char *out_dir, nb_merge_mode mode) {
     static const char *const names[] = {"original", "nf4-roundtrip", "requant"};
-    if (!s->adapter && !s->base->is_gguf)
+    if (!s->adapter && !s->base->is_gguf && !s->base->prequantized)
         return nb_fail(NB_EINPUT, "there is nothing to merge without an adapter");
-    NB_TRY(refuse_prequantized(s, names[mode]));
+    NB_TRY(refuse_prequantized(s, mode, names[mode]));
     if (mode == NB_MERGE_NF4_ROUNDTRIP && !s->base->quantized)
         return nb_fail(
             NB_EINPUT,

@@ -65,6 +65,7 @@ nb_status nb_pattern_read(nb_pairs *m, const json_t *config, const char *key, co
 
 /* Copies a model folder's small files (config.json, generation_config.json, tokenizer files, chat template), or writes
  * those that say what the keys of a GGUF model say. */
+nb_status nb_put_float(const char *dir); /* in its config.json: the weights are not quantized (any more) */
 nb_status nb_copy_model_files(const char *from, const char *to);
 /* config.json of dir gets the base's vocab_size, and where it is so, that the head is not tied to the embedding (any
  * more); with a tokenizer that is not the base's own, its files too, and the folder's configurations its bos, eos and

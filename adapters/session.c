@@ -80,7 +80,7 @@ static nb_status open_parts(nb_session *s, const nb_session_options *o, const ma
     if (st == NB_OK && !base) st = nb_fail(NB_EINPUT, "no base model given (--base DIR) and the adapter names none");
     nb_base_options bo = {.load_in_4bit = o->load_in_4bit < 0 ? f->load_in_4bit : o->load_in_4bit,
                           .double_quant = f->double_quant, .quantized_cache = o->quantized_cache,
-                          .keep_quantized = o->load_in_4bit < 0};
+                          .keep_quantized = o->load_in_4bit < 0 || o->keep_quantized};
     if (st == NB_OK) st = nb_base_load(&s->base, base, &bo);
     json_decref(config);
     NB_TRY(st);

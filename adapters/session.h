@@ -12,6 +12,7 @@ typedef struct nb_session_options {
     const char *adapter;   /* PEFT folder, or NULL */
     const char *tokenizer; /* folder or file; NULL: the adapter's if it has one, else the base's */
     int load_in_4bit;      /* 1, 0, or -1: as the adapter's manifest says (without one: as it is stored) */
+    bool keep_quantized;   /* with 0: a base that is stored in 4 bits is taken as it is */
     const char *device;    /* "cpu", "cuda:1", ...; NULL: "auto" */
     const char *dtype;     /* "f32", "bf16": what products compute in; NULL: the manifest's, else bf16 where the device has it */
     const char *lm_head_quant; /* "none", "nf4", "int8"; NULL: as the adapter's manifest says */

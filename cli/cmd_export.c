@@ -19,22 +19,30 @@ typedef struct args {
     int64_t threads;
 } args;
 
-/* A base in GGUF alone can become a folder. */
-static bool is_gguf(const char *base) {
+static bool is(bool (*what)(const char *dir), const char *base) {
     char *dir = NULL;
-    bool is = base && nb_base_resolve(base, &dir) == NB_OK && nb_gguf_is(dir);
+    bool yes = base && nb_base_resolve(base, &dir) == NB_OK && what(dir);
     free(dir);
-    return is;
+    return yes;
 }
 
-/* Merging is into float weights; the adapter alone needs its base only for the shapes, in whatever form is at hand. */
+/* A base in GGUF or in 4 bits is no folder of floats, but can become one. */
+static bool is_packed(const char *base) { return is(nb_gguf_is, base) || is(nb_base_is_quantized, base); }
+
+/* Merging is into float weights, or what 4 bits stand for where the base is stored so; the adapter alone needs its base only
+ * for the shapes, in whatever form is at hand. */
 static nb_status open_session(nb_session *s, const args *a, bool merges) {
     nb_session_options o = a->session;
-    if (!o.adapter && !(merges && is_gguf(o.base)))
+    if (!o.adapter && !(merges && is_packed(o.base)))
         return nb_fail(NB_EINPUT, "--format %s: --adapter DIR is needed", a->format);
     o.load_in_4bit = merges ? 0 : -1;
+    o.keep_quantized = true;
     o.lm_head_quant = "none";
     return nb_session_open(s, &o);
+}
+
+static nb_status merge(nb_session *s, const char *out) {
+    return nb_merge(s, out, s->base->prequantized ? NB_MERGE_NF4_ROUNDTRIP : NB_MERGE_ORIGINAL);
 }
 
 /* "out/" -> "out": the name of a folder, and of the files beside it. */
@@ -57,7 +65,7 @@ static nb_status export_hf(const args *a) {
     nb_session s;
     nb_drift d;
     NB_TRY(open_session(&s, a, true));
-    nb_status st = nb_merge(&s, a->out, NB_MERGE_ORIGINAL);
+    nb_status st = merge(&s, a->out);
     if (st == NB_OK && !s.adapter) printf("wrote %s: the base\n", a->out);
     else if (st == NB_OK) printf("wrote %s: base + adapter, %d modules merged\n", a->out, s.adapter->n_attached);
     if (st == NB_OK && a->verify) {
@@ -106,14 +114,14 @@ static nb_status export_lora(const args *a) {
 
 typedef nb_status of_folder(const args *a, const char *dir, const char *name, const nb_chat_template *chat);
 
-/* With an adapter, or from GGUF, the model is a folder beside the output for as long as this takes. */
+/* With an adapter, or from a base that is no folder of floats, the model is one beside the output for as long as this takes. */
 static nb_status of_model(const args *a, of_folder *f) {
     nb_session s;
     char name[256], *dir;
     if (nb_file_exists(a->out))
         return nb_fail(NB_EINPUT, "%s: exists; nothing was written. Give another name", a->out);
     if (!a->session.adapter && !a->session.base) return nb_fail(NB_EINPUT, "--base DIR is needed");
-    if (!a->session.adapter && !is_gguf(a->session.base)) {
+    if (!a->session.adapter && !is_packed(a->session.base)) {
         NB_TRY(nb_base_resolve(a->session.base, &dir));
         nb_status st = f(a, dir, last_name(a->session.base, name, sizeof name), NULL);
         free(dir);
@@ -123,7 +131,7 @@ static nb_status of_model(const args *a, of_folder *f) {
     const nb_chat_template *chat = s.chat;
     dir = nb_asprintf("%s.merged.tmp", a->out);
     nb_status st = nb_remove_tree(dir);
-    if (st == NB_OK) st = nb_merge(&s, dir, NB_MERGE_ORIGINAL);
+    if (st == NB_OK) st = merge(&s, dir);
     nb_session_close(&s);
     const char *of = a->session.adapter ? a->session.adapter : a->session.base;
     if (st == NB_OK) st = f(a, dir, last_name(of, name, sizeof name), chat);
@@ -166,7 +174,11 @@ static nb_status bnb_of(const args *a, const char *dir, const char *name, const 
 
 static nb_status export_gguf(const args *a) { return of_model(a, gguf_of); }
 static nb_status export_ollama(const args *a) { return of_model(a, ollama_of); }
-static nb_status export_bnb(const args *a) { return of_model(a, bnb_of); }
+static nb_status export_bnb(const args *a) {
+    if (!a->session.adapter && is(nb_base_is_quantized, a->session.base))
+        return nb_fail(NB_EINPUT, "%s: is saved in 4 bits already", a->session.base);
+    return of_model(a, bnb_of);
+}
 
 static const struct { const char *name; nb_status (*run)(const args *); bool has_dtype, has_system; } formats[] = {
     {"gguf", export_gguf, .has_dtype = true},

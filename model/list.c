@@ -36,7 +36,7 @@ static void add_vector(nb_st *s, int *cap, const char *module, const char *what,
 static void add_linear(nb_st *s, int *cap, const nb_base_linear *lin, bool turned) {
     const nb_weight *w = &lin->w;
     nb_st_tensor t = {.dtype = NB_BF16, .n_dims = 2, .d = {turned ? w->cols : w->rows, turned ? w->rows : w->cols}};
-    NB_ASSERT(w->format != NB_FMT_NF4);
+    if (w->format == NB_FMT_NF4) t.dtype = w->nf4.dtype;
     if (w->format <= NB_FMT_F16) t.dtype = (nb_dtype)w->format;
     if (w->format <= NB_FMT_F16 && !turned) t.data = w->data;
     add(s, cap, lin->name, "weight", t);

@@ -237,6 +237,16 @@ static nb_status open_weights(nb_base *b) {
     return st;
 }
 
+bool nb_base_is_quantized(const char *dir) {
+    char *path = nb_path_join(dir, "config.json");
+    json_t *c = NULL;
+    bool is = nb_file_exists(path) && nb_json_load(path, &c) == NB_OK &&
+              json_is_object(json_object_get(c, "quantization_config"));
+    json_decref(c);
+    free(path);
+    return is;
+}
+
 /* Which quantized checkpoints we read: bitsandbytes' in 4 bits. The tensors themselves say the rest. */
 static nb_status check_quantization_config(const nb_base *b) {
     char *path = nb_path_join(b->dir, "config.json");

@@ -67,6 +67,8 @@ void nb_base_free(nb_base *b);
 nb_status nb_base_open_files(nb_st *st, const nb_spec *s, const char *dir);
 /* A float weight whose data is [cols, rows], as [rows, cols]. */
 void nb_weight_turn(void *out, const nb_weight *w);
+/* Does a model folder say that its weights are saved in 4 bits? */
+bool nb_base_is_quantized(const char *dir);
 /* Is it a table of old files (rotary frequencies, the mask of attention) that is computed, not read? */
 bool nb_base_is_derived(const nb_st_tensor *t);
 /* Gives b->layer room for what b->spec has, the lin of all layers one array; and frees it, with the names in it. */
@@ -78,9 +80,10 @@ nb_status nb_base_extend(nb_base *b, int64_t n);
 /* The output head in fewer bits, from the cache or quantized now; after nb_base_extend, before a model is opened on the
  * base. cache: as in nb_base_options. */
 nb_status nb_base_quantize_head(nb_base *b, nb_head_quant q, const char *cache);
-/* The tensors that a Hugging Face folder of this base would have, in one file "model.safetensors": floats as they are
- * held, vectors in f32. Those held in blocks are BF16 with data NULL, and those a folder has turned: nb_base_matrix has
- * their values. For a base that was not quantized on the way; close with nb_st_close before the base is freed. */
+/* The tensors that a Hugging Face folder of this base in floats would have, in one file "model.safetensors": floats as they
+ * are held, vectors in f32. Those held in blocks are BF16, those in 4 bits what they were quantized from, with data NULL,
+ * and so are those that a folder has turned: nb_base_matrix has their values. Close with nb_st_close before the base is
+ * freed. */
 void nb_base_list(const nb_base *b, nb_st *out);
 /* The weight that a tensor of this name is ("model.embed_tokens.weight"); NULL: it is no matrix of the base. */
 const nb_weight *nb_base_matrix(const nb_base *b, const char *tensor);

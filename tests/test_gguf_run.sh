@@ -78,27 +78,29 @@ run tokens $box --set base_model="$tmp/f32.gguf" || bad tokens "$(tail -n 3 "$tm
 says tokens_merged 0 "drift" "$NIBBLE" merge --threads 1 --adapter "$tmp/tokens/adapter" --dtype f32 --out "$tmp/grown"
 yes tokens_there grep -q "<box>" "$tmp/grown/tokenizer.json"
 # ---- a mixture of experts: the same adapter of its experts, and blocks are trained on as they are ----
+export_() { "$NIBBLE" export --threads 1 --format gguf "$@"; }
 tiny_config "$tmp/moe.shape" 64 2 4100 false
 sed -i 's/LlamaForCausalLM/Qwen2MoeForCausalLM/; s/"llama"/"qwen2_moe", "num_experts": 5, "num_experts_per_tok": 2, '\
 '"moe_intermediate_size": 32, "shared_expert_intermediate_size": 64/' "$tmp/moe.shape/config.json"
 tiny_weights "$tmp/moe"
 for type in f32 q4_0; do
-    yes "moe_made_$type" "$NIBBLE" export --threads 1 --base "$tmp/moe" --format gguf --dtype $type --out "$tmp/moe-$type.gguf"
+    yes "moe_made_$type" export_ --base "$tmp/moe" --dtype $type --out "$tmp/moe-$type.gguf"
 done
 says moe_info 0 "q4_0" "$NIBBLE" info "$tmp/moe-q4_0.gguf"
 is moe_score "$("$NIBBLE" score --base "$tmp/moe" --dtype f32 --json --text "Where is it?")" \
     "$("$NIBBLE" score --base "$tmp/moe-f32.gguf" --dtype f32 --json --text "Where is it?")"
 run moehf --set base_model="$tmp/moe" || bad moehf "$(tail -n 3 "$tmp/moehf.log")"
 run moegguf --set base_model="$tmp/moe-f32.gguf" || bad moegguf "$(tail -n 3 "$tmp/moegguf.log")"
-is moe_same_adapter "$(sha "$tmp/moehf/adapter/adapter_model.safetensors")" "$(sha "$tmp/moegguf/adapter/adapter_model.safetensors")"
-yes moe_experts grep -aq "experts.3.down_proj.lora_B" "$tmp/moegguf/adapter/adapter_model.safetensors"
+weights=adapter/adapter_model.safetensors
+is moe_same_adapter "$(sha "$tmp/moehf/$weights")" "$(sha "$tmp/moegguf/$weights")"
+yes moe_experts grep -aq "experts.3.down_proj.lora_B" "$tmp/moegguf/$weights"
 run moeq4 --set base_model="$tmp/moe-q4_0.gguf" || bad moeq4 "$(tail -n 3 "$tmp/moeq4.log")"
 first=$(fields "$tmp/moeq4/metrics.jsonl" loss | head -n 1) last=$(fields "$tmp/moeq4/metrics.jsonl" loss | tail -n 1)
 yes moe_loss_falls awk "BEGIN { exit !($last < $first) }"
 says moe_generates 0 "ended by" "$NIBBLE" generate --adapter "$tmp/moeq4/adapter" --prompt "Order" --max-new-tokens 3
-says moe_merged 0 "read back and agree" "$NIBBLE" export --threads 1 --adapter "$tmp/moegguf/adapter" --format gguf --out "$tmp/moe-merged.gguf"
-says moe_merged_same 0 "read back and agree" "$NIBBLE" export --threads 1 --adapter "$tmp/moehf/adapter" --format gguf --out "$tmp/moe-same.gguf"
+says moe_merged 0 "read back and agree" export_ --adapter "$tmp/moegguf/adapter" --out "$tmp/moe-merged.gguf"
+says moe_merged_same 0 "read back and agree" export_ --adapter "$tmp/moehf/adapter" --out "$tmp/moe-same.gguf"
 is moe_merged_equal "$(sha "$tmp/moe-merged.gguf")" "$(sha "$tmp/moe-same.gguf")"
-says moe_lora 0 "all 40 read back" "$NIBBLE" export --threads 1 --adapter "$tmp/moegguf/adapter" --format gguf-lora --out "$tmp/moe-lora.gguf"
+says moe_lora 0 "all 40 read back" export_ --adapter "$tmp/moegguf/adapter" --format gguf-lora --out "$tmp/moe-lora.gguf"
 is nothing_left "" "$(find "$tmp" -name '*.tmp*' -o -name '*.part*' -o -name '*.old')"
 exit $failed
