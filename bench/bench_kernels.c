@@ -59,6 +59,14 @@ static void attention_bwd(data *d) {
     nb_cpu_attention_bwd(&d->dev, d->x[3], 0, d->x[6], 0, d->x[7], 0, d->x[0], d->x[0], d->x[1], d->x[2], d->x[4],
                          d->x[5], d->segs, d->n_segs, d->m->T, d->m->T, d->m->H, d->m->KV, d->m->D, 0.125f, 0, 0);
 }
+/* With operands rounded to bf16, where the processor multiplies those. */
+static void rounded(data *d, void (*run)(data *d)) {
+    d->dev.compute = NB_BF16;
+    run(d);
+    d->dev.compute = NB_F32;
+}
+static void attention_fwd_bf16(data *d) { rounded(d, attention_fwd); }
+static void attention_bwd_bf16(data *d) { rounded(d, attention_bwd); }
 static void decode(data *d) {
     nb_seg s = {0, 1, 0, (int32_t)d->m->T};
     nb_cpu_attention_fwd(&d->dev, d->x[4], NULL, d->x[0], d->x[1], d->x[2], &s, 1, 1, d->m->T, d->m->H, d->m->KV, d->m->D, 0.125f,
@@ -110,6 +118,8 @@ static const row rows[] = {
     {"rope", rope, 8, 'H', 0},
     {"attention_fwd", attention_fwd, 0, 'A', 2},
     {"attention_bwd", attention_bwd, 0, 'A', 5},
+    {"attention_fwd bf16", attention_fwd_bf16, 0, 'A', 2},
+    {"attention_bwd bf16", attention_bwd_bf16, 0, 'A', 5},
     {"attention_fwd qn=1", decode, 0, 'D', 0},
     {"glu_fwd silu", glu_fwd, 12, 'F', 0},
     {"glu_fwd gelu", gelu_fwd, 12, 'F', 0},
@@ -168,7 +178,11 @@ static void bench_model(const model *m, const char *only) {
         int32_t at = (int32_t)(b * m->document), n = (int32_t)m->document;
         d.segs[b] = (nb_seg){at, n, at, n};
     }
-    d.dev.ws_size = nb_cpu_attention_ws(&d.dev, m->T, m->T, m->H, m->KV, m->D);
+    for (int i = 0; i < 2; i++) {
+        d.dev.compute = i ? NB_F32 : NB_BF16;
+        size_t bytes = nb_cpu_attention_ws(&d.dev, m->T, m->T, m->H, m->KV, m->D);
+        if (bytes > d.dev.ws_size) d.dev.ws_size = bytes;
+    }
     if (nb_big_alloc(&d.dev.ws, d.dev.ws_size, "scratch") != NB_OK) exit(1);
     printf("\n%s: T=%lld C=%lld H=%lld/%lld D=%lld F=%lld V=%lld\n", m->name, (long long)m->T, (long long)m->C,
            (long long)m->H, (long long)m->KV, (long long)m->D, (long long)m->F, (long long)m->V);

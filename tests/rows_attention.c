@@ -35,7 +35,7 @@ static batch batch_of(nb_rowtest *t, const attention_case *c, const nb_seg *segs
         if (segs[i].k0 + segs[i].kn > b.Tk) b.Tk = segs[i].k0 + segs[i].kn;
     }
     int64_t nq = b.Tq * c->H * c->D, nk = b.Tk * c->KV * c->D;
-    nb_dtype e = t->d->elem;
+    nb_dtype e = t->d->compute; /* inputs that rounding leaves as they are */
     b.q = rows_draw(t, nq, (double)c->range, e), b.k = rows_draw(t, nk, (double)c->range, e);
     b.v = rows_draw(t, nk, 1, e), b.d_o = rows_draw(t, nq, 1, e);
     return b;
@@ -128,7 +128,7 @@ static void attention(nb_rowtest *t, const void *arg) {
     double *dq = rows_doubles(t, nq), *dk = rows_doubles(t, nk), *dv = rows_doubles(t, nk);
     ref_attention_bwd(dq, dk, dv, doubles(t, b.d_o, nq), w.q, w.k, w.v, &w.a);
     /* Of bf16: p, its gradient and o (in the sum of do * o) are rounded on the way. */
-    double tol = e == NB_BF16 ? 1e-2 : rows_tolerance(t, e);
+    double tol = t->d->compute == NB_BF16 ? 1e-2 : rows_tolerance(t, e);
 
     forward_agrees(t, c, &b, &x, &w);
     backward(t, c, &b, &x, x.dq, x.dk, x.dv, 0);

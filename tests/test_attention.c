@@ -30,6 +30,19 @@ static const attention_case cases[] = {
     {2, 1, 256, 0, 0, 0, 1, {{0, 66, 0, 66}}},
 };
 
+/* Rounded operands: whole blocks of keys and panels of lanes, and one more or less. */
+static const attention_case rounded[] = {
+    {3, 1, 64, 0, 0, 0, 1, {{0, 293, 0, 293}}},
+    {3, 1, 64, 0, 0, 1, 2, {{0, 96, 0, 96}, {96, 97, 96, 97}, {193, 95, 193, 95}, {288, 1, 288, 1}}},
+    {7, 1, 80, 100, 0, 0, 1, {{0, 211, 0, 211}}},
+    {4, 4, 96, 13, 0, 0.5f, 1, {{0, 257, 0, 257}, {257, 12, 257, 12}}},
+    {8, 1, 128, 0, 30, 0, 4, {{0, 140, 0, 140}, {140, 5, 140, 5}}},
+    {2, 1, 256, 50, 10, 0, 3, {{0, 129, 0, 129}}},
+    {20, 1, 17, 0, 0, 0, 1, {{0, 31, 0, 31}, {31, 70, 31, 70}}},
+    {4, 2, 64, 0, 0, 0, 1, {{0, 130, 0, 430}, {130, 2, 430, 99}}},
+    {3, 3, 64, 192, 0, 0, 1, {{0, 290, 0, 290}}},
+};
+
 typedef struct attention_data {
     int64_t n_segs, nq, nk; /* elements of q and of k */
     nb_dev dev;
@@ -49,12 +62,20 @@ static int64_t rows_of_keys(const attention_case *c) {
     return n;
 }
 
-static attention_data attention_inputs(const attention_case *c) {
+/* Of bf16, numbers that rounding leaves as they are. */
+static float *drawn(int64_t n, float range, nb_dtype compute) {
+    float *x = input(n, -range, range);
+    for (int64_t i = 0; compute == NB_BF16 && i < n; i++) x[i] = nb_round_bf16(x[i]);
+    return x;
+}
+
+static attention_data attention_inputs(const attention_case *c, nb_dtype compute) {
     attention_data a = {.nq = rows_of_queries(c) * c->H * c->D, .nk = rows_of_keys(c) * c->KV * c->D};
+    a.dev.compute = compute;
     while (a.n_segs < NB_LEN(c->segs) && c->segs[a.n_segs].qn) a.n_segs++;
     a.dev.ws_size = nb_cpu_attention_ws(&a.dev, rows_of_queries(c), rows_of_keys(c), c->H, c->KV, c->D);
-    a.q = input(a.nq, -c->range, c->range), a.k = input(a.nk, -c->range, c->range), a.v = input(a.nk, -1, 1);
-    a.d_o = input(a.nq, -1, 1), a.o = output(a.nq, 0), a.lse = output(rows_of_queries(c) * c->H, 0);
+    a.q = drawn(a.nq, c->range, compute), a.k = drawn(a.nk, c->range, compute), a.v = drawn(a.nk, 1, compute);
+    a.d_o = drawn(a.nq, 1, compute), a.o = output(a.nq, 0), a.lse = output(rows_of_queries(c) * c->H, 0);
     a.dq = output(a.nq, c->beta), a.dk = output(a.nk, c->beta), a.dv = output(a.nk, c->beta);
     /* The scratch sits between red zones too, and starts as NaN. Its start is aligned, as a device's is. */
     float *ws = output((int64_t)(a.dev.ws_size / sizeof(float)) + NB_ALIGN, 0);
@@ -74,9 +95,9 @@ static void backward(attention_data *a, const attention_case *c, float *dq, floa
                                    c->segs, a->n_segs, rows_of_queries(c), rows_of_keys(c), c->H, c->KV, c->D, scale, c->cap, c->window));
 }
 
-static void attention_case_run(const void *shape) {
-    const attention_case *c = shape;
-    attention_data a = attention_inputs(c);
+static void agrees(const attention_case *c, nb_dtype compute) {
+    attention_data a = attention_inputs(c, compute);
+    const bool bf16 = compute == NB_BF16;
     double *q = doubles(a.q, a.nq), *k = doubles(a.k, a.nk), *v = doubles(a.v, a.nk), *d_o = doubles(a.d_o, a.nq);
     double *o = doubles(NULL, a.nq), *lse = doubles(NULL, a.nq), *dq = doubles(NULL, a.nq);
     double *dk = doubles(NULL, a.nk), *dv = doubles(NULL, a.nk);
@@ -96,11 +117,11 @@ static void attention_case_run(const void *shape) {
     ref_attention_bwd(dq, dk, dv, d_o, q, k, v, &ref);
     forward(&a, c);
     backward(&a, c, a.dq, a.dk, a.dv, c->beta);
-    check_output("o", a.o, o, 0, NULL, a.nq, 3e-6);
-    check_output("lse", a.lse, lse, 0, NULL, rows_of_queries(c) * c->H, 2e-6);
-    check_output("dq", a.dq, dq, c->beta, dq0, a.nq, 1e-5);
-    check_output("dk", a.dk, dk, c->beta, dk0, a.nk, 1e-5);
-    check_output("dv", a.dv, dv, c->beta, dv0, a.nk, 1e-5);
+    check_output("o", a.o, o, 0, NULL, a.nq, bf16 ? 3e-3 : 3e-6);
+    check_output("lse", a.lse, lse, 0, NULL, rows_of_queries(c) * c->H, bf16 ? 1e-5 : 2e-6);
+    check_output("dq", a.dq, dq, c->beta, dq0, a.nq, bf16 ? 6e-3 : 1e-5);
+    check_output("dk", a.dk, dk, c->beta, dk0, a.nk, bf16 ? 6e-3 : 1e-5);
+    check_output("dv", a.dv, dv, c->beta, dv0, a.nk, bf16 ? 6e-3 : 1e-5);
     /* Every gradient alone is the same gradient, and an output without lse the same output. */
     if (c->beta != 0) return;
     float *alone[3] = {output(a.nq, 0), output(a.nk, 0), output(a.nk, 0)}, *whole[3] = {a.dq, a.dk, a.dv};
@@ -115,15 +136,28 @@ static void attention_case_run(const void *shape) {
     assert_memory_equal(a.o, o_first, sizeof(float) * (size_t)a.nq);
 }
 
+/* Rounded operands are multiplied by one instruction set. */
+static bool widest(void) {
+    int n = 0;
+    while (nb_simd_name(n + 1)) n++;
+    return !strcmp(nb_simd_get()->name, nb_simd_name(n));
+}
+
+static void in_f32(const void *shape) { agrees(shape, NB_F32); }
+static void in_bf16(const void *shape) {
+    if (widest()) agrees(shape, NB_BF16);
+}
+
 static void test_attention(void **state) {
     (void)state;
-    RUN_CASES(attention_case_run, cases);
+    RUN_CASES(in_f32, cases);
+    RUN_CASES(in_bf16, cases);
+    RUN_CASES(in_bf16, rounded);
 }
 
 /* Changing every number of one document leaves the bits of the others alone, outputs and gradients. */
-static void perturb_case(const void *shape) {
-    const attention_case *c = shape;
-    attention_data a = attention_inputs(c), b = a;
+static void perturb(const attention_case *c, nb_dtype compute) {
+    attention_data a = attention_inputs(c, compute), b = a;
     if (c->segs[0].qn != c->segs[0].kn || a.n_segs < 2) return;
     forward(&a, c);
     backward(&a, c, a.dq, a.dk, a.dv, 0);
@@ -151,9 +185,16 @@ static void perturb_case(const void *shape) {
     }
 }
 
+static void perturb_in_f32(const void *shape) { perturb(shape, NB_F32); }
+static void perturb_in_bf16(const void *shape) {
+    if (widest()) perturb(shape, NB_BF16);
+}
+
 static void test_documents_do_not_see_each_other(void **state) {
     (void)state;
-    RUN_CASES(perturb_case, cases);
+    RUN_CASES(perturb_in_f32, cases);
+    RUN_CASES(perturb_in_bf16, cases);
+    RUN_CASES(perturb_in_bf16, rounded);
 }
 
 typedef struct numeric {
@@ -172,7 +213,7 @@ static double numeric_loss(void *ctx) {
 
 static void numeric_case(const void *shape) {
     const attention_case *c = shape;
-    attention_data a = attention_inputs(c);
+    attention_data a = attention_inputs(c, NB_F32);
     numeric n = {doubles(a.q, a.nq), doubles(a.k, a.nk), doubles(a.v, a.nk), doubles(a.d_o, a.nq), doubles(NULL, a.nq),
                  a.nq, {c->segs, a.n_segs, c->H, c->KV, c->D, c->window, 0.6, c->cap}};
     double *got[3] = {doubles(NULL, a.nq), doubles(NULL, a.nk), doubles(NULL, a.nk)}, *num = doubles(NULL, a.nq + a.nk);

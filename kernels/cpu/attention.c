@@ -6,6 +6,7 @@
 #include <omp.h>
 
 #include "core/cpu.h"
+#include "core/mem.h"
 #include "kernels/cpu/cpu.h"
 #include "kernels/cpu/simd.h"
 
@@ -16,7 +17,22 @@ enum {
 };
 
 static int64_t padded(int64_t D) { return (D + PAD - 1) / PAD * PAD; }
-static int64_t scratch_of(int64_t D) { return (nb_attention_scratch(D, padded(D)) + 63) / 64 * 64; }
+/* Attention on rounded operands, where that is asked for and saves something; else NULL. */
+static const nb_attention_bf16 *rounded(const nb_dev *d) {
+#if defined(__x86_64__)
+    if (d->compute == NB_BF16 && nb_cpu_get()->avx512_bf16) return &nb_attention_avx512bf16;
+#endif
+    return (void)d, NULL;
+}
+/* Bytes of scratch of a thread. */
+static size_t scratch_of(const nb_dev *d, int64_t D) {
+    size_t bytes = sizeof(float) * (size_t)nb_attention_scratch(D, padded(D));
+    if (rounded(d) && rounded(d)->scratch(D) > bytes) bytes = rounded(d)->scratch(D);
+    return (bytes + NB_ALIGN - 1) / NB_ALIGN * NB_ALIGN;
+}
+static void *scratch_at(const nb_dev *d, int64_t D, int thread) {
+    return (char *)d->ws + scratch_of(d, D) * (size_t)thread;
+}
 /* Heads that share a task's keys; the backward pass keeps one sum of dk and dv for each such group. */
 static int64_t group_of(int64_t H, int64_t KV) {
     int64_t g = KV < ENOUGH_HEADS ? 1 : H / KV;
@@ -25,9 +41,10 @@ static int64_t group_of(int64_t H, int64_t KV) {
 static int64_t groups_per_kv(int64_t H, int64_t KV) { return (H / KV + group_of(H, KV) - 1) / group_of(H, KV); }
 
 size_t nb_cpu_attention_ws(const nb_dev *d, int64_t Tq, int64_t Tk, int64_t H, int64_t KV, int64_t D) {
-    (void)d, (void)Tq;
-    int64_t sums = 2 * KV * groups_per_kv(H, KV) * Tk * padded(D);
-    return sizeof(float) * (size_t)(sums + nb_threads() * scratch_of(D));
+    (void)Tq;
+    size_t shared = sizeof(float) * (size_t)(2 * KV * groups_per_kv(H, KV) * Tk * padded(D));
+    if (rounded(d)) shared = rounded(d)->shared(Tk, KV, D);
+    return shared + (size_t)nb_threads() * scratch_of(d, D);
 }
 
 static void forward_segment(const nb_attention *a, const nb_seg *s, float *scratch) {
@@ -58,13 +75,17 @@ nb_status nb_cpu_attention_fwd(nb_dev *d, nb_elem *o_, float *lse, const nb_elem
                                int64_t KV, int64_t D, float scale, float cap, int64_t window) {
     float *o = o_;
     const float *q = q_, *k = k_, *v = v_;
-    (void)Tq, (void)Tk;
+    const nb_attention_bf16 *bf16 = rounded(d);
     const nb_attention a = {.H = H, .KV = KV, .D = D, .Dp = padded(D), .window = window, .scale = scale, .cap = cap,
                             .q = q, .k = k, .v = v, .o = o, .lse = lse};
-    NB_ASSERT(d->ws_size >= sizeof(float) * (size_t)(nb_threads() * scratch_of(D)));
+    NB_ASSERT(d->ws_size >= nb_cpu_attention_ws(d, Tq, Tk, H, KV, D));
 #pragma omp parallel
-    for (int64_t b = 0; b < n_segs; b++)
-        forward_segment(&a, segs + b, (float *)d->ws + omp_get_thread_num() * scratch_of(D));
+    {
+        void *scratch = scratch_at(d, D, omp_get_thread_num());
+        if (bf16) bf16->fwd(&a, segs, n_segs, Tk, scratch_at(d, D, nb_threads()), scratch);
+        for (int64_t b = 0; b < n_segs; b++)
+            if (!bf16 || nb_attention_decodes(segs + b)) forward_segment(&a, segs + b, scratch);
+    }
     return NB_OK;
 }
 
@@ -91,16 +112,21 @@ nb_status nb_cpu_attention_bwd(nb_dev *d, nb_elem *dq_, float beta_q, nb_elem *d
                                float cap, int64_t window) {
     float *dq = dq_, *dk = dk_, *dv = dv_;
     const float *d_o = d_o_, *q = q_, *k = k_, *v = v_, *o = o_;
-    (void)Tq;
+    const nb_attention_bf16 *bf16 = rounded(d);
     const nb_attention a = {.H = H, .KV = KV, .D = D, .Dp = padded(D), .window = window, .scale = scale, .cap = cap,
                             .q = q, .k = k, .v = v, .d_o = d_o, .o_in = o, .lse_in = lse, .dq = dq, .beta_q = beta_q};
     int64_t rows = Tk, groups = groups_per_kv(H, KV), g = group_of(H, KV), G = H / KV;
-    NB_ASSERT(d->ws_size >= nb_cpu_attention_ws(d, 0, rows, H, KV, D));
-    float *sum_k = (float *)d->ws + nb_threads() * scratch_of(D), *sum_v = sum_k + KV * groups * rows * a.Dp;
+    NB_ASSERT(d->ws_size >= nb_cpu_attention_ws(d, Tq, rows, H, KV, D));
+    float *sum_k = scratch_at(d, D, nb_threads()), *sum_v = sum_k + KV * groups * rows * a.Dp;
     const nb_simd *simd = nb_simd_get();
+    if (bf16) {
+#pragma omp parallel
+        bf16->bwd(&a, dk, beta_k, dv, beta_v, segs, n_segs, Tk, sum_k, scratch_at(d, D, omp_get_thread_num()));
+        return NB_OK;
+    }
 #pragma omp parallel
     {
-        float *scratch = (float *)d->ws + omp_get_thread_num() * scratch_of(D);
+        float *scratch = scratch_at(d, D, omp_get_thread_num());
 #pragma omp for schedule(dynamic)
         for (int64_t n = 0; n < n_segs * KV * groups; n++) {
             const nb_seg *s = segs + n / (KV * groups);

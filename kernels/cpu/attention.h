@@ -2,6 +2,8 @@
 #ifndef NB_KERNELS_CPU_ATTENTION_H
 #define NB_KERNELS_CPU_ATTENTION_H
 
+#include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "core/batch.h"
@@ -31,5 +33,21 @@ typedef struct nb_attention_block {
 static inline int64_t nb_attention_scratch(int64_t D, int64_t Dp) {
     return NB_LANES * (3 * D + 2 * Dp + 2 * NB_KEYS + 4);
 }
+
+/* Decoding is never rounded to bf16: each key is read for one query, and packing it would not pay. */
+static inline bool nb_attention_decodes(const nb_seg *s) { return s->qn == 1 && s->kn > 1; }
+
+/* Attention with the operands of every product rounded to bf16. fwd and bwd are called by all threads of a parallel
+ * region at once, each with scratch of its own; `shared` and scratch begin at multiples of 64 bytes, and segments have no
+ * keys in common. fwd leaves decoding out. */
+typedef struct nb_attention_bf16 {
+    size_t (*shared)(int64_t Tk, int64_t KV, int64_t D); /* bytes */
+    size_t (*scratch)(int64_t D);
+    void (*fwd)(const nb_attention *a, const nb_seg *segs, int64_t n_segs, int64_t Tk, void *shared, void *scratch);
+    /* a->dq, dk, dv [Tk, KV, D], of which any may be NULL. */
+    void (*bwd)(const nb_attention *a, float *dk, float beta_k, float *dv, float beta_v, const nb_seg *segs,
+                int64_t n_segs, int64_t Tk, void *shared, void *scratch);
+} nb_attention_bf16;
+extern const nb_attention_bf16 nb_attention_avx512bf16; /* attention_avx512bf16.c */
 
 #endif

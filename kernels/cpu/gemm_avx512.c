@@ -8,6 +8,8 @@
 #define NB_STEP(sum, x, y) _mm512_fmadd_ps(_mm512_castsi512_ps(x), _mm512_castsi512_ps(y), sum)
 #include "kernels/cpu/tile_avx512.h"
 
+NB_TILE_TABLE(tiles, 0);
+
 /* Rows that lie along k: out[k][width] = src[r][k], 16 x 16 at a time. */
 NB_AVX512 static void pack_rows(uint32_t *out, int width, const float *src, int64_t ld, int rows, int64_t kc,
                                 bool bf16) {

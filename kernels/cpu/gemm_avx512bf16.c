@@ -5,53 +5,9 @@
 #include "core/cpu.h"
 #include "kernels/cpu/dots.h"
 
-#define NB_TARGET NB_AVX512BF16
-#define NB_STEP(sum, x, y) _mm512_dpbf16_ps(sum, (__m512bh)(x), (__m512bh)(y))
-#include "kernels/cpu/tile_avx512.h"
+#include "kernels/cpu/tile_avx512bf16.h"
 
-/* 16 rows of 32 bf16 as pairs -> 16 steps of 16 rows, at most `steps` of them. */
-NB_INLINE NB_TARGET void store_steps(uint32_t *out, int width, __m512i v[16], __mmask16 lanes, int64_t steps) {
-    nb_transpose16(v);
-    for (int i = 0; i < 16 && i < steps; i++) _mm512_mask_storeu_epi32(out + i * width, lanes, v[i]);
-}
-
-/* f32 rows that lie along k: out[k/2][width] = pairs of src[r][k]. An odd end is paired with zero. */
-NB_TARGET static void pack_rows(uint32_t *out, int width, const float *src, int64_t ld, int rows, int64_t kc) {
-    for (int g = 0; g < width; g += 16)
-        for (int64_t k = 0; k < kc; k += 32) {
-            __m512i v[16];
-            __mmask16 low = nb_first16(kc - k), high = nb_first16(kc - k - 16);
-            for (int i = 0; i < 16; i++) {
-                const float *row = src + (g + i) * ld + k;
-                v[i] = g + i < rows ? (__m512i)_mm512_cvtne2ps_pbh(_mm512_maskz_loadu_ps(high, row + 16),
-                                                                   _mm512_maskz_loadu_ps(low, row))
-                                    : _mm512_setzero_si512();
-            }
-            store_steps(out + k / 2 * width + g, width, v, nb_first16(width - g), (kc - k + 1) / 2);
-        }
-}
-
-/* Interleaves the 16 bf16 in the lower half of `v` with the 16 in its upper half. */
-NB_INLINE NB_TARGET __m512i interleave_halves(__m512i v) {
-    static const uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
-                                       8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
-    return _mm512_permutexvar_epi16(_mm512_loadu_si512(order), v);
-}
-
-/* f32 rows that lie across k: out[k/2][width] = pairs src[k][c], src[k+1][c]. */
-NB_TARGET static void pack_cols(uint32_t *out, int width, const float *src, int64_t ld, int cols, int64_t kc) {
-    for (int64_t k = 0; k < kc; k += 2)
-        for (int g = 0; g < width; g += 16) {
-            __mmask16 in = nb_first16(cols - g);
-            const float *row = src + k * ld + g;
-            _mm_prefetch((const char *)(row + NR), _MM_HINT_T0); /* the next panel's: rows are pages apart */
-            _mm_prefetch((const char *)(row + ld + NR), _MM_HINT_T0);
-            __m512 first = _mm512_maskz_loadu_ps(in, row),
-                   second = _mm512_maskz_loadu_ps(k + 1 < kc ? in : 0, row + ld);
-            _mm512_mask_storeu_epi32(out + k / 2 * width + g, nb_first16(width - g),
-                                     interleave_halves((__m512i)_mm512_cvtne2ps_pbh(second, first)));
-        }
-}
+NB_TILE_TABLE(tiles, 0);
 
 enum { AHEAD = 512 }; /* bytes of a row to ask memory for in advance */
 
