@@ -8,6 +8,10 @@
 #include "kernels/kernels.def"
 #undef KERNEL
 
+/* Elements up to which a row stays on the thread it is called from: waking the others would take longer. Generating one
+ * token is a few hundred such rows. */
+enum { NB_FEW = 8192 };
+
 /* Bytes a product takes from d->ws, in the variant in use. */
 size_t nb_cpu_gemm_ws(const nb_dev *d, int64_t M, int64_t N, int64_t K);
 /* The same of a sum of products. */

@@ -8,14 +8,13 @@
 #include "kernels/cpu/gemm.h"
 
 enum {
-    NB_DOTS_ROWS = 4,  /* of x at a time; more rows take the weights as often again */
-    NB_DOTS_COLS = 4,  /* rows of the weight at a time: each x that is loaded serves them all */
+    NB_DOTS_ROWS = 4,    /* of x at a time; more rows take the weights as often again */
+    NB_DOTS_STRIP = 64,  /* columns of c at a time */
     NB_DOTS_PIECE = 128, /* a row of x is filled up with zeros to a multiple of this */
 };
 
-/* sum[i][j] = the dot product of row i of the packed x and row n0 + j of p->y, for j < cols: NB_DOTS_COLS or
- * 1. */
-typedef void nb_dot(float sum[NB_DOTS_ROWS][NB_DOTS_COLS], const nb_product *p, int64_t n0, int cols, const void *x);
+/* sum[i][j] = the dot product of row i of the packed x and row n0 + j of p->y, for j < n <= NB_DOTS_STRIP. */
+typedef void nb_dot(float sum[NB_DOTS_ROWS][NB_DOTS_STRIP], const nb_product *p, int64_t n0, int n, const void *x);
 
 /* How one format is multiplied. */
 typedef struct nb_dots {

@@ -2,10 +2,13 @@
  * that of NF4 the sixteen levels are rounded, and a block's scale, in f32, multiplies the block's sum. */
 #include "kernels/cpu/dots.h"
 #if defined(__x86_64__)
+#include <string.h>
+
 #include "kernels/cpu/avx512.h"
 
 #define NB_TARGET NB_AVX512BF16
-enum { ROWS = NB_DOTS_ROWS, COLS = NB_DOTS_COLS, PIECE = NB_DOTS_PIECE };
+enum { ROWS = NB_DOTS_ROWS, PIECE = NB_DOTS_PIECE };
+enum { COLS = 4 }; /* rows of the weight at a time: each x that is loaded serves them all */
 enum { AHEAD = 4096 }; /* bytes of the weight to ask memory for in advance: rows follow each other */
 
 NB_INLINE NB_TARGET __m512 dot(__m512 sum, __m512i x, __m512i y) {
@@ -60,6 +63,9 @@ NB_INLINE NB_TARGET void add_lanes(float sum[COLS], const __m512 v[COLS]) {
     _mm_storeu_ps(sum, _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1)));
 }
 
+/* The functions below take `cols` rows of the weight from n0 on, COLS or 1, and mr rows of x, a constant wherever they are
+ * inlined. */
+
 /* Bytes from one row of the weight to the next; of one row alone there are COLS copies. */
 NB_INLINE int64_t stride_of(int64_t bytes, int cols) { return cols == COLS ? bytes : 0; }
 
@@ -106,7 +112,7 @@ NB_INLINE NB_TARGET void nf4_piece(__m512 all[ROWS][COLS], const nf4_rows *r, in
     }
 }
 
-/* NF4 in rows of whole blocks of 64. mr, the rows of x, is a constant wherever this is inlined. */
+/* NF4 in rows of whole blocks of 64. */
 NB_INLINE NB_TARGET void nf4(int mr, bool nested, float sum[ROWS][COLS], const nb_product *p, int64_t n0, int cols,
                              const __m512i *x) {
     const nb_nf4 q = p->y->nf4;
@@ -213,43 +219,54 @@ NB_INLINE NB_TARGET void decoded(int mr, float sum[ROWS][COLS], const nb_product
     for (int i = 0; i < mr; i++) add_lanes(sum[i], all[i]);
 }
 
-#define NB_DOT(mr)                                                                                                     \
-    NB_TARGET static void nf4_##mr(float sum[ROWS][COLS], const nb_product *p, int64_t n0, int cols, const void *x) {  \
-        nf4(mr, false, sum, p, n0, cols, x);                                                                           \
-    }                                                                                                                  \
-    NB_TARGET static void nested_##mr(float sum[ROWS][COLS], const nb_product *p, int64_t n0, int cols,                \
-                                      const void *x) {                                                                 \
-        nf4(mr, true, sum, p, n0, cols, x);                                                                            \
-    }                                                                                                                  \
-    NB_TARGET static void bf16_##mr(float sum[ROWS][COLS], const nb_product *p, int64_t n0, int cols, const void *x) {  \
-        plain(mr, NB_FMT_BF16, sum, p, n0, cols, x);                                                                   \
-    }                                                                                                                  \
-    NB_TARGET static void f32_##mr(float sum[ROWS][COLS], const nb_product *p, int64_t n0, int cols, const void *x) {   \
-        plain(mr, NB_FMT_F32, sum, p, n0, cols, x);                                                                    \
-    }                                                                                                                  \
-    NB_TARGET static void blocks_##mr(float sum[ROWS][COLS], const nb_product *p, int64_t n0, int cols,                \
-                                      const void *x) {                                                                 \
-        blocks(mr, sum, p, n0, cols, x);                                                                               \
-    }                                                                                                                  \
-    NB_TARGET static void any_##mr(float sum[ROWS][COLS], const nb_product *p, int64_t n0, int cols, const void *x) {   \
-        decoded(mr, sum, p, n0, cols, x);                                                                              \
+NB_INLINE NB_TARGET void nf4_nested(int mr, float sum[ROWS][COLS], const nb_product *p, int64_t n0, int cols,
+                                    const __m512i *x) {
+    nf4(mr, true, sum, p, n0, cols, x);
+}
+
+NB_INLINE NB_TARGET void nf4_plain(int mr, float sum[ROWS][COLS], const nb_product *p, int64_t n0, int cols,
+                                   const __m512i *x) {
+    nf4(mr, false, sum, p, n0, cols, x);
+}
+
+NB_INLINE NB_TARGET void rows_bf16(int mr, float sum[ROWS][COLS], const nb_product *p, int64_t n0, int cols,
+                                   const __m512i *x) {
+    plain(mr, NB_FMT_BF16, sum, p, n0, cols, x);
+}
+
+NB_INLINE NB_TARGET void rows_f32(int mr, float sum[ROWS][COLS], const nb_product *p, int64_t n0, int cols,
+                                  const __m512i *x) {
+    plain(mr, NB_FMT_F32, sum, p, n0, cols, x);
+}
+
+#define NB_DOT(function, mr)                                                                                          \
+    NB_TARGET static void function##_##mr(float sum[ROWS][NB_DOTS_STRIP], const nb_product *p, int64_t n0, int n,     \
+                                          const void *x) {                                                            \
+        for (int j = 0, cols; j < n; j += cols) {                                                                     \
+            float here[ROWS][COLS];                                                                                   \
+            cols = n - j >= COLS ? COLS : 1;                                                                          \
+            function(mr, here, p, n0 + j, cols, x);                                                                   \
+            for (int i = 0; i < mr; i++) memcpy(sum[i] + j, here[i], (size_t)cols * sizeof(float));                   \
+        }                                                                                                             \
     }
-NB_DOT(1) NB_DOT(2) NB_DOT(3) NB_DOT(4)
+#define NB_DOTS(name, function, packed)                                                                               \
+    NB_DOT(function, 1) NB_DOT(function, 2) NB_DOT(function, 3) NB_DOT(function, 4)                                   \
+    static const nb_dots name = {packed, {function##_1, function##_2, function##_3, function##_4}};
+NB_DOTS(of_nf4, nf4_plain, pack_by_nibbles)
+NB_DOTS(of_nested_nf4, nf4_nested, pack_by_nibbles)
+NB_DOTS(of_bf16, rows_bf16, pack_in_order)
+NB_DOTS(of_f32, rows_f32, pack_in_order)
+NB_DOTS(of_blocks, blocks, pack_in_order)
+NB_DOTS(of_any, decoded, pack_in_order)
 
 const nb_dots *nb_dots_avx512bf16(const nb_weight *w) {
-    static const nb_dots nf4 = {pack_by_nibbles, {nf4_1, nf4_2, nf4_3, nf4_4}},
-                         nested = {pack_by_nibbles, {nested_1, nested_2, nested_3, nested_4}},
-                         bf16 = {pack_in_order, {bf16_1, bf16_2, bf16_3, bf16_4}},
-                         f32 = {pack_in_order, {f32_1, f32_2, f32_3, f32_4}},
-                         blocks = {pack_in_order, {blocks_1, blocks_2, blocks_3, blocks_4}},
-                         any = {pack_in_order, {any_1, any_2, any_3, any_4}};
     const nb_nf4 *q = &w->nf4;
     if (w->format == NB_FMT_NF4 && q->blocksize == 64 && w->cols % 64 == 0) {
-        if (q->absmax) return &nf4;
-        if (q->nested_blocksize == 256) return &nested;
+        if (q->absmax) return &of_nf4;
+        if (q->nested_blocksize == 256) return &of_nested_nf4;
     }
-    if (w->format > NB_FMT_NF4) return &blocks;
-    return w->format == NB_FMT_BF16 ? &bf16 : w->format == NB_FMT_F32 ? &f32 : &any;
+    if (w->format > NB_FMT_NF4) return &of_blocks;
+    return w->format == NB_FMT_BF16 ? &of_bf16 : w->format == NB_FMT_F32 ? &of_f32 : &of_any;
 }
 #else
 typedef int nb_not_x86;

@@ -9,16 +9,16 @@ nb_status nb_cpu_add(nb_dev *d, nb_elem *y_, const nb_elem *x1_, const nb_elem *
     const float *x1 = x1_, *x2 = x2_;
     (void)d;
     if (x2 && beta == 0) {
-#pragma omp parallel for simd schedule(static)
+#pragma omp parallel for simd schedule(static) if (parallel : n > NB_FEW)
         for (int64_t i = 0; i < n; i++) y[i] = x1[i] + x2[i];
     } else if (x2) {
-#pragma omp parallel for simd schedule(static)
+#pragma omp parallel for simd schedule(static) if (parallel : n > NB_FEW)
         for (int64_t i = 0; i < n; i++) y[i] = x1[i] + x2[i] + beta * y[i];
     } else if (beta == 0) {
-#pragma omp parallel for simd schedule(static)
+#pragma omp parallel for simd schedule(static) if (parallel : n > NB_FEW)
         for (int64_t i = 0; i < n; i++) y[i] = x1[i];
     } else {
-#pragma omp parallel for simd schedule(static)
+#pragma omp parallel for simd schedule(static) if (parallel : n > NB_FEW)
         for (int64_t i = 0; i < n; i++) y[i] = x1[i] + beta * y[i];
     }
     return NB_OK;
@@ -28,7 +28,7 @@ nb_status nb_cpu_bias_fwd(nb_dev *d, void *y_, nb_dtype dtype, const float *bias
     NB_ASSERT(dtype == NB_F32);
     float *y = y_;
     (void)d;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (T * C > NB_FEW)
     for (int64_t t = 0; t < T; t++)
         for (int64_t c = 0; c < C; c++) y[t * C + c] += bias[c];
     return NB_OK;
@@ -58,7 +58,7 @@ nb_status nb_cpu_gather_rows(nb_dev *d, nb_elem *y_, const nb_elem *x_, const in
     float *y = y_;
     const float *x = x_;
     (void)d;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (n * C > NB_FEW)
     for (int64_t i = 0; i < n; i++) memcpy(y + i * C, x + index[i] * C, sizeof(float) * (size_t)C);
     return NB_OK;
 }
@@ -76,7 +76,7 @@ nb_status nb_cpu_copy_rows(nb_dev *d, nb_elem *y_, int64_t ldy, const nb_elem *x
     (void)d;
     float *y = y_;
     const float *x = x_;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (T * C > NB_FEW)
     for (int64_t t = 0; t < T; t++) scale_row(y + t * ldy, x + t * ldx, 1, C, beta);
     return NB_OK;
 }
@@ -86,7 +86,7 @@ nb_status nb_cpu_scatter_rows(nb_dev *d, nb_elem *y_, const nb_elem *x_, const i
     float *y = y_;
     const float *x = x_;
     (void)d;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (n * C > NB_FEW)
     for (int64_t i = 0; i < n; i++) scale_row(y + index[i] * C, x + i * C, row_scale ? row_scale[i] : 1.0f, C, beta);
     return NB_OK;
 }
@@ -96,7 +96,7 @@ nb_status nb_cpu_scale_rows(nb_dev *d, nb_elem *y_, const nb_elem *x_, const flo
     float *y = y_;
     const float *x = x_;
     (void)d;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (n * C > NB_FEW)
     for (int64_t i = 0; i < n; i++) scale_row(y + i * C, x + i * C, row_scale[i], C, beta);
     return NB_OK;
 }
@@ -106,7 +106,7 @@ nb_status nb_cpu_scale_columns(nb_dev *d, nb_elem *y_, const nb_elem *x_, const 
     float *y = y_;
     const float *x = x_;
     (void)d;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (T * C > NB_FEW)
     for (int64_t t = 0; t < T; t++)
         for (int64_t i = t * C, c = 0; c < C; c++, i++)
             y[i] = beta != 0 ? x[i] * column_scale[c] + beta * y[i] : x[i] * column_scale[c];
@@ -130,7 +130,7 @@ nb_status nb_cpu_fill(nb_dev *d, void *x_, nb_dtype dtype, float value, int64_t 
     (void)d;
     NB_ASSERT(dtype == NB_F32);
     float *x = x_;
-#pragma omp parallel for simd schedule(static)
+#pragma omp parallel for simd schedule(static) if (parallel : n > NB_FEW)
     for (int64_t i = 0; i < n; i++) x[i] = value;
     return NB_OK;
 }
@@ -139,7 +139,7 @@ nb_status nb_cpu_clamp_fwd(nb_dev *d, nb_elem *y_, const nb_elem *x_, int64_t n,
     (void)d;
     float *y = y_;
     const float *x = x_;
-#pragma omp parallel for simd schedule(static)
+#pragma omp parallel for simd schedule(static) if (parallel : n > NB_FEW)
     for (int64_t i = 0; i < n; i++) y[i] = x[i] > limit ? limit : x[i] < -limit ? -limit : x[i];
     return NB_OK;
 }

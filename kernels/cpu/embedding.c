@@ -5,7 +5,7 @@ nb_status nb_cpu_embedding_fwd(nb_dev *d, nb_elem *y_, const nb_weight *w, const
     float *y = y_;
     (void)d;
     int64_t C = w->cols;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (T * C > NB_FEW)
     for (int64_t t = 0; t < T; t++) {
         float *yt = y + t * C;
         NB_ASSERT(ids[t] >= 0 && ids[t] < w->rows);

@@ -9,7 +9,7 @@ nb_status nb_cpu_glu_fwd(nb_dev *d, nb_elem *y_, const nb_elem *gate_, const nb_
     const float *gate = gate_, *up = up_;
     (void)d;
     const nb_simd *v = nb_simd_get();
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (n > NB_FEW)
     for (int64_t i = 0; i < n; i += PART)
         v->glu_fwd(y + i, gate + i, up ? up + i : NULL, n - i < PART ? n - i : PART, act);
     return NB_OK;

@@ -22,7 +22,7 @@ nb_status nb_cpu_layernorm_fwd(nb_dev *d, nb_elem *y_, float *mean, float *rstd,
     float *y = y_;
     const float *x = x_;
     (void)d;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (T * C > NB_FEW)
     for (int64_t t = 0; t < T; t++) {
         double sum, squares;
         row_moments(&sum, &squares, x + t * C, 0, C);

@@ -8,7 +8,7 @@ nb_status nb_cpu_rmsnorm_fwd(nb_dev *d, nb_elem *y_, float *rstd, const nb_elem 
     const float *x = x_;
     (void)d;
     const nb_simd *v = nb_simd_get();
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (T * C > NB_FEW)
     for (int64_t t = 0; t < T; t++) rstd[t] = v->rmsnorm_fwd(y + t * C, x + t * C, w, C, eps, offset);
     return NB_OK;
 }

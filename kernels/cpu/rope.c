@@ -9,7 +9,7 @@ nb_status nb_cpu_rope(nb_dev *d, nb_elem *y_, const nb_elem *x_, const float *co
     (void)d;
     int64_t half = rot / 2;
     float sign = inverse ? -1.0f : 1.0f;
-#pragma omp parallel for schedule(static)
+#pragma omp parallel for schedule(static) if (T * n_heads * D > NB_FEW)
     for (int64_t t = 0; t < T; t++) {
         const float *ct = cos + pos[t] * half, *st = sin + pos[t] * half;
         for (int64_t h = 0; h < n_heads; h++) {
