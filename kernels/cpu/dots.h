@@ -1,6 +1,6 @@
-/* Products of few rows, as a step takes them that generates text (nb_dev.dots): reading the weights is what it waits for.
- * Every element of c is a dot product along one row of the weight, whose bytes are read once, in order, and never
- * rearranged; x is, so as to fit them. An element's bits depend on its row of x and its row of the weight alone: neither
+/* Products of few rows, as a step takes them that generates text (nb_dev.dots): reading the weights is what it waits
+ * for. Every element of c is a dot product along one row of the weight, whose bytes are read once, in order, and never
+ * rearranged; x is, so as to fit them. An element's bits depend on its row of x and its row of the weight alone, neither
  * on the other rows nor on the number of threads. They are not those of nb_packed_run, which sums in another order. */
 #ifndef NB_KERNELS_CPU_DOTS_H
 #define NB_KERNELS_CPU_DOTS_H
@@ -30,7 +30,7 @@ size_t nb_dots_ws(int64_t M, int64_t K);
 bool nb_dots_run(nb_dots_choose *choose, const nb_product *p);
 
 #if defined(__x86_64__)
-nb_dots_choose nb_dots_avx512bf16;
+nb_dots_choose nb_dots_avx512bf16, nb_dots_nf4_avx512bf16; /* NULL: not for this weight */
 #endif
 
 #endif
