@@ -51,7 +51,8 @@ END
 }
 sizes() { # HIDDEN MLP HEADS KV_HEADS LAYERS
     echo "\"initializer_range\": $(awk "BEGIN {print 1.6 / sqrt($1)}"), \"hidden_size\": $1, \"intermediate_size\": $2,
- \"num_attention_heads\": $3, \"num_key_value_heads\": $4, \"num_hidden_layers\": $5, \"max_position_embeddings\": 256, \"tie_word_embeddings\": false"
+ \"num_attention_heads\": $3, \"num_key_value_heads\": $4, \"num_hidden_layers\": $5,
+ \"max_position_embeddings\": 256, \"tie_word_embeddings\": false"
 }
 experts() { echo "\"num_experts\": $1, \"num_experts_per_tok\": $2"; } # ALL CHOSEN
 families() {
