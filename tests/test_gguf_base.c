@@ -23,6 +23,7 @@ static char *export_as(const char *dir, const char *type) {
 /* ---- numbers ---- */
 
 /* Logits of every position of a text of n tokens, [n, V]; caller frees. The vocabulary's size, if wanted. */
+static const char *device = "cpu"; /* or "emu": the GPU backend's code */
 static float *logits_of(const char *path, int n, bool four_bits, int64_t *vocab) {
     nb_dev *dev;
     nb_base *b;
@@ -31,7 +32,7 @@ static float *logits_of(const char *path, int n, bool four_bits, int64_t *vocab)
     nb_runner *r;
     nb_base_options o = {.quantized_cache = "", .load_in_4bit = four_bits, .double_quant = true};
     int32_t ids[64], pos[64];
-    assert_ok(nb_dev_open(&dev, "cpu", NB_F32));
+    assert_ok(nb_dev_open(&dev, device, NB_F32));
     assert_ok(nb_base_load(&b, path, &o));
     assert_ok(nb_model_open(&m, b, dev, n, n));
     assert_ok(nb_runner_open_logits(&r, m, &arena, n, n, NULL));
@@ -336,6 +337,20 @@ static void test_training(void **state) {
     free(wide), free(experts);
 }
 
+/* Slices of experts on a device with memory of its own. */
+static void test_experts_on_device(void **state) {
+    (void)state;
+    enum { N = 9 };
+    char *dir = with_tokenizer(tiny_base("on-device", WIDE_EXPERTS, 7)), *file = export_as(dir, "q4_k_m");
+    int64_t V;
+    float *want = logits_of(file, N, false, &V);
+    device = "emu";
+    float *got = logits_of(file, N, false, NULL);
+    device = "cpu";
+    assert_close(nb_rel_error(got, want, N * V), 0, 1e-4);
+    free(want), free(got), free(dir), free(file);
+}
+
 /* ---- files ---- */
 
 /* One model in three parts: its keys in the first, every third tensor in each. */
@@ -567,7 +582,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_families),   cmocka_unit_test(test_more_families), cmocka_unit_test(test_other_factors),
         cmocka_unit_test(test_types),      cmocka_unit_test(test_stories),       cmocka_unit_test(test_merge),
-        cmocka_unit_test(test_training),
+        cmocka_unit_test(test_training),   cmocka_unit_test(test_experts_on_device),
         cmocka_unit_test(test_parts),      cmocka_unit_test(test_sha256),        cmocka_unit_test(test_refusals),
         cmocka_unit_test(test_refused_experts), cmocka_unit_test(test_refused_expert_counts),
         cmocka_unit_test(test_damaged),
