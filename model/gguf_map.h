@@ -59,9 +59,11 @@ double nb_gguf_attn_scalar(const nb_gguf_family *a, int64_t layers, int64_t hidd
 typedef struct nb_gguf_size { const char *key, *config; size_t at; } nb_gguf_size;
 enum { NB_GGUF_SIZES = 9 };
 extern const nb_gguf_size nb_gguf_sizes[NB_GGUF_SIZES];
+
 enum { NB_GGUF_NAME = 64 };
 /* "blk.N.attn_q" of a linear layer, before ".weight" or ".bias". All experts of a kind have one name. */
 void nb_gguf_linear_name(const nb_spec *s, int64_t layer, int slot, char name[NB_GGUF_NAME]);
+/* "blk.N.attn_norm", likewise. */
 void nb_gguf_norm_name(int64_t layer, nb_norm_slot slot, char name[NB_GGUF_NAME]);
 
 /* The order of a linear layer's rows: HF has them as [outer][m][n][inner], the file as [outer][n][m][inner]; n 0: as HF
@@ -101,6 +103,7 @@ void nb_gguf_plan_free(nb_gguf_plan *p);
 /* An empty item behind the others; three dimensions: `rows` of each expert. */
 nb_gguf_item *nb_gguf_plan_add(nb_gguf_plan *p, const char *name, int n_dims, int64_t rows, int64_t cols,
                                int64_t experts);
+/* Its dimensions in the file's order, 1 beyond n_dims. */
 void nb_gguf_item_shape(const nb_gguf_item *it, int64_t ne[3]);
 /* Rows first..first+n as they are to be in the file, before they are encoded. */
 void nb_gguf_item_read(const nb_gguf_item *it, float *out, int64_t first, int64_t n);
