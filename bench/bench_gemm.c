@@ -122,6 +122,7 @@ static void once(nb_dev *d, const struct bench_case *b, operands *o) {
     const bool tx = b->what == DENSE && b->tx, ty = b->what == FWD || (b->what == DENSE && b->ty);
     const int64_t ldx = tx ? b->M : b->K, ldy = ty ? b->K : b->N;
     nb_status st = NB_OK;
+    if (d) d->dots = b->M == 1; /* as in a step that generates */
     if (!d)
         cblas_sgemm(CblasRowMajor, tx ? CblasTrans : CblasNoTrans, ty ? CblasTrans : CblasNoTrans, (int)b->M, (int)b->N,
                     (int)b->K, 1, o->x, (int)ldx, o->y, (int)ldy, 0, o->c, (int)b->N);

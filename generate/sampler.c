@@ -131,10 +131,35 @@ static kept filter_candidates(nb_sampler *s, const nb_sampling *o, int64_t m, do
     return out;
 }
 
+/* The first of the greatest; -1 where one is not a finite number. Lanes are the compiler's vectors. */
+static int64_t likeliest(const float *x, int64_t n) {
+    enum { LANES = 32 };
+    float best[LANES], sum[LANES] = {0}, most;
+    for (int i = 0; i < LANES; i++) best[i] = -INFINITY;
+    for (int64_t v = 0; v < n; v += LANES)
+        for (int i = 0; i < (n - v < LANES ? (int)(n - v) : LANES); i++) {
+            best[i] = x[v + i] > best[i] ? x[v + i] : best[i];
+            sum[i] += 0 * x[v + i]; /* 0, or NaN once there was one or an infinity */
+        }
+    most = best[0];
+    for (int i = 0; i < LANES; i++) {
+        if (sum[i] != 0) return -1;
+        if (best[i] > most) most = best[i];
+    }
+    int64_t at = 0;
+    while (at < n && x[at] != most) at++;
+    return at < n ? at : -1;
+}
+
 static nb_status filter(nb_sampler *s, const nb_sampling *o, float *logits, const int32_t *history, int64_t n,
                         kept *out) {
     if (o->repetition_penalty != 1) penalize(s, o->repetition_penalty, logits, history, n);
-    int64_t best = -1, m = 0;
+    int64_t best = o->temperature == 0 ? likeliest(logits, s->vocab) : -1, m = 0;
+    if (best >= 0) {
+        s->cand[0] = (nb_candidate){logits[best], (int32_t)best};
+        *out = (kept){0, 1, logits[best], 1, true};
+        return NB_OK;
+    }
     for (int64_t i = 0; i < s->vocab; i++) {
         float x = logits[i];
         if (isnan(x)) return nb_fail(NB_ENUMERIC, "the model's logit of token %lld is not a number: the weights or "

@@ -6,6 +6,7 @@
 #include "core/log.h"
 #include "core/mem.h"
 #include "core/rng.h"
+#include "generate/sampler.h"
 #include "measure/median.h"
 
 enum { MAX_RUNS = 256 };
@@ -18,6 +19,7 @@ typedef struct decoder {
     int32_t *ids, *at; /* [rows] tokens; 0, 1, 2, ... */
     uint32_t *sample;
     float *logits;     /* [vocab] */
+    nb_sampler sampler;
     int64_t rows;
 } decoder;
 
@@ -32,6 +34,7 @@ static nb_status open_decoder(decoder *d, nb_model *m, int64_t rows, int64_t pas
         d->ids[i] = (int32_t)nb_rng_below(&rng, (uint64_t)m->spec->vocab);
         d->at[i] = (int32_t)i;
     }
+    nb_sampler_open(&d->sampler, m->spec->vocab);
     NB_TRY(nb_kv_cache_open(&d->cache, m, rows));
     return nb_runner_open_logits(&d->runner, m, &d->arena, pass, 1, &d->cache);
 }
@@ -40,6 +43,7 @@ static void close_decoder(decoder *d) {
     nb_runner_free(d->runner);
     nb_kv_cache_close(&d->cache);
     nb_arena_free(&d->arena);
+    nb_sampler_close(&d->sampler);
     free(d->ids), free(d->at), free(d->sample), free(d->logits);
 }
 
@@ -55,13 +59,11 @@ static nb_status pass(decoder *d, int64_t at, int64_t n) {
 static nb_status read_prompt(decoder *d) { return pass(d, 0, d->rows); }
 
 static nb_status generate(decoder *d) {
+    const nb_sampling greedy = nb_sampling_greedy();
     for (int64_t t = 0; t < d->rows; t++) {
         NB_TRY(pass(d, t, 1));
         if (t + 1 == d->rows) break;
-        int64_t best = 0;
-        for (int64_t v = 1; v < d->model->spec->vocab; v++)
-            if (d->logits[v] > d->logits[best]) best = v;
-        d->ids[t + 1] = (int32_t)best;
+        NB_TRY(nb_sampler_next(&d->sampler, &greedy, d->logits, d->ids, t + 1, 0, &d->ids[t + 1]));
     }
     return NB_OK;
 }
