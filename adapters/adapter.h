@@ -33,6 +33,7 @@ typedef struct nb_adapter {
     nb_model *model;
     nb_dev *dev;
     nb_tensor *params;   /* leaves over data and grad */
+    bool *turned;        /* [cap_params] files have it with rows and columns the other way round */
     int n_params, cap_params;
     float *data, *grad;  /* [n] each; grad NULL when loaded for inference */
     int64_t n;
@@ -61,7 +62,6 @@ typedef struct nb_adapter {
     struct nb_whole {    /* weights trained whole, and where in the model they take the base's place */
         nb_tensor *param, **place;
         const nb_weight *matrix; /* what they start from; with vector NULL: another one's place */
-        bool turned;             /* its files have it as [in, out] */
         const float *vector;
     } *whole;
     int n_whole, cap_whole;

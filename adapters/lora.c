@@ -30,6 +30,7 @@ nb_adapter *nb_adapter_alloc(nb_model *m, int max_params) {
     a->dev = m->dev;
     a->cap_params = max_params;
     a->params = nb_calloc((size_t)max_params, sizeof *a->params);
+    a->turned = nb_calloc((size_t)max_params, sizeof *a->turned);
     a->attached = nb_calloc((size_t)max_params, sizeof *a->attached);
     return a;
 }
@@ -213,6 +214,7 @@ void nb_adapter_attach_lora(nb_adapter *a, nb_linear *lin, int64_t r, double alp
     if (!lin) {
         at->A = nb_adapter_param(a, nb_asprintf(NB_PEFT_PREFIX "%s.lora_embedding_A", module), 2, w->rows, r);
         at->B = nb_adapter_param(a, nb_asprintf(NB_PEFT_PREFIX "%s.lora_embedding_B", module), 2, w->cols, r);
+        a->turned[at->A - a->params] = true; /* looked up by token */
         return;
     }
     at->A = nb_adapter_param(a, nb_asprintf(NB_PEFT_PREFIX "%s.lora_A.weight", module), 2, r, w->cols);
@@ -468,6 +470,7 @@ void nb_adapter_free(nb_adapter *a) {
     for (int i = 0; i < a->n_targets; i++) free(a->targets[i]);
     free(a->targets);
     free(a->params);
+    free(a->turned);
     free(a->attached);
     free(a->whole);
     if (a->rows.ids_on_device && a->rows.ids_on_device != a->rows.ids)

@@ -9,6 +9,7 @@
 #include "core/json.h"
 #include "core/log.h"
 #include "core/mem.h"
+#include "core/names.h"
 #include "model/safetensors.h"
 
 typedef struct merger {
@@ -17,6 +18,7 @@ typedef struct merger {
     nb_dev *dev;   /* the processor, f32 */
     float *trained; /* the adapter's values in host memory */
     bool roundtrip;
+    nb_names adapted, whole; /* modules with an adapter, tensors trained whole, to their places in the adapter's lists */
     char *head;     /* "lm_head.weight" where that comes apart from the embedding; else NULL */
     nb_progress bar;
     double done;
@@ -29,10 +31,18 @@ static bool is_weight_of(const char *tensor, const char *module) {
     return !strncmp(tensor, module, n) && !strcmp(tensor + n, ".weight");
 }
 
-static const struct nb_attached *adapted(const nb_adapter *a, const char *tensor) {
-    for (int i = 0; a && i < a->n_attached; i++)
-        if (is_weight_of(tensor, a->attached[i].module)) return &a->attached[i];
-    return NULL;
+static void index_adapter(merger *m, const nb_adapter *a) {
+    for (int i = 0; i < a->n_attached; i++)
+        nb_names_add(&m->adapted, a->attached[i].module, strlen(a->attached[i].module), i);
+    for (int i = 0; i < a->n_whole; i++) {
+        const char *name = a->whole[i].param->name + (a->full ? 0 : strlen(NB_PEFT_PREFIX));
+        nb_names_add(&m->whole, name, strlen(name), i);
+    }
+}
+
+static const struct nb_attached *adapted(const merger *m, const char *tensor) {
+    int64_t i = nb_names_find_weight(&m->adapted, tensor);
+    return i < 0 ? NULL : &m->s->adapter->attached[i];
 }
 
 /* Where a tensor's values are that are not taken as they lie in the folder: the linear layers as they were quantized in
@@ -125,12 +135,9 @@ static void store_whole(const merger *m, const nb_tensor *p, nb_dtype dtype, voi
 }
 
 /* What stands for the tensor, trained whole, or NULL. */
-static const nb_tensor *whole(const nb_adapter *a, const char *tensor) {
-    for (int i = 0; a && i < a->n_whole; i++) {
-        const char *name = a->whole[i].param->name, *end = name + strlen(name) - strlen(tensor);
-        if (end > name && end[-1] == '.' && !strcmp(end, tensor)) return a->whole[i].param;
-    }
-    return NULL;
+static const nb_tensor *whole(const merger *m, const char *tensor) {
+    int64_t i = nb_names_find(&m->whole, tensor, strlen(tensor));
+    return i < 0 ? NULL : m->s->adapter->whole[i].param;
 }
 
 /* A tensor of the merged folder: its name there, and the base's that it comes from. */
@@ -163,7 +170,7 @@ static piece *pieces_of(const merger *m, const nb_st *base, int shard, int *n) {
 /* Rows a matrix of the base has in the merged folder: an embedding may have more. */
 static int64_t merged_rows(const merger *m, const piece *p) {
     const nb_weight *source;
-    const nb_tensor *w = whole(m->s->adapter, p->name);
+    const nb_tensor *w = whole(m, p->name);
     if (w) return nb_adapter_is_turned(m->s->adapter, w) ? w->d[1] : w->d[0];
     return p->from->n_dims == 2 && replaced_rows(m, p->name, &source) ? source->rows : p->from->d[0];
 }
@@ -171,10 +178,10 @@ static int64_t merged_rows(const merger *m, const piece *p) {
 static nb_status put_tensor(merger *m, nb_st_writer *w, const piece *p) {
     const nb_st_tensor *t = p->from;
     const nb_adapter *a = m->s->adapter;
-    const struct nb_attached *at = adapted(a, p->name);
+    const struct nb_attached *at = adapted(m, p->name);
     const nb_weight *values = held(m, t);
     const nb_weight *source;
-    const nb_tensor *rows = replaced_rows(m, p->name, &source), *all = whole(a, p->name);
+    const nb_tensor *rows = replaced_rows(m, p->name, &source), *all = whole(m, p->name);
     if (!at && !values && !rows && !all) return nb_st_write_data(w, p->name, t->data, t->bytes);
     if (t->dtype != NB_F32 && t->dtype != NB_BF16 && t->dtype != NB_F16)
         return nb_fail(NB_EUNSUPPORTED, "%s is stored as %s: only float weights can be merged into", p->name,
@@ -341,6 +348,7 @@ static nb_status merge_float(nb_session *s, const char *out, bool roundtrip) {
         m.head = nb_asprintf("%s.weight", nb_spec_head_name(s->model->spec));
     for (int i = 0; i < base.n_tensors; i++) bytes += base.tensors[i].bytes;
     NB_GO(st, check_out(out, bytes + (1 << 20)), done);
+    if (s->adapter) index_adapter(&m, s->adapter);
     if (s->adapter) NB_GO(st, fetch_adapter(&m, widest), done);
     NB_GO(st, nb_remove_tree(tmp), done);
     nb_progress_begin(&m.bar, "merge", (double)bytes / 1e6, "MB");
@@ -354,6 +362,8 @@ done:
     nb_base_free(m.stored);
     free(m.trained);
     free(m.head);
+    nb_names_free(&m.adapted);
+    nb_names_free(&m.whole);
     free(tmp);
     return st;
 }

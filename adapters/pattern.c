@@ -6,6 +6,8 @@
 #include <string.h>
 
 #include "adapters/parts.h"
+#include "core/mem.h"
+#include "core/names.h"
 
 static nb_status matches(const char *key, const char *what, const char *path, bool *yes) {
     char *whole = nb_asprintf("(.*\\.)?(%s)$", key);
@@ -61,17 +63,25 @@ static double value_of(const struct nb_attached *at, bool alphas) {
     return alphas ? at->alpha : (double)at->r;
 }
 
+/* A module is named by the last part of its path where all of that name agree. */
 json_t *nb_pattern_of(const nb_adapter *a, bool alphas) {
     json_t *map = json_object();
+    nb_names first = {0}; /* of a last part: the first module that has it */
+    bool *differ = nb_calloc((size_t)a->n_attached + 1, sizeof *differ); /* of such a module: others do not agree */
+    for (int i = 0; i < a->n_attached; i++) {
+        const char *last = last_name(a->attached[i].module);
+        nb_names_add(&first, last, strlen(last), i);
+        int64_t k = nb_names_find(&first, last, strlen(last));
+        differ[k] |= value_of(&a->attached[i], alphas) != value_of(&a->attached[k], alphas);
+    }
     for (int i = 0; i < a->n_attached; i++) {
         const char *path = a->attached[i].module, *last = last_name(path);
         double v = value_of(&a->attached[i], alphas);
-        bool agree = true;
         if (v == (alphas ? a->alpha : (double)a->r)) continue;
-        for (int j = 0; j < a->n_attached; j++)
-            agree &= strcmp(last_name(a->attached[j].module), last) || value_of(&a->attached[j], alphas) == v;
-        bool whole = v == (double)(json_int_t)v;
+        bool agree = !differ[nb_names_find(&first, last, strlen(last))], whole = v == (double)(json_int_t)v;
         json_object_set_new(map, agree ? last : path, whole ? json_integer((json_int_t)v) : json_real(v));
     }
+    nb_names_free(&first);
+    free(differ);
     return map;
 }

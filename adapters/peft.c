@@ -107,13 +107,7 @@ static json_t *adapter_config(const nb_adapter *a) {
     return c;
 }
 
-/* The embedding's A is looked up by token, and GPT-2's files have weights as [in, out]. */
-bool nb_adapter_is_turned(const nb_adapter *a, const nb_tensor *p) {
-    bool yes = false;
-    for (int i = 0; i < a->n_attached; i++) yes |= !a->attached[i].lin && a->attached[i].A == p;
-    for (int i = 0; i < a->n_whole; i++) yes |= a->whole[i].turned && a->whole[i].param == p;
-    return yes;
-}
+bool nb_adapter_is_turned(const nb_adapter *a, const nb_tensor *p) { return a->turned[p - a->params]; }
 
 void nb_turn(float *out, const float *in, int64_t m, int64_t n) {
     nb_weight_turn(out, &(nb_weight){.format = NB_FMT_F32, .rows = n, .cols = m, .data = in});

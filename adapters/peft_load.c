@@ -326,18 +326,17 @@ static nb_status fill(loader *l, bool trainable) {
 }
 
 static nb_status nothing_left(const loader *l) {
-    for (int i = 0; i < l->s->n_tensors; i++) {
-        bool used = false;
-        for (int j = 0; j < l->n_used; j++) used |= l->from[j] == &l->s->tensors[i];
-        for (int j = 0; j < l->n_beside; j++) used |= l->beside[j] == &l->s->tensors[i];
-        if (!used)
-            return nb_fail(
-                NB_EINPUT,
-                "%s: tensor %s has no place in this base model: the adapter is for another base, or of a kind "
-                "nibble does not read",
-                l->path, l->s->tensors[i].name);
-    }
-    return NB_OK;
+    bool *used = nb_calloc((size_t)l->s->n_tensors + 1, sizeof *used);
+    int i = 0;
+    for (int j = 0; j < l->n_used; j++) used[l->from[j] - l->s->tensors] = true;
+    for (int j = 0; j < l->n_beside; j++) used[l->beside[j] - l->s->tensors] = true;
+    while (i < l->s->n_tensors && used[i]) i++;
+    free(used);
+    return i == l->s->n_tensors ? NB_OK
+                                : nb_fail(NB_EINPUT,
+                                          "%s: tensor %s has no place in this base model: the adapter is for another "
+                                          "base, or of a kind nibble does not read",
+                                          l->path, l->s->tensors[i].name);
 }
 
 static nb_status same_base(const nb_adapter *a, const char *dir) {

@@ -82,7 +82,8 @@ bool nb_saves_module(char *const *keys, int n, const char *path, bool *used) {
 static void put_whole(nb_adapter *a, nb_tensor *p, nb_tensor **place, const nb_weight *matrix, bool turned,
                       const float *vector) {
     NB_GROW(a->whole, a->n_whole, a->cap_whole);
-    a->whole[a->n_whole++] = (struct nb_whole){p, place, matrix, turned, vector};
+    a->whole[a->n_whole++] = (struct nb_whole){p, place, matrix, vector};
+    a->turned[p - a->params] |= turned; /* GPT-2's files have weights as [in, out] */
 }
 
 void nb_adapter_attach_whole(nb_adapter *a, const nb_module *m) {

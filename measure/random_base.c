@@ -113,7 +113,6 @@ static nb_status fill(nb_base *b, const nb_shape *s, nb_format format) {
             nb_base_linear *lin = &b->layer[l].lin[k];
             int64_t rows, cols;
             nb_spec_linear_shape(&b->spec, l, k, &rows, &cols);
-            lin->name = nb_spec_linear_name(&b->spec, l, k);
             NB_TRY(matrix(b, &lin->w, format, rows, cols, (uint32_t)(l * NB_SLOTS + k + 2)));
         }
     }
@@ -128,6 +127,7 @@ nb_status nb_base_random(nb_base **out, const nb_shape *s, nb_format format, int
     b->dir = nb_strdup(s->name);
     b->head.name = nb_strdup(nb_spec_head_name(&b->spec));
     nb_base_make_room(b);
+    nb_base_name_linear(b);
     nb_status st = fill(b, s, format);
     *out = st == NB_OK ? b : NULL;
     if (st != NB_OK) nb_base_free(b);

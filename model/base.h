@@ -2,12 +2,14 @@
 #ifndef NB_MODEL_BASE_H
 #define NB_MODEL_BASE_H
 
+#include "core/names.h"
 #include "model/safetensors.h"
 #include "model/weights.h"
 
 struct nb_base_store {
     nb_st st, cache; /* the folder's weights; the file of quantized ones */
     nb_map head;     /* the file of the quantized head */
+    nb_names linear; /* names of linear layers, to their place among all of them */
     struct nb_gguf_model *gguf; /* instead of st: the files in GGUF */
     bool *used;      /* [st.n_tensors] */
     struct {
@@ -17,6 +19,8 @@ struct nb_base_store {
     int n_bufs, cap;
 };
 
+/* Names the linear layers, once there is room for them. */
+void nb_base_name_linear(nb_base *b);
 /* A zeroed buffer that lives as long as the base. */
 nb_status nb_base_buffer(nb_base *b, void **out, size_t bytes, const char *what);
 /* The tensor's data where it can be used as it lies: in the map, or copied when unaligned. */

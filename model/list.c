@@ -14,12 +14,8 @@ const nb_weight *nb_base_matrix(const nb_base *b, const char *tensor) {
     if (is_weight_of(tensor, nb_spec_embed_name(&b->spec))) return &b->embed;
     if (b->positions.rows && is_weight_of(tensor, nb_spec_positions_name(&b->spec))) return &b->positions;
     if (is_weight_of(tensor, b->head.name)) return nb_base_stored_head(b);
-    for (int64_t l = 0; l < b->spec.layers; l++)
-        for (int k = 0; k < nb_spec_slots(&b->spec); k++) {
-            const nb_base_linear *lin = &b->layer[l].lin[k];
-            if (lin->w.rows && is_weight_of(tensor, lin->name)) return &lin->w;
-        }
-    return NULL;
+    int64_t i = nb_names_find_weight(&b->store->linear, tensor);
+    return i >= 0 && b->layer[0].lin[i].w.rows ? &b->layer[0].lin[i].w : NULL;
 }
 
 static void add(nb_st *s, int *cap, const char *module, const char *what, nb_st_tensor t) {

@@ -6,6 +6,7 @@
 
 #include "core/log.h"
 #include "core/mem.h"
+#include "core/names.h"
 #include "model/safetensors.h"
 
 typedef struct slot {
@@ -23,6 +24,7 @@ struct nb_st_writer {
     slot *slots;
     int n, cap;
     uint64_t data_at; /* in the file; 0 until the layout is fixed */
+    nb_names names;   /* of the slots, from then on */
 };
 
 nb_status nb_st_write_begin(nb_st_writer **w, const char *path, const json_t *metadata) {
@@ -81,6 +83,7 @@ static nb_status write_header(nb_st_writer *w) {
     if (w->n) qsort(w->slots, (size_t)w->n, sizeof *w->slots, by_layout);
     for (int i = 0; i < w->n; i++) {
         NB_ASSERT(!i || strcmp(w->slots[i - 1].name, w->slots[i].name) != 0);
+        nb_names_add(&w->names, w->slots[i].name, strlen(w->slots[i].name), i);
         w->slots[i].at = at;
         at += w->slots[i].bytes;
     }
@@ -107,9 +110,8 @@ static nb_status write_header(nb_st_writer *w) {
 
 nb_status nb_st_write_data(nb_st_writer *w, const char *name, const void *data, size_t bytes) {
     if (!w->data_at) NB_TRY(write_header(w));
-    slot *s = NULL;
-    for (int i = 0; i < w->n && !s; i++)
-        if (!strcmp(w->slots[i].name, name)) s = &w->slots[i];
+    int64_t i = nb_names_find(&w->names, name, strlen(name));
+    slot *s = i < 0 ? NULL : &w->slots[i];
     NB_ASSERT(s && !s->written && s->bytes == bytes);
     s->written = true;
     if (fseeko(w->out.f, (off_t)(w->data_at + s->at), SEEK_SET) < 0)
@@ -120,6 +122,7 @@ nb_status nb_st_write_data(nb_st_writer *w, const char *name, const void *data, 
 static void release(nb_st_writer *w) {
     for (int i = 0; i < w->n; i++) free(w->slots[i].name);
     free(w->slots);
+    nb_names_free(&w->names);
     json_decref(w->metadata);
     free(w);
 }

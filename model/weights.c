@@ -304,8 +304,7 @@ static nb_status fill(nb_base *b, const char *dir_or_name, const nb_base_options
     b->is_gguf = nb_gguf_is(b->dir);
     nb_base_make_room(b);
     b->head.name = nb_strdup(nb_spec_head_name(&b->spec));
-    for (int64_t l = 0; l < b->spec.layers; l++)
-        for (int k = 0; k < nb_spec_slots(&b->spec); k++) b->layer[l].lin[k].name = nb_spec_linear_name(&b->spec, l, k);
+    nb_base_name_linear(b);
     if (o->reinit && b->is_gguf)
         return nb_fail(NB_EINPUT, "%s: reinit_weights wants a folder with config.json, not a GGUF file", b->dir);
     if (o->reinit && o->load_in_4bit)
@@ -369,6 +368,14 @@ void nb_base_make_room(nb_base *b) {
     for (int64_t l = 1; l < L; l++) b->layer[l].lin = b->layer[0].lin + l * slots;
 }
 
+void nb_base_name_linear(nb_base *b) {
+    int64_t slots = nb_spec_slots(&b->spec);
+    for (int64_t i = 0; i < b->spec.layers * slots; i++) {
+        char *name = b->layer[0].lin[i].name = nb_spec_linear_name(&b->spec, i / slots, (int)(i % slots));
+        if (name) nb_names_add(&b->store->linear, name, strlen(name), i);
+    }
+}
+
 void nb_base_free_room(nb_base *b) {
     if (!b->layer) return;
     for (int64_t i = 0; i < b->spec.layers * nb_spec_slots(&b->spec); i++) free(b->layer[0].lin[i].name);
@@ -386,6 +393,7 @@ void nb_base_free(nb_base *b) {
     nb_map_close(&b->store->head);
     if (b->store->gguf) nb_gguf_model_close(b->store->gguf);
     free(b->store->gguf);
+    nb_names_free(&b->store->linear);
     free(b->store->bufs);
     free(b->store->used);
     free(b->store);

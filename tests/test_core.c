@@ -1,6 +1,7 @@
 #include "core/dtype.h"
 #include "core/file.h"
 #include "core/hash.h"
+#include "core/names.h"
 #include "core/rng.h"
 #include "tests/test.h"
 
@@ -72,11 +73,34 @@ static void shuffle_is_a_permutation(void **s) {
     for (int i = 0; i < 100; i++) assert_int_equal(seen[i], 1);
 }
 
+static void names_are_found(void **state) {
+    (void)state;
+    enum { N = 20000 };
+    static char text[N][16];
+    nb_names x = {0};
+    assert_int_equal(nb_names_find(&x, "a", 1), -1);
+    for (int i = 0; i < N; i++) {
+        int n = snprintf(text[i], sizeof text[i], "layers.%d", i);
+        nb_names_add(&x, text[i], (size_t)n, i);
+    }
+    nb_names_add(&x, "layers.7", 8, 8); /* is there already */
+    nb_names_add(&x, "layers.7777", 7, N); /* "layers." */
+    for (int i = 0; i < N; i++) assert_int_equal(nb_names_find(&x, text[i], strlen(text[i])), i);
+    assert_int_equal(nb_names_find(&x, "layers.", 7), N);
+    assert_int_equal(nb_names_find(&x, "layers", 6), -1);
+    assert_int_equal(nb_names_find(&x, "layers.20000", 12), -1);
+    assert_int_equal(nb_names_find_weight(&x, "layers.19999.weight"), 19999);
+    assert_int_equal(nb_names_find_weight(&x, "layers.19999.bias"), -1);
+    assert_int_equal(nb_names_find_weight(&x, "layers.19999"), -1);
+    assert_int_equal(nb_names_find_weight(&x, ".weight"), -1);
+    nb_names_free(&x);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(philox_known_answers), cmocka_unit_test(half_precision_round_trips),
         cmocka_unit_test(sha256_and_crc),       cmocka_unit_test(files),
-        cmocka_unit_test(shuffle_is_a_permutation),
+        cmocka_unit_test(shuffle_is_a_permutation), cmocka_unit_test(names_are_found),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
