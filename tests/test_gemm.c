@@ -242,11 +242,11 @@ static nb_status product(nb_dev *d, bool fwd, float *y, const float *x, const nb
  * blocks nothing. */
 static double value_of(const nb_dev *d, const nb_weight *w, int64_t n, int64_t k) {
     const int64_t e = n * w->cols + k;
-    const bool unscaled = !strcmp(d->gemm, "avx512bf16");
+    const bool unscaled = !strcmp(d->gemm, "avx512bf16"), f32 = d->compute == NB_F32 && !strncmp(d->gemm, "avx", 3);
     float v;
-    if (unscaled && w->format == NB_FMT_NF4 && w->cols % 64 == 0) {
+    if ((unscaled || f32) && w->format == NB_FMT_NF4 && w->cols % 64 == 0) {
         const uint8_t byte = ((const uint8_t *)w->data)[e / 2];
-        return (double)nb_round_bf16(w->nf4.code[e % 2 ? byte & 15 : byte >> 4]) * nb_nf4_absmax(&w->nf4, e / 64);
+        return (double)operand(d, w->nf4.code[e % 2 ? byte & 15 : byte >> 4]) * nb_nf4_absmax(&w->nf4, e / 64);
     }
     nb_weight_decode(&v, 1, w, n, 1, k, 1);
     return unscaled && w->format > NB_FMT_NF4 ? v : operand(d, v);

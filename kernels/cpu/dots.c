@@ -56,7 +56,7 @@ bool nb_dots_run(nb_dots_choose *choose, const nb_product *p) {
     terms found;
     if (!collect(choose, p, &found)) return false;
     const size_t ws = nb_dots_ws(p->M, found.K); /* of a thread */
-    const int threads = p->M * p->N * found.K <= FEW ? 1 : p->threads;
+    const int threads = units == 1 || p->M * p->N * found.K <= FEW ? 1 : p->threads;
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
         const int id = omp_get_thread_num();

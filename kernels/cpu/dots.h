@@ -30,7 +30,8 @@ size_t nb_dots_ws(int64_t M, int64_t K);
 bool nb_dots_run(nb_dots_choose *choose, const nb_product *p);
 
 #if defined(__x86_64__)
-nb_dots_choose nb_dots_avx512bf16, nb_dots_nf4_avx512bf16; /* NULL: not for this weight */
+nb_dots_choose nb_dots_avx2, nb_dots_avx512; /* of f32 operands */
+nb_dots_choose nb_dots_avx512bf16, nb_dots_nf4_avx512bf16; /* of bf16 ones; NULL: not NF4 in whole blocks */
 #endif
 
 #endif

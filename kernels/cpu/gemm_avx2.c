@@ -3,6 +3,7 @@
 #include "kernels/cpu/gemm.h"
 #if defined(__x86_64__)
 #include "core/cpu.h"
+#include "kernels/cpu/dots.h"
 #include "kernels/cpu/avx2.h"
 #include "kernels/cpu/gemm_packed.h"
 
@@ -154,8 +155,14 @@ static const nb_packed_isa isa = {
 static bool supported(nb_dtype compute) {
     return (compute == NB_F32 || compute == NB_BF16) && nb_cpu_get()->avx2_fma;
 }
-static size_t scratch(int64_t M, int64_t N, int64_t K, int threads) { return nb_packed_ws(&isa, M, N, K, threads); }
-static void run(const nb_product *p) { nb_packed_run(&isa, p); }
+static size_t scratch(int64_t M, int64_t N, int64_t K, int threads) {
+    const size_t packed = nb_packed_ws(&isa, M, N, K, threads), dots = nb_dots_ws(M, K) * (size_t)threads;
+    return packed > dots ? packed : dots;
+}
+
+static void run(const nb_product *p) {
+    if (!p->dots || p->bf16 || !nb_dots_run(nb_dots_avx2, p)) nb_packed_run(&isa, p);
+}
 
 const nb_gemm_impl nb_gemm_avx2 = {"avx2", supported, scratch, true, run};
 #else

@@ -3,6 +3,7 @@
 #include "kernels/cpu/gemm.h"
 #if defined(__x86_64__)
 #include "core/cpu.h"
+#include "kernels/cpu/dots.h"
 
 #define NB_TARGET NB_AVX512
 #define NB_STEP(sum, x, y) _mm512_fmadd_ps(_mm512_castsi512_ps(x), _mm512_castsi512_ps(y), sum)
@@ -67,8 +68,14 @@ static const nb_packed_isa isa = {
     .group = 1, .mr = MR, .nr = NR, .vec = VEC, .pack_x = pack_x, .pack_y = pack_y, .tiles = tiles};
 
 static bool supported(nb_dtype compute) { return (compute == NB_F32 || compute == NB_BF16) && nb_cpu_get()->avx512; }
-static size_t scratch(int64_t M, int64_t N, int64_t K, int threads) { return nb_packed_ws(&isa, M, N, K, threads); }
-static void run(const nb_product *p) { nb_packed_run(&isa, p); }
+static size_t scratch(int64_t M, int64_t N, int64_t K, int threads) {
+    const size_t packed = nb_packed_ws(&isa, M, N, K, threads), dots = nb_dots_ws(M, K) * (size_t)threads;
+    return packed > dots ? packed : dots;
+}
+
+static void run(const nb_product *p) {
+    if (!p->dots || p->bf16 || !nb_dots_run(nb_dots_avx512, p)) nb_packed_run(&isa, p);
+}
 
 const nb_gemm_impl nb_gemm_avx512 = {"avx512", supported, scratch, true, run};
 #else
