@@ -38,8 +38,8 @@ static inline int64_t nb_attention_scratch(int64_t D, int64_t Dp) {
 static inline bool nb_attention_decodes(const nb_seg *s) { return s->qn == 1 && s->kn > 1; }
 
 /* Attention with the operands of every product rounded to bf16. fwd and bwd are called by all threads of a parallel
- * region at once, each with scratch of its own; `shared` and scratch begin at multiples of 64 bytes, and segments have no
- * keys in common. fwd leaves decoding out. */
+ * region at once, each with scratch of its own; `shared` and scratch begin at multiples of 64 bytes, and segments have
+ * no keys in common. fwd leaves decoding out. */
 typedef struct nb_attention_bf16 {
     size_t (*shared)(int64_t Tk, int64_t KV, int64_t D); /* bytes */
     size_t (*scratch)(int64_t D);

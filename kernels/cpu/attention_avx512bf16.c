@@ -19,8 +19,12 @@ typedef struct panel {
  * what was summed up before must shrink by keep. */
 NB_INLINE NB_TARGET int softmax_column(panel *w, const keys *b, int g) {
     const __m512 before = _mm512_loadu_ps(w->top + g);
-    __m512 best = before, sum0 = _mm512_setzero_ps(), sum1 = sum0;
-    for (int64_t j = b->from; j < b->to; j++) best = _mm512_max_ps(_mm512_loadu_ps(w->s + j * LANES + g), best);
+    __m512 best = before, next = before, sum0 = _mm512_setzero_ps(), sum1 = sum0;
+    for (int64_t j = b->from; j < b->to; j += 2) {
+        best = _mm512_max_ps(_mm512_loadu_ps(w->s + j * LANES + g), best);
+        next = _mm512_max_ps(_mm512_loadu_ps(w->s + (j + 1) * LANES + g), next);
+    }
+    best = _mm512_max_ps(best, next);
     for (int64_t j = b->from; j < b->to; j += 2) {
         const __m512 first = exp_2(_mm512_sub_ps(_mm512_loadu_ps(w->s + j * LANES + g), best));
         const __m512 second = exp_2(_mm512_sub_ps(_mm512_loadu_ps(w->s + (j + 1) * LANES + g), best));

@@ -88,8 +88,8 @@ static void lanes_of(lanes *l, const nb_attention *a, const nb_seg *s, int64_t k
     l->all_lo = l->lo[LANES - 1], l->end = l->hi[LANES - 1];
 }
 
-/* Asks memory for the rows of x, which may be NULL, of `panels` panels of lanes from `first` on, as far as there are any:
- * the heads of a token lie together, but tokens too far apart for the processor to see what comes next. */
+/* Asks memory for the rows of x, which may be NULL, of `panels` panels of lanes from `first` on, as far as there are
+ * any: the heads of a token lie together, but tokens too far apart for the processor to see what comes next. */
 NB_INLINE void fetch_lanes(const float *x, const nb_attention *a, const nb_seg *s, int64_t kv, int64_t first,
                            int64_t panels) {
     const int64_t G = a->H / a->KV, end = smaller(s->qn * G, first + panels * LANES);
