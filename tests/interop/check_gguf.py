@@ -138,7 +138,7 @@ def same_text(args, what, model, prompt, words, exact, own=None):
                              "--no-load-in-4bit"))
     start = len(ids) - 1
     other = [i for i in range(start, len(text) - 1) if ours["argmax"][i] != text[i + 1]
-             and theirs[i, text[i + 1]] - theirs[i, ours["argmax"][i]] > 1e-4]
+             and theirs[i, text[i + 1]] - theirs[i, ours["argmax"][i]] > model.tolerance]
     if other and own:
         decided = own.logits(text).argmax(axis=1)
         other = [i for i in other if decided[i] != text[i + 1]]
