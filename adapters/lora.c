@@ -15,12 +15,13 @@
 
 enum { PARAM_ALIGN = 64 }; /* floats: every parameter starts on a 256-byte boundary */
 
+static int64_t room_of(const nb_tensor *p) { return (nb_tensor_size(p) + PARAM_ALIGN - 1) / PARAM_ALIGN * PARAM_ALIGN; }
+
 nb_tensor *nb_adapter_param(nb_adapter *a, char *name, int n_dims, int64_t d0, int64_t d1) {
     NB_ASSERT(a->n_params < a->cap_params); /* tensors are pointed to: the array never moves */
     nb_tensor *p = &a->params[a->n_params++];
     *p = nb_leaf(name, NULL, NULL, n_dims, d0, d1);
-    p->d[2] = a->n; /* offset in the flat buffers until they exist */
-    a->n += (nb_tensor_size(p) + PARAM_ALIGN - 1) / PARAM_ALIGN * PARAM_ALIGN;
+    a->n += room_of(p);
     return p;
 }
 
@@ -43,18 +44,31 @@ static nb_status place_row_ids(nb_adapter *a) {
     return a->dev->be->put(a->dev, a->rows.ids_on_device, a->rows.ids, bytes);
 }
 
+/* The A's of linear layers come first, in the layers' order, so that those over one input lie one behind the other and one
+ * product makes x A^T of them all (autograd/linear_rows.h). */
+static void lay_out(nb_adapter *a, bool trainable) {
+    bool *first = nb_calloc((size_t)a->n_params + 1, sizeof *first);
+    int64_t at = 0;
+    for (int i = 0; i < a->n_attached; i++)
+        if (a->attached[i].lin) first[a->attached[i].A - a->params] = true;
+    for (int pass = 0; pass < 2; pass++)
+        for (int i = 0; i < a->n_params; i++) {
+            nb_tensor *p = &a->params[i];
+            if (first[i] != (pass == 0)) continue;
+            p->data = a->data + at;
+            p->grad = trainable ? a->grad + at : NULL;
+            p->needs_grad = trainable;
+            at += room_of(p);
+        }
+    free(first);
+}
+
 nb_status nb_adapter_place(nb_adapter *a, bool trainable) {
     size_t bytes = (size_t)a->n * sizeof(float);
     NB_TRY(a->dev->be->alloc(a->dev, (void **)&a->data, bytes, "the adapter"));
     if (trainable) NB_TRY(a->dev->be->alloc(a->dev, (void **)&a->grad, bytes, "the adapter's gradients"));
     NB_TRY(place_row_ids(a));
-    for (int i = 0; i < a->n_params; i++) {
-        nb_tensor *p = &a->params[i];
-        p->data = a->data + p->d[2];
-        p->grad = trainable ? a->grad + p->d[2] : NULL;
-        p->needs_grad = trainable;
-        p->d[2] = 0;
-    }
+    lay_out(a, trainable);
     return NB_OK;
 }
 

@@ -38,13 +38,37 @@ static nb_status adapter_input(nb_tape *t, const nb_linear_rows *r, const nb_ele
                               t->step, r->slot->site, 0);
 }
 
-nb_status nb_linear_rows_xa(nb_tape *t, const nb_linear_rows *r) {
+/* Weights r[0] .. r[k-1], k <= n, whose A's are one matrix, of *R rows; at least the first. `gradients`: these lie alike. */
+static int alike(const nb_tape *t, const nb_linear_rows *r, int n, bool gradients, int64_t *R) {
+    const nb_tensor *first = r->in[LORA_A];
+    int k = 1;
+    *R = first->d[0];
+    for (; k < n; k++) {
+        const nb_tensor *A = r[k].in[LORA_A];
+        if (!A || nb_linear_drops(t, r->slot, r->in) || nb_linear_drops(t, r[k].slot, r[k].in)) break;
+        if ((float *)A->data != (float *)first->data + *R * r->C || r[k].slot->scale != r->slot->scale) break;
+        if (r[k].xa != nb_elem_at(r->xa, *R, t->dev->elem) || r[k].ld_xa != r->ld_xa) break;
+        if (gradients && (grad_of(A) != (void *)((float *)first->grad + *R * r->C) ||
+                          r[k].beta[LORA_A] != r->beta[LORA_A])) break;
+        *R += A->d[0];
+    }
+    return k;
+}
+
+nb_status nb_linear_rows_xa(nb_tape *t, const nb_linear_rows *r, int n) {
     const nb_dtype e = t->dev->elem;
-    const nb_tensor *A = r->in[LORA_A];
-    const nb_elem *xin;
-    NB_TRY(adapter_input(t, r, &xin));
-    return t->dev->k->gemm(t->dev, m(r->xa, A->d[0], e), m(xin, r->C, e), mt(A->data, r->C, NB_F32), r->T, A->d[0],
-                           r->C, r->slot->scale, 0);
+    int64_t R;
+    for (int i = 0, k; i < n; i += k) {
+        const nb_elem *xin;
+        const nb_tensor *A = r[i].in[LORA_A];
+        k = 1;
+        if (!A) continue;
+        k = alike(t, &r[i], n - i, false, &R);
+        NB_TRY(adapter_input(t, &r[i], &xin));
+        NB_TRY(t->dev->k->gemm(t->dev, m(r[i].xa, r[i].ld_xa, e), m(xin, r[i].C, e), mt(A->data, r[i].C, NB_F32), r[i].T, R,
+                               r[i].C, r[i].slot->scale, 0));
+    }
+    return NB_OK;
 }
 
 /* x W^T, or dy W, of the weight: frozen or trained. */
@@ -71,34 +95,46 @@ nb_status nb_linear_rows_fwd(nb_tape *t, const nb_linear_rows *r, nb_mat y) {
     NB_TRY(weight_term(r, true, e, &here, &terms[0]));
     if (B) {
         int64_t R = B->d[1];
-        NB_TRY(nb_linear_rows_xa(t, r));
-        terms[n++] = nb_term_of(m(r->xa, R, e), mt(B->data, R, NB_F32), R, 1);
+        terms[n++] = nb_term_of(m(r->xa, r->ld_xa, e), mt(B->data, R, NB_F32), R, 1);
     }
     NB_TRY(t->dev->k->gemm_sum(t->dev, y, terms, n, r->T, N, 0));
     return bias ? t->dev->k->bias_fwd(t->dev, y.p, y.dtype, bias->data, r->T, N) : NB_OK;
 }
 
-/* Gradients of A and B; r->dxa = scale * dy B, which dx wants too. */
+/* The gradient of B; r->dxa = scale * dy B, which A's gradient and dx want. */
 static nb_status adapter_bwd(nb_tape *t, const nb_linear_rows *r, bool dx) {
     const nb_kernels *k = t->dev->k;
     const nb_dtype e = t->dev->elem;
     const nb_tensor *A = r->in[LORA_A], *B = r->in[LORA_B];
-    int64_t T = r->T, C = r->C, R = A->d[0], N = B->d[0];
+    int64_t T = r->T, R = A->d[0], N = B->d[0];
     if (grad_of(B))
-        NB_TRY(k->gemm(t->dev, m(B->grad, R, NB_F32), mt(r->dy, N, e), m(r->xa, R, e), N, R, T, 1, r->beta[LORA_B]));
+        NB_TRY(k->gemm(t->dev, m(B->grad, R, NB_F32), mt(r->dy, N, e), m(r->xa, r->ld_xa, e), N, R, T, 1, r->beta[LORA_B]));
     if (!grad_of(A) && !dx) return NB_OK;
-    NB_TRY(k->gemm(t->dev, m(r->dxa, R, e), m(r->dy, N, e), m(B->data, R, NB_F32), T, R, N, r->slot->scale, 0));
-    if (!grad_of(A)) return NB_OK;
-    const nb_elem *xin;
-    NB_TRY(adapter_input(t, r, &xin));
-    return k->gemm(t->dev, m(A->grad, C, NB_F32), mt(r->dxa, R, e), m(xin, C, e), R, C, T, 1, r->beta[LORA_A]);
+    return k->gemm(t->dev, m(r->dxa, r->ld_xa, e), m(r->dy, N, e), m(B->data, R, NB_F32), T, R, N, r->slot->scale, 0);
+}
+
+/* The gradients of the A's, from what adapter_bwd left. */
+static nb_status a_bwd(nb_tape *t, const nb_linear_rows *r, int n) {
+    const nb_dtype e = t->dev->elem;
+    int64_t R;
+    for (int i = 0, k; i < n; i += k) {
+        const nb_elem *xin;
+        const nb_tensor *A = r[i].in[LORA_A];
+        k = 1;
+        if (!grad_of(A)) continue;
+        k = alike(t, &r[i], n - i, true, &R);
+        NB_TRY(adapter_input(t, &r[i], &xin));
+        NB_TRY(t->dev->k->gemm(t->dev, m(A->grad, r[i].C, NB_F32), mt(r[i].dxa, r[i].ld_xa, e), m(xin, r[i].C, e), R, r[i].C,
+                               r[i].T, 1, r[i].beta[LORA_A]));
+    }
+    return NB_OK;
 }
 
 /* dx += the mask on dxa A. */
 static nb_status through_mask(nb_tape *t, const nb_linear_rows *r, nb_elem *dx) {
     const nb_dtype e = t->dev->elem;
     int64_t R = r->in[LORA_A]->d[0];
-    NB_TRY(t->dev->k->gemm(t->dev, m(r->dropped, r->C, e), m(r->dxa, R, e), m(r->in[LORA_A]->data, r->C, NB_F32), r->T,
+    NB_TRY(t->dev->k->gemm(t->dev, m(r->dropped, r->C, e), m(r->dxa, r->ld_xa, e), m(r->in[LORA_A]->data, r->C, NB_F32), r->T,
                            r->C, R, 1, 0));
     return t->dev->k->dropout(t->dev, dx, r->dropped, r->sample, r->pos, r->T, r->C, r->slot->dropout, t->seed, t->step,
                               r->slot->site, 1);
@@ -114,7 +150,7 @@ static nb_status input_bwd(nb_tape *t, const nb_linear_rows *r, int n, nb_elem *
         const nb_tensor *A = r[i].in[LORA_A];
         NB_TRY(weight_term(&r[i], false, e, &here[i], &terms[n_terms++]));
         if (A && !nb_linear_drops(t, r[i].slot, r[i].in))
-            terms[n_terms++] = nb_term_of(m(r[i].dxa, A->d[0], e), m(A->data, r->C, NB_F32), A->d[0], 1);
+            terms[n_terms++] = nb_term_of(m(r[i].dxa, r[i].ld_xa, e), m(A->data, r->C, NB_F32), A->d[0], 1);
     }
     NB_TRY(t->dev->k->gemm_sum(t->dev, m(dx, r->C, e), terms, n_terms, r->T, r->C, dx_beta));
     for (int i = 0; i < n; i++)
@@ -143,5 +179,6 @@ static nb_status trained_bwd(nb_tape *t, const nb_linear_rows *r, bool dx) {
 
 nb_status nb_linear_rows_bwd(nb_tape *t, const nb_linear_rows *r, int n, nb_elem *dx, float dx_beta) {
     for (int i = 0; i < n; i++) NB_TRY(trained_bwd(t, &r[i], dx != NULL));
+    if (r->T) NB_TRY(a_bwd(t, r, n));
     return dx && r->T ? input_bwd(t, r, n, dx, dx_beta) : NB_OK;
 }

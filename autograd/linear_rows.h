@@ -17,6 +17,7 @@ typedef struct nb_linear_rows {
     const int32_t *pos;
     nb_elem *dropped;        /* [T, C] scratch with dropout; not between calls */
     nb_elem *xa;             /* [T, R] with an adapter: scale * drop(x) A^T, which backward reads */
+    int64_t ld_xa;           /* elements between rows of xa, and of dxa */
     /* of backward: */
     nb_elem *dxa;            /* [T, R] scratch */
     const nb_elem *dy;       /* [T, N] */
@@ -33,9 +34,10 @@ static inline bool nb_linear_drops(const nb_tape *t, const nb_linear_slot *slot,
 nb_status nb_linear_check(const nb_linear_slot *slot, nb_tensor *const *in, int64_t rows, int64_t cols, int i);
 double nb_linear_flops(const nb_linear_slot *slot, nb_tensor *const *in, double T, double C);
 
-/* r->xa = scale * drop(x) A^T. */
-nb_status nb_linear_rows_xa(nb_tape *t, const nb_linear_rows *r);
-/* y [T, N]; leaves r->xa behind. */
+/* r->xa = scale * drop(x) A^T of n weights over the same x. Where their A's lie one behind the other in memory, and their xa
+ * side by side, it is one product, and so is the gradient of the A's. */
+nb_status nb_linear_rows_xa(nb_tape *t, const nb_linear_rows *r, int n);
+/* y [T, N] of a weight whose xa is there. */
 nb_status nb_linear_rows_fwd(nb_tape *t, const nb_linear_rows *r, nb_mat y);
 /* Of n weights, at most NB_LINEAR_MOST, over the same x: dx (NULL: not wanted) with dx_beta, in one sum, and the gradients of
  * the trained inputs. No rows: what would be set becomes 0. */

@@ -88,7 +88,7 @@ static nb_linear_rows slice(const nb_tape *t, const nb_node *n, const room *r, i
     return (nb_linear_rows){.slot = &a->slot[i], .in = inputs(n, i), .x = nb_elem_at(r->x, at * C, e), .T = end - at,
                             .C = C, .sample = r->sample ? r->sample + at : NULL, .pos = r->pos ? r->pos + at : NULL,
                             .dropped = at_elem(r->dropped, at * C, e), .xa = at_elem(r->xa, at * r->R, e),
-                            .dxa = at_elem(r->dxa, at * r->R, e)};
+                            .dxa = at_elem(r->dxa, at * r->R, e), .ld_xa = r->R};
 }
 
 static nb_status forward(nb_tape *t, nb_node *n) {
@@ -103,7 +103,9 @@ static nb_status forward(nb_tape *t, nb_node *n) {
         const nb_tensor *out = n->out[i / a->experts];
         int64_t at, N = out->d[1];
         nb_linear_rows s = slice(t, n, &r, i, &at);
-        if (s.T) NB_TRY(nb_linear_rows_fwd(t, &s, nb_mat_of(nb_elem_at(y ? y : out->data, at * N, e), N, e)));
+        if (!s.T) continue;
+        NB_TRY(nb_linear_rows_xa(t, &s, 1));
+        NB_TRY(nb_linear_rows_fwd(t, &s, nb_mat_of(nb_elem_at(y ? y : out->data, at * N, e), N, e)));
     }
     if (!y) return NB_OK;
     return t->dev->k->sum_rows(t->dev, n->out[0]->data, y, n->in[PLACES]->data, rows / a->k, a->k, n->out[0]->d[1], 0);
@@ -138,7 +140,7 @@ static nb_status backward(nb_tape *t, nb_node *n) {
         const nb_tensor *out = n->out[i / a->experts];
         int64_t at, N = out->d[1];
         nb_linear_rows s = slice(t, n, &r, i, &at);
-        if (s.T && s.in[NB_LINEAR_A]) NB_TRY(nb_linear_rows_xa(t, &s));
+        if (s.T) NB_TRY(nb_linear_rows_xa(t, &s, 1));
         s.dy = nb_elem_at(dy ? dy : out->grad, at * N, e);
         s.beta = n->beta + FIRST + NB_LINEAR_INPUTS * i;
         NB_TRY(nb_linear_rows_bwd(t, &s, 1, at_elem(dr, at * C, e), i < a->experts ? 0 : 1));

@@ -10,47 +10,64 @@ static nb_status shape(nb_tape *t, nb_node *n) {
     const nb_tensor *x = n->in[0];
     NB_ASSERT(a->n >= 1 && a->n <= 3 && n->n_in == 1 + NB_LINEAR_INPUTS * a->n);
     NB_ASSERT(!a->f32_out || !n->needs_grad || t->dev->elem == NB_F32);
+    int64_t ranks = 0;
     for (int i = 0; i < a->n; i++) {
         nb_tensor *const *in = inputs(n, i), *w = in[NB_LINEAR_W], *A = in[NB_LINEAR_A];
         NB_TRY(nb_linear_check(&a->slot[i], in, x->d[0], x->d[1], i));
         nb_node_out(t, n, "linear", a->f32_out ? NB_F32 : t->dev->elem, 2, x->d[0], nb_linear_features(&a->slot[i], in));
-        if (A && n->needs_grad) nb_node_save(t, n, "xa", t->dev->elem, 2, x->d[0], A->d[0]);
+        if (A) ranks += A->d[0];
         if ((A && A->needs_grad) || (w && w->needs_grad)) n->keep_in |= 1;
+    }
+    if (ranks && n->needs_grad) nb_node_save(t, n, "xa", t->dev->elem, 2, x->d[0], ranks);
+    return NB_OK;
+}
+
+/* The weights over the input's rows; xa, of all side by side, is a saved tensor or scratch. */
+static nb_status all_rows(nb_tape *t, const nb_node *n, bool backward, nb_linear_rows r[NB_LINEAR_MOST]) {
+    const nb_tensor *x = n->in[0];
+    const nb_dtype e = t->dev->elem;
+    int64_t ranks = 0, at = 0;
+    nb_elem *xa = NULL, *dxa = NULL, *dropped = NULL;
+    bool drops = false;
+    for (int i = 0; i < n->n_out; i++) {
+        const nb_tensor *A = inputs(n, i)[NB_LINEAR_A];
+        if (A) ranks += A->d[0];
+        drops |= nb_linear_drops(t, slot_of(n, i), inputs(n, i));
+    }
+    if (n->n_saved) xa = n->saved[0]->data;
+    else if (ranks) NB_TRY(nb_scratch(t, &xa, x->d[0] * ranks, e));
+    if (ranks && backward) NB_TRY(nb_scratch(t, &dxa, x->d[0] * ranks, e));
+    if (drops) NB_TRY(nb_scratch(t, &dropped, nb_tensor_size(x), e));
+    for (int i = 0; i < n->n_out; i++) {
+        const nb_tensor *A = inputs(n, i)[NB_LINEAR_A];
+        r[i] = (nb_linear_rows){.slot = slot_of(n, i), .in = inputs(n, i), .x = x->data, .T = x->d[0], .C = x->d[1],
+                                .ld_xa = ranks, .dropped = dropped};
+        if (drops) r[i].sample = t->batch->sample, r[i].pos = t->batch->pos;
+        if (!A) continue;
+        r[i].xa = nb_elem_at(xa, at, e);
+        if (backward) r[i].dxa = nb_elem_at(dxa, at, e);
+        at += A->d[0];
     }
     return NB_OK;
 }
 
-/* Weight i over the input's rows; *saved counts those that have kept an xa. */
-static nb_status rows_of(nb_tape *t, const nb_node *n, int i, int *saved, nb_linear_rows *r) {
-    const nb_tensor *x = n->in[0], *A = inputs(n, i)[NB_LINEAR_A];
-    *r = (nb_linear_rows){.slot = slot_of(n, i), .in = inputs(n, i), .x = x->data, .T = x->d[0], .C = x->d[1]};
-    if (!A) return NB_OK;
-    if (n->n_saved > *saved) r->xa = n->saved[(*saved)++]->data;
-    else NB_TRY(nb_scratch(t, &r->xa, r->T * A->d[0], t->dev->elem));
-    if (!nb_linear_drops(t, r->slot, r->in)) return NB_OK;
-    r->sample = t->batch->sample, r->pos = t->batch->pos;
-    return nb_scratch(t, &r->dropped, nb_tensor_size(x), t->dev->elem);
-}
-
 static nb_status forward(nb_tape *t, nb_node *n) {
-    for (int i = 0, saved = 0; i < n->n_out; i++) {
-        nb_linear_rows r;
-        NB_TRY(rows_of(t, n, i, &saved, &r));
-        NB_TRY(nb_linear_rows_fwd(t, &r, nb_mat_of(n->out[i]->data, n->out[i]->d[1], n->out[i]->dtype)));
-    }
+    nb_linear_rows r[NB_LINEAR_MOST];
+    NB_TRY(all_rows(t, n, false, r));
+    NB_TRY(nb_linear_rows_xa(t, r, n->n_out));
+    for (int i = 0; i < n->n_out; i++)
+        NB_TRY(nb_linear_rows_fwd(t, &r[i], nb_mat_of(n->out[i]->data, n->out[i]->d[1], n->out[i]->dtype)));
     return NB_OK;
 }
 
 static nb_status backward(nb_tape *t, nb_node *n) {
-    nb_elem *dx = n->in[0]->needs_grad ? n->in[0]->grad : NULL;
     nb_linear_rows r[NB_LINEAR_MOST];
-    for (int i = 0, saved = 0; i < n->n_out; i++) {
-        NB_TRY(rows_of(t, n, i, &saved, &r[i]));
-        if (r[i].xa) NB_TRY(nb_scratch(t, &r[i].dxa, r[i].T * r[i].in[NB_LINEAR_A]->d[0], t->dev->elem));
+    NB_TRY(all_rows(t, n, true, r));
+    for (int i = 0; i < n->n_out; i++) {
         r[i].dy = n->out[i]->grad;
         r[i].beta = n->beta + 1 + NB_LINEAR_INPUTS * i;
     }
-    return nb_linear_rows_bwd(t, r, n->n_out, dx, n->beta[0]);
+    return nb_linear_rows_bwd(t, r, n->n_out, n->in[0]->needs_grad ? n->in[0]->grad : NULL, n->beta[0]);
 }
 
 static nb_cost cost(const nb_node *n) {

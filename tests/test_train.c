@@ -25,10 +25,10 @@ static char *base_dir(void) {
     return dir;
 }
 
-static void open_fixture(fixture *f, bool quantized, double dropout, const nb_recompute *policy) {
+static void open_of_rank(fixture *f, int64_t r, bool quantized, double dropout, const nb_recompute *policy) {
     *f = (fixture){0};
     nb_base_options bo = {.quantized_cache = "", .load_in_4bit = quantized, .double_quant = true};
-    nb_lora_options lo = {.r = 4, .alpha = 8, .dropout = dropout, .seed = 3};
+    nb_lora_options lo = {.r = r, .alpha = 8, .dropout = dropout, .seed = 3};
     assert_ok(nb_dev_open(&f->dev, "cpu", NB_F32));
     assert_ok(nb_base_load(&f->base, base_dir(), &bo));
     assert_ok(nb_model_open(&f->model, f->base, f->dev, 64, 64));
@@ -37,6 +37,10 @@ static void open_fixture(fixture *f, bool quantized, double dropout, const nb_re
     f->runner->tape->seed = 7;
     assert_ok(nb_optimizer_open(&f->o, f->adapter, false, 1, NULL, false));
     f->o.beta1 = 0.9, f->o.beta2 = 0.999, f->o.epsilon = 1e-8, f->o.max_grad_norm = 1;
+}
+
+static void open_fixture(fixture *f, bool quantized, double dropout, const nb_recompute *policy) {
+    open_of_rank(f, 4, quantized, dropout, policy);
 }
 
 static void close_fixture(fixture *f) {
@@ -244,6 +248,43 @@ static void documents_alone_and_packed_agree(void **state) {
     close_fixture(&f);
 }
 
+/* q, k, v and gate, up: x A^T of all is one product, and so is the gradient of the A's; with the A's apart, each its own. */
+static void adapters_over_one_input_change_no_bit(void **state) {
+    (void)state;
+    static docs d;
+    fixture f[2];
+    double loss[2];
+    float *apart[8];
+    int n = 0;
+    for (int k = 0; k < 2; k++) {
+        open_of_rank(&f[k], 8, true, 0, NULL); /* A's that fill whole lines: none is padded */
+        nb_linear *lin = f[k].model->block[0].lin;
+        nb_tensor *q = lin[NB_Q].lora_A, *moved[] = {lin[NB_K].lora_A, lin[NB_UP].lora_A};
+        assert_ptr_equal(moved[0]->data, (float *)q->data + nb_tensor_size(q));
+        assert_ptr_equal(moved[1]->data, (float *)lin[NB_GATE].lora_A->data + nb_tensor_size(lin[NB_GATE].lora_A));
+        for (int i = 0; i < (k ? 2 : 0); i++) {
+            const size_t bytes = (size_t)nb_tensor_size(moved[i]) * 4;
+            apart[n] = nb_malloc(bytes);
+            memcpy(apart[n], moved[i]->data, bytes);
+            moved[i]->data = apart[n++];
+            moved[i]->grad = apart[n++] = nb_calloc(1, bytes);
+        }
+        fill_docs(&d, 0, DOCS, 11);
+        for (int i = 0; i < f[k].adapter->n_attached; i++) /* B is 0 at first: nothing would reach A */
+            for (int64_t j = 0; j < nb_tensor_size(f[k].adapter->attached[i].B); j++)
+                ((float *)f[k].adapter->attached[i].B->data)[j] = 0.01f * (float)(j % 7 - 3);
+        nb_optimizer_begin(&f[k].o);
+        assert_ok(nb_runner_loss(f[k].runner, &d.b, 1.0f / (float)d.b.n_trained, &loss[k], NULL));
+    }
+    assert_true(loss[0] == loss[1]);
+    for (int i = 0; i < f[0].adapter->n_params; i++) {
+        const nb_tensor *x = &f[0].adapter->params[i], *y = &f[1].adapter->params[i];
+        assert_memory_equal(x->grad, y->grad, (size_t)nb_tensor_size(x) * 4);
+    }
+    for (int k = 0; k < 2; k++) close_fixture(&f[k]);
+    for (int i = 0; i < n; i++) free(apart[i]);
+}
+
 static void training_lowers_the_loss(void **state) {
     (void)state;
     for (int quantized = 0; quantized < 2; quantized++) {
@@ -294,6 +335,7 @@ int main(void) {
         cmocka_unit_test(the_fastest_choice_that_fits_is_found),
         cmocka_unit_test(threads_change_no_bit),          cmocka_unit_test(a_step_allocates_nothing),
         cmocka_unit_test(packed_documents_do_not_see_each_other), cmocka_unit_test(documents_alone_and_packed_agree),
+        cmocka_unit_test(adapters_over_one_input_change_no_bit),
         cmocka_unit_test(training_lowers_the_loss),       cmocka_unit_test(not_finite_is_seen),
         cmocka_unit_test(too_many_tokens_are_refused),
     };

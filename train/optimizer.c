@@ -31,14 +31,22 @@ static bool is_boosted(const nb_adapter *a, const nb_tensor *p) {
     return p->n_dims == 1;
 }
 
+static int by_place(const void *x, const void *y) {
+    const char *p = (*(nb_tensor *const *)x)->data, *q = (*(nb_tensor *const *)y)->data;
+    return (p > q) - (p < q);
+}
+
 /* Parameters join the run before them when they decay and learn alike and have the same kind of state, and when no block
  * of 8-bit state would reach over the seam. Vectors (norm weights, biases) do not decay, but
  * DoRA's magnitudes do, as in PEFT and the Trainer. */
 static void make_runs(nb_optimizer *o, bool eight_bits) {
     const nb_adapter *a = o->adapter;
+    const nb_tensor **sorted = nb_calloc((size_t)a->n_params + 1, sizeof *sorted);
     o->runs = nb_calloc((size_t)a->n_params + 1, sizeof *o->runs);
+    for (int i = 0; i < a->n_params; i++) sorted[i] = &a->params[i];
+    qsort(sorted, (size_t)a->n_params, sizeof *sorted, by_place);
     for (int i = 0; i < a->n_params; i++) {
-        const nb_tensor *p = &a->params[i];
+        const nb_tensor *p = sorted[i];
         nb_update_run r = {.at = (float *)p->data - a->data, .decays = p->n_dims > 1 || is_magnitude(a, p),
                            .eight_bits = eight_bits && has_eight_bits(a, p),
                            .boosted = o->b_ratio != 1 && is_boosted(a, p)};
@@ -47,6 +55,7 @@ static void make_runs(nb_optimizer *o, bool eight_bits) {
                      (!r.eight_bits || (r.at - last->at) % NB_STATE8_BLOCK == 0);
         if (!joins) o->runs[o->n_runs++] = r;
     }
+    free(sorted);
     for (int i = 0; i < o->n_runs; i++) o->runs[i].n = (i + 1 < o->n_runs ? o->runs[i + 1].at : a->n) - o->runs[i].at;
 }
 
