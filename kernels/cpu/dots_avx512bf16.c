@@ -17,16 +17,20 @@ NB_INLINE NB_TARGET void plain(int mr, nb_format f, float sum[ROWS][COLS], const
     __m512 all[ROWS][COLS];
     for (int j = 0; j < COLS; j++)
         for (int i = 0; i < mr; i++) all[i][j] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < p->K; k += 32, x += mr)
-        NB_UNROLL
-        for (int j = 0; j < COLS; j++) {
-            const char *at = data + j * stride + k * size;
-            const __m512i y = f == NB_FMT_F32 ? bf16_of((const float *)at, p->K - k)
-                                              : _mm512_maskz_loadu_epi16(nb_first32(p->K - k), at);
-            _mm_prefetch(at + ahead(k * size, stride), _MM_HINT_T0);
+    NB_UNROLL
+    for (int j0 = 0; j0 < COLS; j0 += rows_at_once(mr)) {
+        const __m512i *xk = x;
+        for (int64_t k = 0; k < p->K; k += 32, xk += mr)
             NB_UNROLL
-            for (int i = 0; i < mr; i++) all[i][j] = dot(all[i][j], y, x[i]);
-        }
+            for (int j = j0; j < j0 + rows_at_once(mr); j++) {
+                const char *at = data + j * stride + k * size;
+                const __m512i y = f == NB_FMT_F32 ? bf16_of((const float *)at, p->K - k)
+                                                  : _mm512_maskz_loadu_epi16(nb_first32(p->K - k), at);
+                ask_ahead(at, mr, k * size, stride);
+                NB_UNROLL
+                for (int i = 0; i < mr; i++) all[i][j] = dot(all[i][j], y, xk[i]);
+            }
+    }
     for (int i = 0; i < mr; i++) add_lanes(sum[i], all[i]);
 }
 

@@ -35,6 +35,17 @@ NB_INLINE int64_t stride_of(int64_t bytes, int cols) { return cols == COLS ? byt
  * on. */
 NB_INLINE int64_t ahead(int64_t at, int64_t stride) { return at + AHEAD < stride ? AHEAD : AHEAD + (COLS - 1) * stride; }
 
+/* With one row of x, rows of the weight are read one by one, as they lie behind each other: a stream that memory delivers
+ * half as fast again as COLS rows at once. With more, x is what would be read too often. */
+NB_INLINE int rows_at_once(int mr) { return mr == 1 ? 1 : COLS; }
+
+/* Asks memory for what is read later: of a stream twice, that many bytes in advance, for the second cache and the first. */
+enum { FAR = 8192, NEAR = 1024 };
+NB_INLINE NB_TARGET void ask_ahead(const void *at, int mr, int64_t in_row, int64_t stride) {
+    if (rows_at_once(mr) == 1) _mm_prefetch((const char *)at + FAR, _MM_HINT_T1);
+    _mm_prefetch((const char *)at + (rows_at_once(mr) == 1 ? NEAR : ahead(in_row, stride)), _MM_HINT_T0);
+}
+
 /* The nb_dot of a call `function`, which leaves in here[mr][cols] the products with rows n0 + j .. of the weight, COLS
  * of them or 1; `before` comes first. mr is a constant wherever such a function is inlined. */
 #define NB_DOT(name, mr, before, function)                                                                             \

@@ -49,11 +49,6 @@ NB_INLINE NB_TARGET __m512 scale_of(const nb_nf4 *q, const nf4_scales *s, bool n
     return _mm512_set1_ps(nested ? s->of[(b & (GROUPS - 1) * GROUP) + q->absmax_u8[b]] : q->absmax[b]);
 }
 
-/* With one row of x, rows are read one by one, as they lie behind each other: a stream that memory delivers half as fast
- * again as COLS rows at once. With more, x is what would be read too often. The stream is asked for twice, so many bytes in
- * advance: for the second cache, and for the first. */
-enum { FAR = 8192, NEAR = 1024 };
-
 /* Where COLS rows of NF4 are read. */
 typedef struct nf4_rows {
     const nb_nf4 *q;
@@ -64,11 +59,11 @@ typedef struct nf4_rows {
     uint64_t block, blocks;  /* and its blocks */
 } nf4_rows;
 
-/* Adds 128 values of the rows j0 .. j0 + n - 1, from k on; `half`: their last 64. */
-NB_INLINE NB_TARGET void nf4_piece(__m512 all[ROWS][COLS], const nf4_rows *r, int mr, bool nested, bool half, int j0, int n,
+/* Adds 128 values of the rows from j0 on, from k on; `half`: their last 64. */
+NB_INLINE NB_TARGET void nf4_piece(__m512 all[ROWS][COLS], const nf4_rows *r, int mr, bool nested, bool half, int j0,
                                    int64_t k, const __m512i *x) {
     NB_UNROLL
-    for (int j = j0; j < j0 + n; j++) {
+    for (int j = j0; j < j0 + rows_at_once(mr); j++) {
         const uint8_t *at = r->data + j * r->stride + k / 2;
         const uint64_t b = r->block + (uint64_t)j * r->blocks + (uint64_t)k / 64;
         const __m512i v =
@@ -76,8 +71,7 @@ NB_INLINE NB_TARGET void nf4_piece(__m512 all[ROWS][COLS], const nf4_rows *r, in
         const __m512 scale = _mm512_mask_blend_ps(0xff00, scale_of(r->q, r->scales, nested, b),
                                                   scale_of(r->q, r->scales, nested, half ? b : b + 1));
         __m512 part[ROWS];
-        if (n == 1) _mm_prefetch((const char *)at + FAR, _MM_HINT_T1);
-        _mm_prefetch((const char *)at + (n == 1 ? NEAR : ahead(k / 2, r->stride)), _MM_HINT_T0);
+        ask_ahead(at, mr, k / 2, r->stride);
         NB_UNROLL
         for (int s = 0; s < 4; s++) {
             const __m512i y = _mm512_permutexvar_epi16(s ? _mm512_srli_epi16(v, 4 * (unsigned)s) : v, r->table);
@@ -102,12 +96,11 @@ NB_INLINE NB_TARGET void nf4(int mr, bool nested, nf4_scales *scales, float sum[
     __m512 all[ROWS][COLS];
     for (int j = 0; j < COLS; j++)
         for (int i = 0; i < mr; i++) all[i][j] = _mm512_setzero_ps();
-    const int together = mr == 1 ? 1 : COLS;
     NB_UNROLL
-    for (int j = 0; j < COLS; j += together) {
+    for (int j = 0; j < COLS; j += rows_at_once(mr)) {
         const __m512i *at = x;
-        for (int64_t k = 0; k < whole; k += PIECE, at += 4 * mr) nf4_piece(all, &r, mr, nested, false, j, together, k, at);
-        if (whole < p->K) nf4_piece(all, &r, mr, nested, true, j, together, whole, at);
+        for (int64_t k = 0; k < whole; k += PIECE, at += 4 * mr) nf4_piece(all, &r, mr, nested, false, j, k, at);
+        if (whole < p->K) nf4_piece(all, &r, mr, nested, true, j, whole, at);
     }
     for (int i = 0; i < mr; i++) add_lanes(sum[i], all[i]);
 }
