@@ -9,28 +9,33 @@ NB_TARGET static void pack_in_order(void *out, const float *x, int64_t ldx, int 
         for (int i = 0; i < rows; i++) _mm512_store_si512(to++, bf16_of(x + i * ldx + k, K - k));
 }
 
-/* Rows of bf16 or f32. */
+/* Adds all of the rows from j0 on: bf16 or f32, K of each, `stride` bytes apart. */
+NB_INLINE NB_TARGET void plain_rows(__m512 all[ROWS][COLS], int mr, nb_format f, int j0, const char *data, int64_t stride,
+                                    int64_t K, const __m512i *x) {
+    const int64_t size = f == NB_FMT_F32 ? 4 : 2;
+    for (int64_t k = 0; k < K; k += 32, x += mr)
+        NB_UNROLL
+        for (int j = j0; j < j0 + rows_at_once(mr); j++) {
+            const char *at = data + j * stride + k * size;
+            const __m512i y =
+                f == NB_FMT_F32 ? bf16_of((const float *)at, K - k) : _mm512_maskz_loadu_epi16(nb_first32(K - k), at);
+            ask_ahead(at, mr, k * size, stride);
+            NB_UNROLL
+            for (int i = 0; i < mr; i++) all[i][j] = dot(all[i][j], y, x[i]);
+        }
+}
+
 NB_INLINE NB_TARGET void plain(int mr, nb_format f, float sum[ROWS][COLS], const nb_product *p, int64_t n0, int cols,
                                const __m512i *x) {
-    const int64_t size = f == NB_FMT_F32 ? 4 : 2, stride = stride_of(p->y->cols * size, cols);
-    const char *data = (const char *)p->y->data + n0 * p->y->cols * size;
+    const int64_t row_bytes = p->y->cols * (f == NB_FMT_F32 ? 4 : 2), stride = stride_of(row_bytes, cols);
+    const char *data = (const char *)p->y->data + n0 * row_bytes;
     __m512 all[ROWS][COLS];
     for (int j = 0; j < COLS; j++)
         for (int i = 0; i < mr; i++) all[i][j] = _mm512_setzero_ps();
-    NB_UNROLL
-    for (int j0 = 0; j0 < COLS; j0 += rows_at_once(mr)) {
-        const __m512i *xk = x;
-        for (int64_t k = 0; k < p->K; k += 32, xk += mr)
-            NB_UNROLL
-            for (int j = j0; j < j0 + rows_at_once(mr); j++) {
-                const char *at = data + j * stride + k * size;
-                const __m512i y = f == NB_FMT_F32 ? bf16_of((const float *)at, p->K - k)
-                                                  : _mm512_maskz_loadu_epi16(nb_first32(p->K - k), at);
-                ask_ahead(at, mr, k * size, stride);
-                NB_UNROLL
-                for (int i = 0; i < mr; i++) all[i][j] = dot(all[i][j], y, xk[i]);
-            }
-    }
+    if (rows_at_once(mr) == COLS) plain_rows(all, mr, f, 0, data, stride, p->K, x);
+    else
+        NB_UNROLL
+        for (int j = 0; j < COLS; j++) plain_rows(all, mr, f, j, data, stride, p->K, x);
     for (int i = 0; i < mr; i++) add_lanes(sum[i], all[i]);
 }
 
