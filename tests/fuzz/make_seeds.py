@@ -267,6 +267,8 @@ def sentencepiece():
     save("sentencepiece", "bpe", model(2))
     save("sentencepiece", "unigram", model(1))
     save("sentencepiece", "precompiled", model(1, field(2, charsmap())))
+    save("sentencepiece", "ranks", "".join(f"{base64.b64encode(bytes([b])).decode()} {b}\n" for b in range(256))
+         + f"{base64.b64encode(b'the').decode()} 256\n")
 
 
 # ---- texts ----
