@@ -75,7 +75,8 @@ def summary(files):
             for r in (ours, peer):
                 cells += [r["contender"], f"{r['tokens_per_second']['median']:.0f}", bytes_text(r["peak_rss"]["median"])]
             ratio = ours["tokens_per_second"]["median"] / peer["tokens_per_second"]["median"]
-            lines.append("| " + " | ".join(cells + [f"{ratio:.2f}", f"{ours['percent_of_limit']['median']:.0f} %"]) + " |")
+            share = f"{ours['percent_of_limit']['median']:.0f} %" if "percent_of_limit" in ours else ""
+            lines.append("| " + " | ".join(cells + [f"{ratio:.2f}", share]) + " |")
     return "\n".join(lines)
 
 

@@ -41,8 +41,10 @@ def nibble(ctx, part, config, *more):
     j = all_parts["generation" if part == "generation" else part]
     # of this part: the process has also read a large array, to measure the limits
     rate = j["gb_s" if part == "generation" else "gflops"]
-    return {"tokens_per_second": j["tokens_per_second"], "peak_rss": j["peak_memory"], "rate": rate,
-            "limit": j["read_gb_s"] if part == "generation" else 100 * rate / j["percent"]}
+    row = {"tokens_per_second": j["tokens_per_second"], "peak_rss": j["peak_memory"], "rate": rate}
+    if j["percent"]:  # else no limit is known here
+        row["limit"] = j["read_gb_s"] if part == "generation" else 100 * rate / j["percent"]
+    return row
 
 
 def peer(ctx, script, *more):
