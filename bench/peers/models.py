@@ -68,6 +68,14 @@ def model_folder(cache, shape, repo):
     return folder
 
 
+def four_bit_folder(cache, shape, nibble, folder):
+    """The base in bitsandbytes' 4 bits, which transformers reads without quantizing again."""
+    path = os.path.join(cache, f"{shape}-4bit")
+    if not os.path.exists(path):
+        subprocess.run([nibble, "quantize", "--base", folder, "--out", path], check=True, stdout=subprocess.DEVNULL)
+    return path
+
+
 def gguf_file(cache, shape, kind, nibble, folder):
     path = os.path.join(cache, f"{shape}-{kind}.gguf")
     if not os.path.exists(path):

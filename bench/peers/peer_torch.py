@@ -1,10 +1,12 @@
 """Training steps of transformers + PEFT: LoRA on all seven linear layers, AdamW, one sequence of random tokens.
 
-Prints {"seconds": [a step each], "tokens": N, "loss": x} as JSON. The first step does not count.
+Prints {"seconds": [a step each], "tokens": N, "loss": x} as JSON. The first step does not count; when it begins and is
+done is said on standard error.
 """
 
 import argparse
 import json
+import sys
 import time
 
 LINEAR = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -52,7 +54,8 @@ def main():
     optimizer = torch.optim.AdamW([w for w in model.parameters() if w.requires_grad], lr=1e-4)
     ids = torch.randint(0, model.config.vocab_size, (1, args.tokens))
     seconds = []
-    for _ in range(args.steps + 1):
+    print("the first step begins", file=sys.stderr, flush=True)
+    for step in range(args.steps + 1):
         start = time.perf_counter()
         loss = model(input_ids=ids, labels=ids).loss
         loss.backward()
@@ -60,6 +63,8 @@ def main():
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         seconds.append(time.perf_counter() - start)
+        if step == 0:
+            print("the first step is done", file=sys.stderr, flush=True)
     print(json.dumps({"seconds": seconds[1:], "tokens": args.tokens, "loss": loss.item()}))
 
 

@@ -13,21 +13,48 @@ TITLES = {
     "train-checkpointing": "the same with gradient checkpointing",
     "prompt": "prompt of {tokens} tokens",
     "generation": "generation of {generate} tokens",
+    "start": "from starting the program to the first step",
 }
+# What a workload is judged by: the key in its rows, whether more is better, how it is written, its unit.
+TOKENS = ("tokens_per_second", True, "{:.1f}", "tokens/s")
+MEASURES = {"start": ("seconds_to_first_step", False, "{:.2f}", "s")}
 
 
 def bytes_text(n):
     return f"{n / 2**30:.2f} GiB" if n >= 2**30 else f"{n / 2**20:.0f} MiB"
 
 
-def row(r, best):
+def measure_of(r):
+    return MEASURES.get(r["workload"], TOKENS)
+
+
+def speed_text(workload, values):
+    key, _, form, unit = MEASURES.get(workload, TOKENS)
+    return f"{form.format(values[key])} {unit}"
+
+
+def median(r):
+    return r[measure_of(r)[0]]["median"]
+
+
+def short_speed(r):
+    key, _, form, unit = measure_of(r)
+    return f"{median(r):.0f}" if unit == "tokens/s" else f"{form.format(median(r))} {unit}"
+
+
+def times_as_fast(r, other):
+    return median(r) / median(other) if measure_of(r)[1] else median(other) / median(r)
+
+
+def row(r, peer):
     name = r["contender"]
     if "error" in r:
         return f"| {name} | does not run | | | |"
-    t = r["tokens_per_second"]
-    speed = f"{t['median']:.1f} ({t['least']:.1f} to {t['most']:.1f})"
+    key, _, form, _ = measure_of(r)
+    speed = "{} ({} to {})".format(*(form.format(r[key][k]) for k in ("median", "least", "most")))
+    ratio = f"{times_as_fast(r, peer):.2f}" if peer else ""
     limit = f"{r['percent_of_limit']['median']:.0f} %" if "percent_of_limit" in r else ""
-    return f"| {name} | {speed} | {t['median'] / best:.2f} | {limit} | {bytes_text(r['peak_rss']['median'])} |"
+    return f"| {name} | {speed} | {ratio} | {limit} | {bytes_text(r['peak_rss']['median'])} |"
 
 
 def conditions(j):
@@ -47,7 +74,7 @@ def groups(j):
 
 def fastest(rows, ours):
     able = [r for r in rows if "error" not in r and r["contender"].startswith("nibble") == ours]
-    return max(able, key=lambda r: r["tokens_per_second"]["median"], default=None)
+    return max(able, key=lambda r: median(r) if measure_of(r)[1] else -median(r), default=None)
 
 
 def table(j):
@@ -55,16 +82,17 @@ def table(j):
     lines = [f"{conditions(j)}. Medians of {s['rounds']} rounds in which all take turns, with the least and the most."]
     for (shape, workload), rows in groups(j).items():
         peer = fastest(rows, False)
-        best = peer["tokens_per_second"]["median"] if peer else float("nan")
         lines += ["", f"**{shape}: {TITLES[workload].format(**s)}**", "",
-                  "| | tokens/s | of the best peer | of the limit | peak memory |", "|---|---:|---:|---:|---:|"]
-        lines += [row(r, best) for r in rows]
+                  f"| | {measure_of(rows[0])[3]} | times the best peer's speed | of the limit | peak memory |",
+                  "|---|---:|---:|---:|---:|"]
+        lines += [row(r, peer) for r in rows]
     return "\n".join(lines)
 
 
 def summary(files):
+    speed = "tokens/s, or time"
     lines = [f"{conditions(files[0])}. The fastest of each; medians of rounds in which all take turns.", "",
-             "| | rounds | nibble | tokens/s | memory | best peer | tokens/s | memory | ratio | of the limit |",
+             f"| | rounds | nibble | {speed} | memory | best peer | {speed} | memory | times as fast | of the limit |",
              "|---|---:|---|---:|---:|---|---:|---:|---:|---:|"]
     for j in files:
         only = j["setting"].get("instructions", "all")
@@ -73,10 +101,10 @@ def summary(files):
             title = f"{shape}: {TITLES[workload].format(**j['setting'])}" + ("" if only == "all" else f", {only} only")
             cells = [title, str(j["setting"]["rounds"])]
             for r in (ours, peer):
-                cells += [r["contender"], f"{r['tokens_per_second']['median']:.0f}", bytes_text(r["peak_rss"]["median"])]
-            ratio = ours["tokens_per_second"]["median"] / peer["tokens_per_second"]["median"]
-            share = f"{ours['percent_of_limit']['median']:.0f} %" if "percent_of_limit" in ours else ""
-            lines.append("| " + " | ".join(cells + [f"{ratio:.2f}", share]) + " |")
+                cells += [r["contender"], short_speed(r), bytes_text(r["peak_rss"]["median"])] if r else ["none", "", ""]
+            share = f"{ours['percent_of_limit']['median']:.0f} %" if ours and "percent_of_limit" in ours else ""
+            ratio = f"{times_as_fast(ours, peer):.2f}" if ours and peer else ""
+            lines.append("| " + " | ".join(cells + [ratio, share]) + " |")
     return "\n".join(lines)
 
 

@@ -16,6 +16,7 @@ import tempfile
 import time
 
 import models
+import report
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 REPO = os.path.dirname(os.path.dirname(HERE))
@@ -28,7 +29,9 @@ INSTRUCTIONS = {
     "avx2": {"NIBBLE_CPU": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2",
              "MKL_ENABLE_INSTRUCTIONS": "AVX2", "OPENBLAS_CORETYPE": "Haswell"},
 }
-WORKLOADS = ("train", "train-checkpointing", "prompt", "generation")
+WORKLOADS = ("train", "train-checkpointing", "prompt", "generation", "start")
+# What `nibble train` and peer_torch.py say when the first step begins, and when it is done.
+BEGINS, DONE = r"memory .* planned, |the first step begins", r"step 1/|the first step is done"
 
 
 def nibble(ctx, part, config, *more):
@@ -53,6 +56,26 @@ def peer(ctx, script, *more):
     return {"tokens_per_second": j["tokens"] / min(j["seconds"]), "peak_rss": rss}
 
 
+def start(command):
+    """Seconds from a trainer's start to its first step, by what it says on the way."""
+    seconds = {}
+    with tempfile.TemporaryFile("w+") as said:
+        began = time.perf_counter()
+        p = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, errors="replace")
+        for line in p.stderr:
+            now = time.perf_counter() - began
+            said.write(line)
+            for name, pattern in (("seconds_to_first_step", BEGINS), ("seconds_to_its_end", DONE)):
+                if re.match(pattern, line):
+                    seconds.setdefault(name, now)
+        _, status, usage = os.wait4(p.pid, 0)
+        p.returncode = os.waitstatus_to_exitcode(status)
+        said.seek(0)
+        if p.returncode or len(seconds) < 2:
+            raise RuntimeError(said.read().strip()[-400:] or f"status {p.returncode}")
+    return {**seconds, "peak_rss": usage.ru_maxrss * 1024}
+
+
 def measure(command):
     """Standard output and the peak of resident memory in bytes."""
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
@@ -66,14 +89,15 @@ def measure(command):
 
 
 def write_configs(ctx, shape, folder):
-    """One for a base in 4 bits, one for it as it is; bench reads no data."""
+    """One for a base in 4 bits, one for it as it is. Only a real run reads the data."""
     paths = {}
     for name, four in (("nf4", "true"), ("bf16", "false")):
         paths[name] = os.path.join(ctx.cache, f"{shape}-{name}.yaml")
         with open(paths[name], "w") as f:
             f.write(f"base_model: {folder}\nload_in_4bit: {four}\nadapter: {'qlora' if four == 'true' else 'lora'}\n"
                     f"quantized_cache: {ctx.cache}/nf4\nlora_r: {ctx.rank}\nlora_alpha: {2 * ctx.rank}\n"
-                    f"sequence_len: {ctx.tokens}\nmicro_batch_size: 1\noutput_dir: {ctx.cache}/out\n"
+                    f"sequence_len: {ctx.tokens}\nexcess_length_strategy: split\nmicro_batch_size: 1\n"
+                    f"output_dir: {ctx.cache}/out\n"
                     f"datasets: [{{path: {REPO}/README.md, type: completion}}]\n")
     return paths
 
@@ -84,6 +108,8 @@ def contenders(ctx, shape, workload):
     config = write_configs(ctx, shape, folder)
     train = ["--tokens", str(ctx.tokens), "--rank", str(ctx.rank), "--steps", str(ctx.steps)]
     found = {}
+    if workload == "start":
+        return starters(ctx, shape, folder, config["nf4"], train)
     if workload.startswith("train"):
         again = workload.endswith("checkpointing")
         levels = ("smart", "true") if again else ("false",)
@@ -112,6 +138,24 @@ def contenders(ctx, shape, workload):
     return found
 
 
+def starters(ctx, shape, folder, config, train):
+    """What each keeps on disk from run to run is there. The peers take random tokens: their times do without what nibble
+    does to open a tokenizer and read data."""
+    command = [ctx.nibble, "train", config, "--threads", str(ctx.threads), "--overwrite", "--set", "max_steps=1",
+               "--set", "gradient_accumulation_steps=1", "--set", "save_strategy=no",
+               "--set", "gradient_checkpointing=false"]
+    start(command)  # which leaves the cache of the base in 4 bits behind
+    found = {"nibble nf4": lambda: start(command)}
+    torch = [sys.executable, os.path.join(HERE, "peer_torch.py")]
+    train = train[:-1] + ["0", "--threads", str(ctx.threads)]  # 0 steps: the first one alone
+    four = models.four_bit_folder(ctx.cache, shape, ctx.nibble, folder)
+    for name, base, more in (("PyTorch + PEFT bf16", folder, []),
+                             ("PyTorch + PEFT + bitsandbytes nf4, quantizing", folder, ["--nf4"]),
+                             ("PyTorch + PEFT + bitsandbytes nf4, quantized before", four, [])):
+        found[name] = lambda b=base, m=more: start(torch + [b] + train + m)
+    return found
+
+
 def side_by_side(ctx, shape, workload):
     makers = contenders(ctx, shape, workload)
     rows = {name: [] for name in makers}
@@ -125,8 +169,7 @@ def side_by_side(ctx, shape, workload):
                 rows[name].append(make())
             except RuntimeError as e:
                 errors[name] = str(e)
-            said = (f"failed: {errors[name]}" if name in errors
-                    else f"{rows[name][-1]['tokens_per_second']:.1f} tokens/s")
+            said = f"failed: {errors[name]}" if name in errors else report.speed_text(workload, rows[name][-1])
             took = f"{time.time() - start:.0f} s"
             print(f"{shape}, {workload}, round {turn + 1} of {ctx.rounds}: {name}: {said} ({took})", file=sys.stderr,
                   flush=True)
