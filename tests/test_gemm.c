@@ -217,8 +217,8 @@ static void one_weight(nb_dev *d, int kind, int64_t T, int64_t N, int64_t K, boo
 
 static void weight_cases(nb_dev *d) {
     static const int64_t more[][3] = {{9, 64, 128},  {12, 96, 256}, {1, 32, 1280},
-                                      {4, 1152, 64}, {3, 34, 192},  {2, 40, 320},
-                                      {3, 33, 1536}};
+                                      {4, 2176, 64}, {3, 34, 192},  {2, 40, 320},
+                                      {3, 33, 2304}};
     for (int kind = 0; kind < NB_LEN(kinds); kind++)
         for (int fwd = 0; fwd < 2; fwd++) {
             for (int s = (kind + fwd) % 2; s < NB_LEN(shapes); s += 2) /* each format takes every other shape */

@@ -9,7 +9,10 @@
 
 NB_TILE_TABLE(tiles, 0);
 
-enum { AHEAD = 512 }; /* bytes of a row to ask memory for in advance */
+enum {
+    AHEAD = 512,    /* bytes of a row to ask memory for in advance */
+    ROWS_AHEAD = 32 /* rows, where a panel takes a few bytes of each */
+};
 
 /* Bytes from a place in one of 16 rows to the one that is read AHEAD bytes later: behind the end of the row, 16 rows
  * on. */
@@ -39,9 +42,10 @@ NB_TARGET static void rows_bf16(uint32_t *out, int width, const nb_weight *w, in
     }
 }
 
-/* scale[b][i] = scale of block b, from the one that holds element `first` on, of 16 rows. */
+/* scale[b][i] = scale of block b, from the one that holds element `first` on, of 16 rows; of at most 16 blocks. */
 NB_TARGET static void nf4_scales(__m512 scale[16], const nb_weight *w, int64_t first, int rows, int blocks) {
     const nb_nf4 *q = &w->nf4;
+    if (blocks > 16) blocks = 16;
     const __mmask16 in = nb_first16(blocks);
     __m512i v[16];
     for (int i = 0; i < 16; i++) {
@@ -71,9 +75,9 @@ NB_TARGET static void rows_nf4(uint32_t *out, int width, const nb_weight *w, int
     const __m512 level = _mm512_loadu_ps(w->nf4.code);
     const uint8_t *data = (const uint8_t *)w->data + (n0 * w->cols + k0) / 2;
     __m512 scale[16];
-    nf4_scales(scale, w, n0 * w->cols + k0, rows, (int)(kc / 64));
     for (int64_t k = 0; k < kc; k += 128) {
         __m512i v[16];
+        if (k % 1024 == 0) nf4_scales(scale, w, n0 * w->cols + k0 + k, rows, (int)((kc - k) / 64));
         const int64_t bytes = (kc - k) / 2 < 64 ? (kc - k) / 2 : 64, next = ahead((k0 + k) / 2, w->cols / 2);
         for (int i = 0; i < 16; i++) {
             const uint8_t *row = data + ((i < rows ? i : rows - 1) * w->cols + k) / 2;
@@ -82,7 +86,7 @@ NB_TARGET static void rows_nf4(uint32_t *out, int width, const nb_weight *w, int
         }
         nb_transpose16(v);
         for (int word = 0; word < bytes / 4; word++) {
-            const __m512 s = scale[k / 64 + word / 8];
+            const __m512 s = scale[k / 64 % 16 + word / 8];
             NB_UNROLL
             for (int b = 0; b < 4; b++) {
                 __m512 odd = _mm512_mul_ps(_mm512_permutexvar_ps(_mm512_srli_epi32(v[word], 8 * b), level), s);
@@ -160,7 +164,10 @@ NB_INLINE NB_TARGET __m512i nf4_run32(const nb_weight *w, int64_t e) {
 
 NB_TARGET static void pack_cols_nf4(uint32_t *out, const nb_weight *w, int64_t n0, int64_t k0, int64_t kc) {
     for (int64_t k = 0; k < kc; k += 2) {
-        int64_t e = (k0 + k) * w->cols + n0;
+        const int64_t e = (k0 + k) * w->cols + n0;
+        const char *later = (const char *)w->data + (e + ROWS_AHEAD * w->cols) / 2;
+        _mm_prefetch(later, _MM_HINT_T0);
+        _mm_prefetch(later + w->cols / 2, _MM_HINT_T0);
         store_pair(out + k / 2 * NR, NR, nf4_run32(w, e),
                    k + 1 < kc ? nf4_run32(w, e + w->cols) : _mm512_setzero_si512());
     }

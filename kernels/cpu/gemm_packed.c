@@ -3,17 +3,20 @@
 #include <omp.h>
 
 static int64_t min64(int64_t p, int64_t q) { return p < q ? p : q; }
+static int64_t max64(int64_t p, int64_t q) { return p > q ? p : q; }
 static int64_t ceil_div(int64_t p, int64_t q) { return (p + q - 1) / q; }
 
-/* One thread's scratch, each part a multiple of 256 bytes. */
+/* One thread's scratch, each part a multiple of 256 bytes, and the rows of x that it has room for. */
 typedef struct layout {
     size_t spare, y, x, all;
+    int64_t rows;
 } layout;
 
 static layout scratch_of(const nb_packed_isa *isa, int64_t M, int64_t K) {
-    int64_t steps = min64(NB_PACKED_GROUP, ceil_div(K, isa->group)), rows = min64(NB_PACKED_ROWS, M);
+    const int64_t steps = max64(1, min64(NB_PACKED_GROUP, ceil_div(K, isa->group)));
     layout l = {.spare = NB_PACKED_SPARE * sizeof(float), .y = (size_t)(NB_PACKED_GROUP * isa->nr) * 4};
-    l.x = (size_t)(rows * steps * 4 + 255) / 256 * 256;
+    l.rows = NB_PACKED_X / steps / isa->mr * isa->mr;
+    l.x = (size_t)(min64(NB_PACKED_X, M * steps) * 4 + 255) / 256 * 256;
     l.all = l.spare + l.y + l.x;
     return l;
 }
@@ -115,11 +118,11 @@ void nb_packed_run(const nb_packed_isa *isa, const nb_product *p) {
         const range r = share(row_panels, id / g.cols, g.rows), cols = share(col_panels, id % g.cols, g.cols);
         const int64_t end = min64(r.hi * isa->mr, p->M);
         char *ws = (char *)p->ws + l.all * (size_t)id;
-        for (int64_t m0 = r.lo * isa->mr; m0 < end; m0 += NB_PACKED_ROWS) {
+        for (int64_t m0 = r.lo * isa->mr; m0 < end; m0 += l.rows) {
             nb_packed_group now = {.beta = p->beta};
             const nb_product *at = p;
             for (int64_t k0 = 0; next_group(isa, &now, &at, &k0);)
-                run_group(isa, p, &now, l, ws, m0, min64(NB_PACKED_ROWS, end - m0), cols);
+                run_group(isa, p, &now, l, ws, m0, min64(l.rows, end - m0), cols);
         }
     }
 }

@@ -19,10 +19,10 @@
 #include "kernels/cpu/gemm.h"
 
 enum {
-    NB_PACKED_STEPS = 512,
-    NB_PACKED_GROUP = 512 + 64, /* room for adapters behind a block */
+    NB_PACKED_STEPS = 1024, /* reading and writing c costs 3 % of this many, and twice as much of 512 */
+    NB_PACKED_GROUP = NB_PACKED_STEPS + 64, /* room for adapters behind a block */
     NB_PACKED_ACROSS = 32, /* of an x that lies across k: values of k packed at a time, whole steps */
-    NB_PACKED_ROWS = 1032, /* rows of x a thread packs at a time: 2 MiB at most */
+    NB_PACKED_X = NB_PACKED_GROUP * 516, /* steps of x a thread packs at a time (2.2 MiB): 512 rows of a whole group */
     NB_PACKED_SPARE = 32 * 128, /* floats of scratch a pack_y may decode into */
 };
 
