@@ -219,7 +219,7 @@ fuzz:  ## look for files that break the readers (libFuzzer): FUZZ_SECONDS=60 eac
 	@$(MAKE) CC=clang FUZZ=1 CUDA=0 build/clang-fuzz/fuzz
 	tests/fuzz/run.sh build/clang-fuzz $(FUZZ_TARGETS)
 
-bench-peers: nibble  ## nibble beside PyTorch + PEFT and llama.cpp, from PyPI in build/peers: PEERS="--shapes tiny" for less
+bench-peers: nibble $(BUILD)/bench/bench_gemm  ## nibble beside PyTorch + PEFT and llama.cpp, from PyPI in build/peers: PEERS="--shapes tiny" for less
 	bench/peers/run.sh ./nibble $(PEERS)
 
 interop: nibble  ## read what nibble exports with the programs it is for (from PyPI, in build/interop)

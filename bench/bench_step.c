@@ -147,8 +147,8 @@ int main(int argc, char **argv) {
     setvbuf(stdout, NULL, _IOLBF, 0);
     if (argc > 4) device = argv[4];
     const bool here = !strcmp(device, "cpu");
-    const double peak[2] = {here ? nb_measure_peak(false, nb_threads()) : 0,
-                            here ? nb_measure_peak(true, nb_threads()) : 0};
+    const double peak[2] = {here ? nb_measure_peak(false, nb_threads(), 0.2) : 0,
+                            here ? nb_measure_peak(true, nb_threads(), 0.2) : 0};
     if (!here) printf("device %s\n", device);
     else printf("%s, %d threads; multiply-adds in registers: f32 %.0f, bf16 %.0f GFLOP/s\n", nb_cpu_get()->name,
                 nb_threads(), peak[0] * 1e-9, peak[1] * 1e-9);

@@ -42,12 +42,12 @@ __attribute__((target("avx512f,avx512bf16"))) static double run_bf16(volatile fl
 }
 #endif
 
-double nb_measure_peak(bool bf16, int threads) {
+double nb_measure_peak(bool bf16, int threads, double seconds) {
     double best = 0;
 #if defined(__x86_64__)
     const nb_cpu *cpu = nb_cpu_get();
     if (bf16 ? !cpu->avx512_bf16 : !cpu->avx2_fma) return 0;
-    const double end = nb_now() + 0.2; /* long enough that a moment in which others had the processor does not count */
+    const double end = nb_now() + seconds;
     while (best == 0 || nb_now() < end) {
         double rate = 0;
 #pragma omp parallel num_threads(threads) reduction(+ : rate)
@@ -61,7 +61,7 @@ double nb_measure_peak(bool bf16, int threads) {
         if (rate > best) best = rate;
     }
 #else
-    (void)bf16, (void)threads;
+    (void)bf16, (void)threads, (void)seconds;
 #endif
     return best;
 }
@@ -89,6 +89,7 @@ double nb_measure_read(int threads, double seconds) {
 }
 
 nb_limits nb_measure_limits(int threads, double seconds) {
-    return (nb_limits){threads, nb_measure_peak(false, threads), nb_measure_peak(true, threads),
+    const double peak = 0.2; /* long enough that a moment in which others had the processor does not count */
+    return (nb_limits){threads, nb_measure_peak(false, threads, peak), nb_measure_peak(true, threads, peak),
                        nb_measure_read(threads, seconds)};
 }

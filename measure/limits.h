@@ -10,8 +10,9 @@ typedef struct nb_limits {
     double read;      /* bytes a second */
 } nb_limits;
 
-/* Independent multiply-adds in registers, no memory touched; best of several. */
-double nb_measure_peak(bool bf16, int threads);
+/* Independent multiply-adds in registers, no memory touched; best of the rounds (under a millisecond each) that `seconds`
+ * allow. */
+double nb_measure_peak(bool bf16, int threads, double seconds);
 /* A sum over an array larger than the caches (as in STREAM, McCalpin 1995, but reading alone), best of the passes that
  * `seconds` allow; 0: no memory for the array. */
 double nb_measure_read(int threads, double seconds);

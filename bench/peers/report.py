@@ -14,10 +14,11 @@ TITLES = {
     "prompt": "prompt of {tokens} tokens",
     "generation": "generation of {generate} tokens",
     "start": "from starting the program to the first step",
+    "products": "a product of rows x outputs x inputs",
 }
 # What a workload is judged by: the key in its rows, whether more is better, how it is written, its unit.
 TOKENS = ("tokens_per_second", True, "{:.1f}", "tokens/s")
-MEASURES = {"start": ("seconds_to_first_step", False, "{:.2f}", "s")}
+MEASURES = {"start": ("seconds_to_first_step", False, "{:.2f}", "s"), "products": ("gflops", True, "{:.1f}", "GFLOP/s")}
 
 
 def bytes_text(n):
@@ -54,7 +55,8 @@ def row(r, peer):
     speed = "{} ({} to {})".format(*(form.format(r[key][k]) for k in ("median", "least", "most")))
     ratio = f"{times_as_fast(r, peer):.2f}" if peer else ""
     limit = f"{r['percent_of_limit']['median']:.0f} %" if "percent_of_limit" in r else ""
-    return f"| {name} | {speed} | {ratio} | {limit} | {bytes_text(r['peak_rss']['median'])} |"
+    memory = bytes_text(r["peak_rss"]["median"]) if "peak_rss" in r else ""
+    return f"| {name} | {speed} | {ratio} | {limit} | {memory} |"
 
 
 def conditions(j):
@@ -97,6 +99,8 @@ def summary(files):
     for j in files:
         only = j["setting"].get("instructions", "all")
         for (shape, workload), rows in groups(j).items():
+            if workload == "products":
+                continue
             ours, peer = fastest(rows, True), fastest(rows, False)
             title = f"{shape}: {TITLES[workload].format(**j['setting'])}" + ("" if only == "all" else f", {only} only")
             cells = [title, str(j["setting"]["rounds"])]
@@ -105,7 +109,32 @@ def summary(files):
             share = f"{ours['percent_of_limit']['median']:.0f} %" if ours and "percent_of_limit" in ours else ""
             ratio = f"{times_as_fast(ours, peer):.2f}" if ours and peer else ""
             lines.append("| " + " | ".join(cells + [ratio, share]) + " |")
-    return "\n".join(lines)
+    return "\n".join(lines + product_table(files))
+
+
+def product_table(files):
+    """A line for each size and direction; empty without any."""
+    lines = []
+    for j in files:
+        for (size, workload), rows in groups(j).items():
+            found = {r["contender"]: r for r in rows if "error" not in r}
+            if workload != "products" or "nibble bf16" not in found:
+                continue
+            bf16, nf4 = found["nibble bf16"], found.get("nibble nf4")
+            cells = [size]
+            for r in (bf16, nf4):
+                share = f" ({r['percent_of_limit']['median']:.0f} %)" if r and "percent_of_limit" in r else ""
+                cells.append(f"{median(r):.0f}{share}" if r else "")
+            cells.append(f"{times_as_fast(nf4, bf16):.2f}" if nf4 else "")
+            for name in ("OpenBLAS", "PyTorch"):
+                peer = next((r for n, r in found.items() if n.startswith(name)), None)
+                cells += [f"{median(peer):.0f}", f"{times_as_fast(bf16, peer):.2f}"] if peer else ["", ""]
+            lines.append("| " + " | ".join(cells) + " |")
+    if not lines:
+        return []
+    return ["", "Products of rows x outputs x inputs in GFLOP/s (of the peak of multiply-adds measured beside them).", "",
+            "| | nibble bf16 | nibble NF4 | NF4 of bf16 | OpenBLAS f32 | bf16 is times that | PyTorch (oneDNN) bf16 | "
+            "bf16 is times that |", "|---|---:|---:|---:|---:|---:|---:|---:|"] + lines
 
 
 def main():

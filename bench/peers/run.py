@@ -16,6 +16,7 @@ import tempfile
 import time
 
 import models
+import products
 import report
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -29,7 +30,7 @@ INSTRUCTIONS = {
     "avx2": {"NIBBLE_CPU": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2",
              "MKL_ENABLE_INSTRUCTIONS": "AVX2", "OPENBLAS_CORETYPE": "Haswell"},
 }
-WORKLOADS = ("train", "train-checkpointing", "prompt", "generation", "start")
+WORKLOADS = ("train", "train-checkpointing", "prompt", "generation", "start", "products")
 # What `nibble train` and peer_torch.py say when the first step begins, and when it is done.
 BEGINS, DONE = r"memory .* planned, |the first step begins", r"step 1/|the first step is done"
 
@@ -139,8 +140,8 @@ def contenders(ctx, shape, workload):
 
 
 def starters(ctx, shape, folder, config, train):
-    """What each keeps on disk from run to run is there. The peers take random tokens: their times do without what nibble
-    does to open a tokenizer and read data."""
+    """What each keeps on disk from run to run is there. The peers take random tokens: their times do without opening a
+    tokenizer and reading data, which nibble's has."""
     command = [ctx.nibble, "train", config, "--threads", str(ctx.threads), "--overwrite", "--set", "max_steps=1",
                "--set", "gradient_accumulation_steps=1", "--set", "save_strategy=no",
                "--set", "gradient_checkpointing=false"]
@@ -156,8 +157,7 @@ def starters(ctx, shape, folder, config, train):
     return found
 
 
-def side_by_side(ctx, shape, workload):
-    makers = contenders(ctx, shape, workload)
+def side_by_side(ctx, shape, workload, makers):
     rows = {name: [] for name in makers}
     errors = {}
     for turn in range(ctx.rounds):
@@ -237,9 +237,14 @@ def main():
     os.environ.update(INSTRUCTIONS[ctx.instructions])
     about = machine(ctx)
     results = []
+    workloads = ctx.workloads.split(",")
     for shape in ctx.shapes.split(","):
-        for workload in ctx.workloads.split(","):
-            results += side_by_side(ctx, shape, workload)
+        for workload in workloads:
+            if workload != "products":
+                results += side_by_side(ctx, shape, workload, contenders(ctx, shape, workload))
+    if "products" in workloads:  # of fixed sizes
+        for size, makers in products.contenders(ctx):
+            results += side_by_side(ctx, size, "products", makers)
     name = re.sub(r"[^a-z0-9]+", "-", about["cpu"].lower()).strip("-")
     out = ctx.out or os.path.join(REPO, "bench/results", f"peers-{name}.json")
     setting = {k: getattr(ctx, k) for k in ("tokens", "generate", "rank", "rounds", "steps", "seconds", "instructions")}
