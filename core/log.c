@@ -9,6 +9,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "core/mem.h"
+#include "core/utf8.h"
+
 static nb_log_level log_level = NB_LOG_INFO;
 static nb_progress *current; /* the bar on the screen, if any */
 
@@ -28,11 +31,27 @@ static void bar_clear(void) {
 
 static void bar_draw(nb_progress *p);
 
+/* Text may hold what stood in a file: a terminal is shown its control characters, and does not obey them. */
+static void put(const char *prefix, const char *text, const char *suffix) {
+    nb_text line = {0};
+    char shown[8];
+    nb_text_puts(&line, prefix);
+    for (int n; (n = nb_utf8_show(shown, &text)) > 0;) nb_text_add(&line, shown, (size_t)n);
+    nb_text_puts(&line, suffix);
+    fputs(line.s, stderr);
+    nb_text_free(&line);
+}
+
 static void say(const char *prefix, const char *fmt, va_list ap) {
+    va_list again;
+    va_copy(again, ap);
+    const int n = vsnprintf(NULL, 0, fmt, again);
+    va_end(again);
+    char *text = nb_malloc((size_t)n + 1);
+    vsnprintf(text, (size_t)n + 1, fmt, ap);
     bar_clear();
-    fputs(prefix, stderr);
-    vfprintf(stderr, fmt, ap);
-    fputc('\n', stderr);
+    put(prefix, text, "\n");
+    free(text);
     if (current && current->shown && isatty(2)) bar_draw(current);
 }
 
@@ -81,20 +100,21 @@ static void bar_draw(nb_progress *p) {
     char left[16], took[16];
     nb_duration(p->done > 0 ? (now - p->start) * (p->total - p->done) / p->done : INFINITY, left);
     nb_duration(now - p->start, took);
+    char line[512];
     if (!isatty(2)) {
-        fprintf(stderr, "%s %.0f/%.0f %s (%.0f%%), %s elapsed, %s left%s%s\n", p->label, p->done, p->total,
-                p->unit, 100 * f, took, left, p->note[0] ? ", " : "", p->note);
+        snprintf(line, sizeof line, "%s %.0f/%.0f %s (%.0f%%), %s elapsed, %s left%s%s", p->label, p->done, p->total,
+                 p->unit, 100 * f, took, left, p->note[0] ? ", " : "", p->note);
+        put("", line, "\n");
         return;
     }
     struct winsize w = {0};
     int cols = ioctl(2, TIOCGWINSZ, &w) == 0 && w.ws_col > 20 ? w.ws_col : 80;
-    char line[512];
     int n = snprintf(line, sizeof line, "%s [", p->label), width = 24;
     for (int i = 0; i < width && n < (int)sizeof line - 1; i++) line[n++] = i < (int)(f * width + 0.5) ? '#' : '.';
     n += snprintf(line + n, sizeof line - (size_t)n, "] %3.0f%% %.0f/%.0f %s, %s left%s%s", 100 * f, p->done,
                   p->total, p->unit, left, p->note[0] ? ", " : "", p->note);
     if (n >= cols) line[cols - 1] = 0;
-    fprintf(stderr, "\r\033[K%s", line);
+    put("\r\033[K", line, "");
     fflush(stderr);
 }
 

@@ -19,7 +19,7 @@ typedef enum nb_status {
     NB_EINTERRUPTED  /* stopped by SIGINT or SIGTERM after a clean save */
 } nb_status;
 
-/* Stores the message (truncated at 4 KiB) and returns `code`. Never NB_OK. */
+/* Stores the message (truncated at 4 KiB, control characters made visible) and returns `code`. Never NB_OK. */
 nb_status nb_fail(nb_status code, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
 
 /* Puts "context: " in front of the message already stored; returns `code` unchanged. */

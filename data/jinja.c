@@ -5,8 +5,8 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "core/utf8.h"
 #include "data/jinja_impl.h"
-#include "data/utf8.h"
 
 enum { BLOCK = 16 << 10, MAX_TEMPLATE = 1 << 20 };
 

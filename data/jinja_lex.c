@@ -2,8 +2,8 @@
  * indentation before a block or comment, trim_blocks the line break after it; "+" prevents either. */
 #include <stdlib.h>
 
+#include "core/utf8.h"
 #include "data/jinja_impl.h"
-#include "data/utf8.h"
 
 typedef struct lexer {
     ji *j;

@@ -3,8 +3,8 @@
 #include <stdio.h>
 #include <utf8proc.h>
 
+#include "core/utf8.h"
 #include "data/jinja_impl.h"
-#include "data/utf8.h"
 
 /* ---- text ---- */
 

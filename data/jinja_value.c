@@ -5,8 +5,8 @@
 #include <stdlib.h>
 #include <utf8proc.h>
 
+#include "core/utf8.h"
 #include "data/jinja_impl.h"
-#include "data/utf8.h"
 
 /* ---- strings ---- */
 

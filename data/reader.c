@@ -6,8 +6,8 @@
 
 #include "core/log.h"
 #include "core/mem.h"
+#include "core/utf8.h"
 #include "data/reader_file.h"
-#include "data/utf8.h"
 
 static nb_status text_split(nb_reader *r, nb_source *s) {
     nb_reader_add(r, 1, s->text, s->n);

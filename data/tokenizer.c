@@ -6,8 +6,8 @@
 
 #include "core/file.h"
 #include "core/mem.h"
+#include "core/utf8.h"
 #include "data/tokenizer_impl.h"
-#include "data/utf8.h"
 
 const char *const nb_tok_role_names[NB_ROLES] = {"bos_token", "eos_token", "pad_token", "unk_token"};
 

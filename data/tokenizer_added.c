@@ -5,8 +5,8 @@
 #include <utf8proc.h>
 
 #include "core/mem.h"
+#include "core/utf8.h"
 #include "data/tokenizer_impl.h"
-#include "data/utf8.h"
 
 bool nb_tok_is_space(uint32_t c) { /* Unicode White_Space */
     if (c < 0x80) return c == ' ' || (c >= 9 && c <= 13);

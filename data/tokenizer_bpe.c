@@ -9,8 +9,8 @@
 #include <string.h>
 
 #include "core/mem.h"
+#include "core/utf8.h"
 #include "data/tokenizer_impl.h"
-#include "data/utf8.h"
 
 enum { SCAN_MAX = 32, BIGRAM_BITS = 20 };
 #define NO_RANK UINT32_MAX

@@ -7,8 +7,8 @@
 #include <utf8proc.h>
 
 #include "core/mem.h"
+#include "core/utf8.h"
 #include "data/tokenizer_impl.h"
-#include "data/utf8.h"
 
 enum { LABEL = (int)0x800000ff, HAS_LEAF = 1 << 8 };
 /* A grapheme of more bytes is looked up character by character, in the tokenizers library. */

@@ -3,8 +3,8 @@
 #include <string.h>
 
 #include "core/mem.h"
+#include "core/utf8.h"
 #include "data/tokenizer_impl.h"
-#include "data/utf8.h"
 
 enum { MATCH_LIMIT = 10 * 1000 * 1000, JIT_STACK = 4 << 20 };
 

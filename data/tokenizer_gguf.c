@@ -5,9 +5,9 @@
 #include <string.h>
 
 #include "core/mem.h"
+#include "core/utf8.h"
 #include "data/tokenizer_export.h"
 #include "data/tokenizer_impl.h"
-#include "data/utf8.h"
 
 /* ---- byte-level BPE: the splitting expression ---- */
 

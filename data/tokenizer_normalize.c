@@ -4,8 +4,8 @@
 #include <utf8proc.h>
 
 #include "core/mem.h"
+#include "core/utf8.h"
 #include "data/tokenizer_impl.h"
-#include "data/utf8.h"
 
 static void room(nb_tok_buf *b, size_t more) {
     if (b->cap - b->n >= more) return;

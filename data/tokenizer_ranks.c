@@ -7,8 +7,8 @@
 
 #include "core/file.h"
 #include "core/mem.h"
+#include "core/utf8.h"
 #include "data/tokenizer_impl.h"
-#include "data/utf8.h"
 
 enum { MAX_BYTES = 512 }; /* of a token: the longest of those in use has 128, and every cut of it is looked up */
 

@@ -5,8 +5,8 @@
 #include <string.h>
 
 #include "core/mem.h"
+#include "core/utf8.h"
 #include "data/tokenizer_impl.h"
-#include "data/utf8.h"
 
 /* Unicode White_Space; PCRE2's \s also has U+180E. */
 #define SPACE                                                                                                          \

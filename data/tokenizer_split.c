@@ -3,8 +3,8 @@
 #include <string.h>
 
 #include "core/mem.h"
+#include "core/utf8.h"
 #include "data/tokenizer_impl.h"
-#include "data/utf8.h"
 
 static const char gpt2_regex[] =
     "'s|'t|'re|'ve|'m|'ll|'d| ?\\p{L}+| ?\\p{N}+| ?[^\\s\\p{L}\\p{N}]+|\\s+(?!\\S)|\\s+";

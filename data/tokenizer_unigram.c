@@ -10,8 +10,8 @@
 #include <string.h>
 
 #include "core/mem.h"
+#include "core/utf8.h"
 #include "data/tokenizer_impl.h"
-#include "data/utf8.h"
 
 /* Bytes after which a word's beginning is settled where no piece reaches over: bounds the memory of long words. */
 enum { WINDOW = 4096 };

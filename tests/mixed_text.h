@@ -8,7 +8,7 @@
 
 #include "core/mem.h"
 #include "core/rng.h"
-#include "data/utf8.h"
+#include "core/utf8.h"
 
 enum { MIXED_DOCUMENTS = 64, MIXED_BYTES = 1 << 14 };
 

@@ -33,6 +33,7 @@ refuses() {
     n=$(echo "$out" | grep -c '^nibble [a-z]*: ')
     if [ $rc -ne 1 ]; then bad "$name" "status $rc, wanted 1: $out"
     elif [ "$n" -ne 1 ]; then bad "$name" "$n messages, wanted 1: $out"
+    elif echo "$out" | grep -q '[[:cntrl:]]'; then bad "$name" "a terminal would obey: $out"
     elif [ "$before" != "$(state)" ]; then bad "$name" "files changed: $out"
     elif [ -n "$(left)" ]; then
         bad "$name" "left over: $(left)"
@@ -53,6 +54,7 @@ bad_yaml() { # NAME TEXT LINE: a line added to the configuration
 }
 at=$(($(wc -l <"$tmp/run.yaml") + 1))
 bad_yaml unknown_key "bad.yaml:$at:1: learning_rat: unknown key; did you mean learning_rate?" "learning_rat: 1e-4"
+bad_yaml control_characters 'bad.yaml:'$at':1: \x1b[31mred\u0085: unknown key' '"\e[31mred\N": 1'
 bad_yaml mistyped "bad.yaml:$at:16: learning_rate" "learning_rate: fast"
 bad_yaml out_of_range "bad.yaml:$at:15: lora_dropout" "lora_dropout: 1.5"
 bad_yaml duplicate_key "bad.yaml:$at:1: threads" "threads: 2"

@@ -1,6 +1,10 @@
+#include <fcntl.h>
+#include <unistd.h>
+
 #include "core/dtype.h"
 #include "core/file.h"
 #include "core/hash.h"
+#include "core/log.h"
 #include "core/names.h"
 #include "core/rng.h"
 #include "tests/test.h"
@@ -73,6 +77,47 @@ static void shuffle_is_a_permutation(void **s) {
     for (int i = 0; i < 100; i++) assert_int_equal(seen[i], 1);
 }
 
+/* A terminal obeys control characters, and messages quote what stood in files. */
+static void messages_show_control_characters(void **s) {
+    (void)s;
+    static const char *const rows[][2] = {
+        {"plain, \n\tindented", "plain, \n\tindented"},
+        {"\x1b[31mred\a\r\x7f", "\\x1b[31mred\\x07\\x0d\\x7f"},
+        {"\xc3\xa9 \xe2\x82\xac \xf0\x9f\x99\x82", "\xc3\xa9 \xe2\x82\xac \xf0\x9f\x99\x82"},
+        {"\xc2\x9b" "31m\xc2\xa0", "\\u009b31m\xc2\xa0"},
+        {"\x9b" "31m \xc0\x9b \xed\xa0\x80", "\\x9b31m \\xc0\\x9b \\xed\\xa0\\x80"},
+        {"cut \xe2\x82", "cut \\xe2\\x82"},
+    };
+    for (int i = 0; i < NB_LEN(rows); i++) {
+        assert_int_equal(nb_fail(NB_EINPUT, "%s", rows[i][0]), NB_EINPUT);
+        assert_string_equal(nb_message(), rows[i][1]);
+        nb_fail(NB_EINPUT, "%s", nb_message()); /* as from another thread */
+        assert_string_equal(nb_message(), rows[i][1]);
+    }
+    nb_fail(NB_EINPUT, "b");
+    nb_prefix(NB_EINPUT, "a\x1b");
+    assert_string_equal(nb_message(), "a\\x1b: b");
+    char many[3000];
+    memset(many, 27, sizeof many);
+    nb_fail(NB_EINPUT, "%.*s", (int)sizeof many, many);
+    assert_int_equal(strlen(nb_message()), 4092); /* whole ones that fit in 4 KiB with their end */
+    assert_string_equal(nb_message() + 4088, "\\x1b");
+}
+
+static void so_does_the_log(void **s) {
+    (void)s;
+    char *path = nb_path_join(nb_test_tmp(), "log"), *text;
+    size_t n;
+    const int err = dup(2), file = open(path, O_CREAT | O_TRUNC | O_WRONLY, 0600);
+    assert_true(err >= 0 && file >= 0 && dup2(file, 2) == 2);
+    nb_warn("%s: \x1b]0;title\a %d", "name\x9b", 7);
+    assert_int_equal(dup2(err, 2), 2);
+    close(err), close(file);
+    assert_ok(nb_file_read(path, &text, &n));
+    assert_string_equal(text, "warning: name\\x9b: \\x1b]0;title\\x07 7\n");
+    free(text), free(path);
+}
+
 static void names_are_found(void **state) {
     (void)state;
     enum { N = 20000 };
@@ -101,6 +146,7 @@ int main(void) {
         cmocka_unit_test(philox_known_answers), cmocka_unit_test(half_precision_round_trips),
         cmocka_unit_test(sha256_and_crc),       cmocka_unit_test(files),
         cmocka_unit_test(shuffle_is_a_permutation), cmocka_unit_test(names_are_found),
+        cmocka_unit_test(messages_show_control_characters), cmocka_unit_test(so_does_the_log),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

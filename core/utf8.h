@@ -1,6 +1,6 @@
 /* UTF-8 by hand: checking, stepping, writing. Surrogates, overlong forms and code points above U+10FFFF are invalid. */
-#ifndef NB_DATA_UTF8_H
-#define NB_DATA_UTF8_H
+#ifndef NB_CORE_UTF8_H
+#define NB_CORE_UTF8_H
 
 #include <stddef.h>
 #include <stdint.h>
@@ -15,6 +15,11 @@ size_t nb_utf8_valid(const char *s, size_t n);
 
 /* Writes cp (must be valid) to s[4]; returns the length. */
 int nb_utf8_put(char *s, uint32_t cp);
+
+/* How text that may come from anywhere is shown: control characters other than newline and tab become "\\x1b" or "\\u0085"
+ * (a terminal would obey them), and so do bytes that are no character. Writes what the next character of *text, which
+ * ends with a NUL, is shown as to s[8], NUL-terminated, and moves *text behind it. Returns the length; 0 at the end. */
+int nb_utf8_show(char *s, const char **text);
 
 /* Steps over one character of valid text: *i moves behind it. */
 static inline uint32_t nb_utf8_next(const char *text, size_t *i) {

@@ -1,5 +1,6 @@
-#include "data/utf8.h"
+#include "core/utf8.h"
 
+#include <stdio.h>
 #include <string.h>
 
 int nb_utf8_char(const char *text, size_t n, uint32_t *cp) {
@@ -43,5 +44,19 @@ int nb_utf8_put(char *s, uint32_t cp) {
     static const uint8_t lead[5] = {0, 0, 0xc0, 0xe0, 0xf0};
     for (int i = len - 1; i > 0; i--, cp >>= 6) s[i] = (char)(0x80 | (cp & 63));
     s[0] = (char)(lead[len] | cp);
+    return len;
+}
+
+int nb_utf8_show(char *s, const char **text) {
+    uint32_t cp = 0;
+    const char *from = *text;
+    if (!*from) return *s = 0;
+    const int len = nb_utf8_char(from, strnlen(from, 4), &cp);
+    *text += len > 0 ? len : 1;
+    if (len <= 0 || (cp < ' ' && cp != '\n' && cp != '\t') || cp == 127)
+        return snprintf(s, 8, "\\x%02x", (unsigned char)*from);
+    if (cp >= 128 && cp < 160) return snprintf(s, 8, "\\u%04x", (unsigned)cp);
+    memcpy(s, from, (size_t)len);
+    s[len] = 0;
     return len;
 }
