@@ -1,6 +1,7 @@
 #include "kernels/cpu/gemm_packed.h"
 
 #include <omp.h>
+#include <stdatomic.h>
 
 static int64_t min64(int64_t p, int64_t q) { return p < q ? p : q; }
 static int64_t max64(int64_t p, int64_t q) { return p > q ? p : q; }
@@ -8,22 +9,22 @@ static int64_t ceil_div(int64_t p, int64_t q) { return (p + q - 1) / q; }
 
 /* One thread's scratch, each part a multiple of 256 bytes, and the rows of x that it has room for. */
 typedef struct layout {
-    size_t spare, y, x, all;
+    size_t spare, y, x, mine, all;
     int64_t rows;
 } layout;
 
-static layout scratch_of(const nb_packed_isa *isa, int64_t M, int64_t K) {
+static layout scratch_of(const nb_packed_isa *isa, int64_t M, int64_t N, int64_t K) {
     const int64_t steps = max64(1, min64(NB_PACKED_GROUP, ceil_div(K, isa->group)));
     layout l = {.spare = NB_PACKED_SPARE * sizeof(float), .y = (size_t)(NB_PACKED_GROUP * isa->nr) * 4};
     l.rows = NB_PACKED_X / steps / isa->mr * isa->mr;
     l.x = (size_t)(min64(NB_PACKED_X, M * steps) * 4 + 255) / 256 * 256;
-    l.all = l.spare + l.y + l.x;
+    l.mine = (size_t)(ceil_div(N, isa->nr) * 4 + 255) / 256 * 256;
+    l.all = l.spare + l.y + l.x + l.mine;
     return l;
 }
 
 size_t nb_packed_ws(const nb_packed_isa *isa, int64_t M, int64_t N, int64_t K, int threads) {
-    (void)N;
-    return scratch_of(isa, M, K).all * (size_t)threads;
+    return scratch_of(isa, M, N, K).all * (size_t)threads;
 }
 
 /* K of the whole chain, each part of whole steps. */
@@ -90,13 +91,30 @@ static void pack_panels(const nb_packed_isa *isa, const nb_packed_group *g, cons
         }
 }
 
-/* c[rows m0.., columns of panels `cols`] = alpha * the sum of a group + beta c. */
+/* Panels of columns: threads that share rows take the next one that nobody has, so that a slower one, or one whose core
+ * has other work, takes fewer. Later groups add to what the first has stored: a thread keeps its panels for them. */
+typedef struct columns {
+    _Atomic int64_t *next; /* shared */
+    int64_t panels, n;
+    int32_t *mine; /* n of them so far */
+} columns;
+
+/* The i-th panel of this thread; -1: there is none. */
+static int64_t take(columns *cols, int64_t i, bool first) {
+    if (!first || i < cols->n) return i < cols->n ? cols->mine[i] : -1;
+    const int64_t j = atomic_fetch_add_explicit(cols->next, 1, memory_order_relaxed);
+    if (j >= cols->panels) return -1;
+    cols->mine[cols->n++] = (int32_t)j;
+    return j;
+}
+
+/* c[rows m0.., this thread's columns] = alpha * the sum of a group + beta c. */
 static void run_group(const nb_packed_isa *isa, const nb_product *p, const nb_packed_group *g, layout l, char *ws,
-                      int64_t m0, int64_t rows, range cols) {
+                      int64_t m0, int64_t rows, columns *cols, bool first) {
     float *spare = (float *)ws;
     uint32_t *y = (uint32_t *)(ws + l.spare), *x = (uint32_t *)(ws + l.spare + l.y);
     for (int k = 0; k < g->n; k++) pack_panels(isa, g, &g->b[k], x, m0, rows);
-    for (int64_t j = cols.lo; j < cols.hi; j++) {
+    for (int64_t n = 0, j; (j = take(cols, n, first)) >= 0; n++) {
         const int64_t n0 = j * isa->nr;
         const int n_cols = (int)min64(isa->nr, p->N - n0), vectors = n_cols > isa->vec ? 2 : 1;
         for (const nb_packed_block *b = g->b; b < g->b + g->n; b++)
@@ -110,19 +128,23 @@ static void run_group(const nb_packed_isa *isa, const nb_product *p, const nb_pa
 
 void nb_packed_run(const nb_packed_isa *isa, const nb_product *p) {
     const int64_t row_panels = ceil_div(p->M, isa->mr), col_panels = ceil_div(p->N, isa->nr);
-    const layout l = scratch_of(isa, p->M, whole_k(isa, p));
+    const layout l = scratch_of(isa, p->M, p->N, whole_k(isa, p));
     const grid g = choose_grid(p->threads, row_panels, col_panels);
+    _Atomic int64_t next[g.rows];
+    for (int i = 0; i < g.rows; i++) atomic_init(&next[i], 0);
 #pragma omp parallel num_threads(p->threads)
     {
         const int id = omp_get_thread_num();
-        const range r = share(row_panels, id / g.cols, g.rows), cols = share(col_panels, id % g.cols, g.cols);
+        const range r = share(row_panels, id / g.cols, g.rows);
         const int64_t end = min64(r.hi * isa->mr, p->M);
         char *ws = (char *)p->ws + l.all * (size_t)id;
+        columns cols = {.next = &next[id / g.cols], .panels = col_panels, .mine = (int32_t *)(ws + l.all - l.mine)};
+        bool first = true;
         for (int64_t m0 = r.lo * isa->mr; m0 < end; m0 += l.rows) {
             nb_packed_group now = {.beta = p->beta};
             const nb_product *at = p;
-            for (int64_t k0 = 0; next_group(isa, &now, &at, &k0);)
-                run_group(isa, p, &now, l, ws, m0, min64(l.rows, end - m0), cols);
+            for (int64_t k0 = 0; next_group(isa, &now, &at, &k0); first = false)
+                run_group(isa, p, &now, l, ws, m0, min64(l.rows, end - m0), &cols, first);
         }
     }
 }

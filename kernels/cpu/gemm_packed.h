@@ -11,8 +11,8 @@
  * on the last block of its base. It is summed from zero and then added to c. Steps that generate may be summed in another
  * order, which does not depend on those sizes either: kernels/cpu/dots.h.
  *
- * Threads form a grid over c. Each packs what it needs by itself: packing some panels twice costs less than waiting
- * for one another, above all on a machine that has other work to do. */
+ * Threads form a grid over c, and those that share rows take its panels of columns one by one, so that none waits for a
+ * slower one. Each packs what it needs by itself: packing some panels twice costs less than waiting for one another. */
 #ifndef NB_KERNELS_CPU_GEMM_PACKED_H
 #define NB_KERNELS_CPU_GEMM_PACKED_H
 
