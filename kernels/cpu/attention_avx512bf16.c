@@ -6,6 +6,10 @@
 
 enum { RUN = 4 }; /* panels of lanes a task goes through: each asks for what the next will need */
 
+/* What numerators are relative to follows a lane's largest score only when that is 2^8 times larger: then sums are
+ * scaled down. Rounding is relative, so that it does not matter how large numerators are. */
+static const float rise = 8;
+
 NB_TILE_TABLE(tiles, 0);
 
 /* One panel of lanes: its queries, what it has summed up, and one block of keys. */
@@ -15,27 +19,29 @@ typedef struct panel {
     float top[LANES], sum[LANES], keep[LANES];
 } panel;
 
-/* 16 lanes from `g` on of a block: scores become numerators, packed as pairs of keys. Not 0 if a maximum rose: then
+/* 16 lanes from `g` on of a block: scores become numerators, packed as pairs of keys. Not 0 if a lane's top rose: then
  * what was summed up before must shrink by keep. */
 NB_INLINE NB_TARGET int softmax_column(panel *w, const keys *b, int g) {
     const __m512 before = _mm512_loadu_ps(w->top + g);
     __m512 best = before, next = before, sum0 = _mm512_setzero_ps(), sum1 = sum0;
-    for (int64_t j = b->from; j < b->to; j += 2) {
+    for (int64_t j = b->from; j < b->end; j += 2) {
         best = _mm512_max_ps(_mm512_loadu_ps(w->s + j * LANES + g), best);
         next = _mm512_max_ps(_mm512_loadu_ps(w->s + (j + 1) * LANES + g), next);
     }
     best = _mm512_max_ps(best, next);
-    for (int64_t j = b->from; j < b->to; j += 2) {
-        const __m512 first = exp_2(_mm512_sub_ps(_mm512_loadu_ps(w->s + j * LANES + g), best));
-        const __m512 second = exp_2(_mm512_sub_ps(_mm512_loadu_ps(w->s + (j + 1) * LANES + g), best));
+    const __mmask16 rose = _mm512_cmp_ps_mask(best, _mm512_add_ps(before, _mm512_set1_ps(rise)), _CMP_GT_OQ);
+    const __m512 top = _mm512_mask_blend_ps(rose, before, best);
+    for (int64_t j = b->from; j < b->end; j += 2) {
+        const __m512 first = exp_2(_mm512_sub_ps(_mm512_loadu_ps(w->s + j * LANES + g), top));
+        const __m512 second = exp_2(_mm512_sub_ps(_mm512_loadu_ps(w->s + (j + 1) * LANES + g), top));
         sum0 = _mm512_add_ps(sum0, first), sum1 = _mm512_add_ps(sum1, second);
         _mm512_storeu_si512(w->p + j / 2 * LANES + g, interleave_halves((__m512i)_mm512_cvtne2ps_pbh(second, first)));
     }
-    const __m512 keep = exp_2(_mm512_sub_ps(before, best)), sum = _mm512_add_ps(sum0, sum1);
+    const __m512 keep = exp_2(_mm512_sub_ps(before, top)), sum = _mm512_add_ps(sum0, sum1);
     _mm512_storeu_ps(w->sum + g, _mm512_fmadd_ps(_mm512_loadu_ps(w->sum + g), keep, sum));
-    _mm512_storeu_ps(w->top + g, best);
+    _mm512_storeu_ps(w->top + g, top);
     _mm512_storeu_ps(w->keep + g, keep);
-    return _mm512_cmp_ps_mask(before, best, _CMP_NEQ_UQ);
+    return rose;
 }
 
 /* rows[n][LANES] *= factor[LANES] */
@@ -55,24 +61,24 @@ NB_TARGET static void forward_lanes(const nb_attention *a, const packed *x, cons
     w.o = scratch + LANES * (steps + KEYS / 2), w.s = w.o + LANES * D;
     lanes l;
     lanes_of(&l, a, s, kv, first);
-    fetch_lanes(a->o, a, s, kv, first, 1);
-    fetch_lanes(a->q, a, s, kv, first + LANES, 1);
     pack_lanes(w.q, a->q, &l, D);
     for (int i = 0; i < LANES; i++) w.top[i] = -3e38f, w.sum[i] = 0;
-    float beta = 0;
-    for (int64_t j0 = l.begin / KEYS * KEYS; j0 < l.end; j0 += KEYS, beta = 1) {
+    const int64_t first_block = l.begin / KEYS, blocks = (l.end + KEYS - 1) / KEYS - first_block;
+    for (int64_t n = 0; n < blocks; n++) {
+        const int64_t j0 = (first_block + n) * KEYS;
         const keys b = keys_of(&l, s, j0);
+        fetch_lanes(a->o, a, s, kv, first, 1, n, blocks);
+        fetch_lanes(a->q, a, s, kv, first + LANES, 1, n, blocks);
         times_lanes(tiles, w.s, b.from, b.to, k + j0 * steps, steps, 0, w.q, steps, score_factor(a), 0);
         if (b.mask || a->cap > 0) edit_scores(w.s, &b, &l, a->cap);
         const bool rose = (softmax_column(&w, &b, 0) | softmax_column(&w, &b, VEC)) != 0;
-        if (rose && beta != 0) scale_lanes(w.o, w.keep, D);
-        times_lanes(tiles, w.o, 0, D, v, pairs, (j0 + b.from) / 2, w.p + b.from / 2 * LANES, (b.to + 1 - b.from) / 2,
-                    1, beta);
+        if (rose && n > 0) scale_lanes(w.o, w.keep, D);
+        times_lanes(tiles, w.o, 0, D, v, pairs, (j0 + b.from) / 2, w.p + b.from / 2 * LANES, (b.end - b.from) / 2, 1,
+                    n > 0 ? 1 : 0);
     }
     for (int64_t i = 0; a->lse && i < l.n; i++) a->lse[l.place[i]] = w.top[i] * ln_2 + logf(w.sum[i]);
     for (int i = 0; i < LANES; i++) w.sum[i] = 1 / w.sum[i];
-    scale_lanes(w.o, w.sum, D);
-    scatter_lanes(a->o, 0, w.o, &l, D);
+    scatter_lanes(a->o, 0, w.sum, w.o, &l, D);
 }
 
 static void forward(const nb_attention *a, const nb_seg *segs, int64_t n_segs, int64_t Tk, void *shared,

@@ -53,8 +53,8 @@ static void pack_across(uint32_t *out, const float *x, int64_t ld, int64_t j0, i
 static void pack_segment(const nb_attention *a, const packed *p, const nb_seg *s) {
     const int64_t D = a->D, ld = a->KV * D, blocks = (s->kn + KEYS - 1) / KEYS;
 #pragma omp for schedule(static) nowait
-    for (int64_t i = 0; i < a->KV * blocks; i++) {
-        const int64_t kv = i / blocks, j0 = i % blocks * KEYS, n = smaller(KEYS, s->kn - j0);
+    for (int64_t i = 0; i < a->KV * blocks; i++) { /* head after head of the same tokens: their rows lie together */
+        const int64_t kv = i % a->KV, j0 = i / a->KV * KEYS, n = smaller(KEYS, s->kn - j0);
         const float *k = a->k + (s->k0 + j0) * ld + kv * D, *v = a->v + (s->k0 + j0) * ld + kv * D;
         if (p->k) pack_along(along(p->k, p, s, kv), k, ld, j0, n, D);
         if (p->v) pack_along(along(p->v, p, s, kv), v, ld, j0, n, D);
@@ -88,12 +88,14 @@ static void lanes_of(lanes *l, const nb_attention *a, const nb_seg *s, int64_t k
     l->all_lo = l->lo[LANES - 1], l->end = l->hi[LANES - 1];
 }
 
-/* Asks memory for the rows of x, which may be NULL, of `panels` panels of lanes from `first` on, as far as there are
- * any: the heads of a token lie together, but tokens too far apart for the processor to see what comes next. */
+/* Asks memory for part `part` of `parts` of the rows of x, which may be NULL, of `panels` panels of lanes from `first`
+ * on, as far as there are any: the heads of a token lie together, but tokens too far apart for the processor to see
+ * what comes next. In parts, a block of keys each, since a processor goes on only while few lines are under way. */
 NB_INLINE void fetch_lanes(const float *x, const nb_attention *a, const nb_seg *s, int64_t kv, int64_t first,
-                           int64_t panels) {
+                           int64_t panels, int64_t part, int64_t parts) {
     const int64_t G = a->H / a->KV, end = smaller(s->qn * G, first + panels * LANES);
-    for (int64_t i = first / G; x && i * G < end; i++) {
+    const int64_t begin = first / G, rows = (end + G - 1) / G - begin;
+    for (int64_t i = begin + rows * part / parts; x && i < begin + rows * (part + 1) / parts; i++) {
         const float *row = x + ((s->q0 + i) * a->H + kv * G) * a->D;
         for (int64_t c = 0; c < G * a->D; c += VEC) _mm_prefetch((const char *)(row + c), _MM_HINT_T1);
     }
@@ -108,28 +110,33 @@ NB_TARGET static void pack_lanes(uint32_t *out, const float *x, const lanes *l, 
     }
 }
 
-/* The way back: y[lane][D] = x[D][lane] + beta * y. */
-NB_TARGET static void scatter_lanes(float *y, float beta, const float *x, const lanes *l, int64_t D) {
+/* The way back: y[lane][D] = factor[lane] * x[D][lane] + beta * y. */
+NB_TARGET static void scatter_lanes(float *y, float beta, const float *factor, const float *x, const lanes *l,
+                                    int64_t D) {
     for (int64_t g = 0; g < l->n; g += VEC)
         for (int64_t d = 0; d < D; d += VEC) {
+            const __m512 f = _mm512_loadu_ps(factor + g);
             __m512i v[VEC];
             for (int i = 0; i < VEC; i++)
-                v[i] = d + i < D ? _mm512_loadu_si512(x + (d + i) * LANES + g) : _mm512_setzero_si512();
+                v[i] = d + i < D ? _mm512_castps_si512(_mm512_mul_ps(f, _mm512_loadu_ps(x + (d + i) * LANES + g)))
+                                 : _mm512_setzero_si512();
             nb_transpose16(v);
             for (int i = 0; i < VEC && g + i < l->n; i++)
                 store_sums(y + l->place[g + i] * D + d, (int)smaller(VEC, D - d), _mm512_castsi512_ps(v[i]), 1, beta);
         }
 }
 
-/* Keys from .. to-1 of the block that begins at key j0, whole tiles of those there are. */
+/* Keys from .. to-1 of the block that begins at key j0, whole tiles of those there are. No lane sees those from `end`
+ * on, a whole number of pairs, which an odd number of keys is filled up to. */
 typedef struct keys {
-    int64_t j0, from, to;
+    int64_t j0, from, to, end;
     bool mask; /* not all lanes see all of them, rounded up to pairs */
 } keys;
 
 static keys keys_of(const lanes *l, const nb_seg *s, int64_t j0) {
     keys b = {.j0 = j0, .from = larger(0, l->begin - j0) / MR * MR};
     b.to = smaller(smaller(rounded_up(larger(0, l->end - j0), MR), KEYS), s->kn - j0);
+    b.end = rounded_up(smaller(l->end - j0, b.to), 2);
     b.mask = j0 + b.from < l->all_lo || j0 + rounded_up(b.to, 2) > l->all_hi;
     return b;
 }

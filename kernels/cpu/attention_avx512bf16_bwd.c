@@ -23,6 +23,12 @@ NB_TILE_TABLE(row_tiles, PAIRS);
 static int64_t parts_of(int64_t KV) { return (TASKS + KV - 1) / KV; }
 static int64_t padded(int64_t D) { return rounded_up(D, VEC); }
 
+/* A part's sums for keys, of which those before `written` hold something. */
+typedef struct key_sums {
+    float *rows; /* [kn][padded(D)]; NULL: not wanted */
+    int64_t written;
+} key_sums;
+
 /* Up to PANELS panels of lanes, and one block of keys. */
 typedef struct block {
     uint32_t *q, *d_o;         /* PANELS of [D/2][LANES] */
@@ -35,7 +41,7 @@ typedef struct block {
     lanes l[PANELS];
     keys b[PANELS];
     int64_t n, panels;
-    float *dk, *dv;            /* [kn][padded(D)] */
+    key_sums dk, dv;
 } block;
 
 /* Words of each part of a thread's scratch, and the pointers when there is a scratch. */
@@ -162,26 +168,30 @@ static bool panel_gradients(block *w, int64_t i, const nb_attention *a, const pa
     round_gradients(w, i, a->cap);
     if (a->dq)
         times_lanes(tiles, w->dq + i * LANES * D, 0, D, across(x->k_across, x, s, kv, D), (s->kn + 1) / 2,
-                    (j0 + b->from) / 2, w->ds + b->from / 2 * LANES, (b->to + 1 - b->from) / 2, a->scale,
+                    (j0 + b->from) / 2, w->ds + b->from / 2 * LANES, (b->end - b->from) / 2, 1,
                     j0 / KEYS > l->begin / KEYS ? 1 : 0);
     return true;
 }
 
-/* out[keys of the block][D] += alpha * rows y, over the lanes that see some key of a tile. */
-static void add_keys(float *out, const block *w, const uint32_t *rows, const uint32_t *y, float alpha, int64_t j0,
+/* out[keys of the block][D] += alpha * rows y, over the lanes that see some key of a tile. From one block of lanes to
+ * the next keys leave in front and join behind: a tile is set once and added to from then on. */
+static void add_keys(key_sums *out, const block *w, const uint32_t *rows, const uint32_t *y, float alpha, int64_t j0,
                      int64_t D) {
-    for (int64_t j = 0; j < KEYS; j += MR) {
+    for (int64_t j = 0; out->rows && j < KEYS; j += MR) {
         int64_t first = 0, end = w->panels;
         while (first < end && w->b[first].to <= j) first++;
         while (end > first && w->b[end - 1].from > j) end--;
         if (first == end) continue;
         const int64_t n = smaller(MR, w->b[first].to - j), pair = first * LANES / 2;
         const int64_t steps = smaller(end * LANES / 2, (w->n + 1) / 2) - pair;
+        const float beta = j0 + j < out->written ? 1 : 0;
         for (int64_t c = 0; c < D; c += NR) {
             const int columns = (int)smaller(NR, D - c), vectors = columns > VEC ? 2 : 1;
             row_tiles[(vectors - 1) * MR + n - 1](steps, rows + j * PAIRS + pair, y + c * PAIRS + pair * vectors * VEC,
-                                                  out + (j0 + j) * padded(D) + c, padded(D), columns, alpha, 1);
+                                                  out->rows + (j0 + j) * padded(D) + c, padded(D), columns, alpha,
+                                                  beta);
         }
+        out->written = larger(out->written, j0 + j + n);
     }
 }
 
@@ -190,8 +200,6 @@ static void backward_lanes(block *w, const nb_attention *a, const packed *x, con
                            int64_t first) {
     const int64_t D = a->D;
     const float *const next[] = {a->q, a->d_o, a->o_in};
-    fetch_lanes(a->dq, a, s, kv, first, PANELS);
-    for (int i = 0; i < 3; i++) fetch_lanes(next[i], a, s, kv, first + PANELS * LANES, PANELS);
     w->n = smaller(PANELS * LANES, s->qn * (a->H / a->KV) - first);
     w->panels = (w->n + LANES - 1) / LANES;
     for (int64_t i = 0; i < w->panels; i++) {
@@ -202,14 +210,22 @@ static void backward_lanes(block *w, const nb_attention *a, const packed *x, con
     pack_lane_pairs(w->q_rows, a->q, w, D);
     pack_lane_pairs(w->d_rows, a->d_o, w, D);
     lane_statistics(w, a);
-    for (int64_t j0 = w->l[0].begin / KEYS * KEYS; j0 < w->l[w->panels - 1].end; j0 += KEYS) {
+    const int64_t first_block = w->l[0].begin / KEYS;
+    const int64_t blocks = (w->l[w->panels - 1].end + KEYS - 1) / KEYS - first_block;
+    for (int64_t n = 0; n < blocks; n++) {
+        const int64_t j0 = (first_block + n) * KEYS;
         bool seen = false;
+        fetch_lanes(a->dq, a, s, kv, first, PANELS, n, blocks);
+        for (int i = 0; i < 3; i++) fetch_lanes(next[i], a, s, kv, first + PANELS * LANES, PANELS, n, blocks);
         for (int64_t i = 0; i < w->panels; i++) seen |= panel_gradients(w, i, a, x, s, kv, j0);
-        if (seen && w->dv) add_keys(w->dv, w, w->p_rows, w->d_rows, 1, j0, D);
-        if (seen && w->dk) add_keys(w->dk, w, w->ds_rows, w->q_rows, a->scale, j0, D);
+        if (!seen) continue;
+        add_keys(&w->dv, w, w->p_rows, w->d_rows, 1, j0, D);
+        add_keys(&w->dk, w, w->ds_rows, w->q_rows, a->scale, j0, D);
     }
+    float scale[LANES];
+    for (int i = 0; i < LANES; i++) scale[i] = a->scale;
     for (int64_t i = 0; a->dq && i < w->panels; i++)
-        scatter_lanes(a->dq, a->beta_q, w->dq + i * LANES * D, &w->l[i], D);
+        scatter_lanes(a->dq, a->beta_q, scale, w->dq + i * LANES * D, &w->l[i], D);
 }
 
 /* A part's lanes, and the keys that they see. */
@@ -236,14 +252,10 @@ static float *sums_of(float *sums, const nb_attention *a, const nb_seg *s, int64
 static void backward_part(const nb_attention *a, const packed *x, const nb_seg *s, int64_t kv, int64_t i, float *dk,
                           float *dv, void *scratch) {
     const part p = part_of(a, s, i, parts_of(a->KV));
-    const int64_t row = padded(a->D), from = p.begin_key * row;
-    const size_t bytes = sizeof(float) * (size_t)((p.end_key - p.begin_key) * row);
     block w;
     lay_out(&w, scratch, a->D);
-    w.dk = dk ? sums_of(dk, a, s, kv, i, x->rows) : NULL;
-    w.dv = dv ? sums_of(dv, a, s, kv, i, x->rows) : NULL;
-    if (dk) memset(w.dk + from, 0, bytes);
-    if (dv) memset(w.dv + from, 0, bytes);
+    w.dk = (key_sums){.rows = dk ? sums_of(dk, a, s, kv, i, x->rows) : NULL};
+    w.dv = (key_sums){.rows = dv ? sums_of(dv, a, s, kv, i, x->rows) : NULL};
     for (int64_t first = p.first; first < p.end; first += PANELS * LANES) backward_lanes(&w, a, x, s, kv, first);
 }
 
