@@ -81,7 +81,7 @@ static nb_status open_parts(nb_session *s, const nb_session_options *o, const ma
     nb_base_options bo = {.load_in_4bit = o->load_in_4bit < 0 ? f->load_in_4bit : o->load_in_4bit,
                           .double_quant = f->double_quant, .quantized_cache = o->quantized_cache,
                           .keep_quantized = o->load_in_4bit < 0 || o->keep_quantized};
-    if (st == NB_OK) st = nb_base_load(&s->base, base, &bo);
+    if (st == NB_OK) st = nb_base_open(&s->base, base, &bo);
     json_decref(config);
     NB_TRY(st);
     if (o->adapter && !f->present && o->load_in_4bit < 0)
@@ -91,6 +91,7 @@ static nb_status open_parts(nb_session *s, const nb_session_options *o, const ma
     int64_t more = 0;
     if (o->adapter) NB_TRY(nb_adapter_rows_beyond(o->adapter, &s->base->spec, &more));
     NB_TRY(nb_base_extend(s->base, more));
+    NB_TRY(nb_base_ready(s->base, &bo));
     NB_TRY(quantize_head(s, o, f));
     NB_TRY(nb_model_open(&s->model, s->base, s->dev, o->positions ? o->positions : s->base->spec.context,
                          f->sequence_len));

@@ -121,10 +121,12 @@ static nb_status open_config(subject *s, const eval_args *a, char **adapter) {
     if (!a->base_only && a->adapter) *adapter = nb_strdup(a->adapter);
     else if (!a->base_only) NB_TRY(find_result(&s->config, adapter));
     NB_TRY(nb_run_open(&s->run, &s->config));
-    NB_TRY(nb_run_open_model(&s->run));
-    s->model = s->run.model, s->arena = &s->run.arena, s->tokenizer = s->run.tokenizer;
+    NB_TRY(nb_run_open_base(&s->run));
+    s->tokenizer = s->run.tokenizer;
     if (nb_config_chat(&s->chat, &s->config, s->tokenizer) != NB_OK) s->chat = NULL;
     NB_TRY(open_held_out(s));
+    NB_TRY(nb_run_open_model(&s->run));
+    s->model = s->run.model, s->arena = &s->run.arena;
     if (!*adapter) return NB_OK;
     if (!holds(*adapter, "adapter_config.json") && holds(*adapter, "config.json")) return open_full(s, *adapter);
     NB_TRY(nb_adapter_load(&s->run.adapter, s->model, *adapter, false));

@@ -88,9 +88,10 @@ static nb_status plan(nb_config *c) {
     nb_text text = {0};
     nb_status st = nb_run_open(&r, c);
     r.planning = true;
+    if (st == NB_OK) st = nb_run_open_base(&r);
+    if (st == NB_OK && r.tokenizer) st = nb_run_open_data(&r);
     if (st == NB_OK) st = nb_run_open_model(&r);
     if (st == NB_OK) st = nb_run_open_adapter(&r);
-    if (st == NB_OK && r.tokenizer) st = nb_run_open_data(&r);
     if (st == NB_OK) {
         print_model(&r);
         print_steps(&r);

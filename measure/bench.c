@@ -241,6 +241,7 @@ static nb_status run_parts(bench *b) {
     NB_TRY(next_part(b, "the model"));
     if (o->config) {
         NB_TRY(nb_run_open(&b->run, o->config));
+        NB_TRY(nb_run_open_base(&b->run));
         NB_TRY(nb_run_open_model(&b->run));
     } else {
         NB_TRY(open_random(b));

@@ -321,23 +321,37 @@ static nb_status fill(nb_base *b, const char *dir_or_name, const nb_base_options
     if (b->prequantized && !o->load_in_4bit && !o->keep_quantized)
         return nb_fail(NB_EINPUT, "%s: is saved in 4 bits; set load_in_4bit: true (adapter: qlora), or give the "
                        "original model", b->dir);
+    return NB_OK;
+}
+
+nb_status nb_base_ready(nb_base *b, const nb_base_options *o) {
+    if (o->reinit) return NB_OK;
     if (o->load_in_4bit && b->in_blocks)
         nb_info("%s: its weights are quantized already (%s): load_in_4bit leaves them as they are", b->dir,
                 nb_base_format(b));
-    if (!o->load_in_4bit || b->prequantized || b->in_blocks || hollow) return nb_base_turn(b);
+    if (!o->load_in_4bit || b->prequantized || b->in_blocks || b->hollow) return nb_base_turn(b);
     NB_TRY(nb_base_to_nf4(b, o));
     b->quantized = true;
     b->double_quant = o->double_quant;
     return NB_OK;
 }
 
-nb_status nb_base_load(nb_base **out, const char *dir_or_name, const nb_base_options *o) {
+static nb_status load(nb_base **out, const char *dir_or_name, const nb_base_options *o, bool ready) {
     nb_base *b = NB_NEW(nb_base);
     b->store = NB_NEW(struct nb_base_store);
     nb_status st = fill(b, dir_or_name, o);
+    if (st == NB_OK && ready) st = nb_base_ready(b, o);
     *out = st == NB_OK ? b : NULL;
     if (st != NB_OK) nb_base_free(b);
     return st;
+}
+
+nb_status nb_base_open(nb_base **out, const char *dir_or_name, const nb_base_options *o) {
+    return load(out, dir_or_name, o, false);
+}
+
+nb_status nb_base_load(nb_base **out, const char *dir_or_name, const nb_base_options *o) {
+    return load(out, dir_or_name, o, true);
 }
 
 static int64_t linear_bytes(const nb_base_linear *lin, bool in_4bit) {

@@ -61,6 +61,10 @@ typedef struct nb_base_options {
  * does not match config.json. Quantizing is parallel and shows progress. Checkpoints saved by bitsandbytes in 4 bits
  * load as they are (load_in_4bit false then is an error). */
 nb_status nb_base_load(nb_base **out, const char *dir_or_name, const nb_base_options *o);
+/* The same in two parts. The first maps the files and checks names and shapes. The second, with the same options, makes the
+ * weights ready to compute with, which may take minutes: what else a run needs is looked at in between. */
+nb_status nb_base_open(nb_base **out, const char *dir_or_name, const nb_base_options *o);
+nb_status nb_base_ready(nb_base *b, const nb_base_options *o);
 void nb_base_free(nb_base *b);
 /* The weight files of a model folder. The names are the whole model's, also where the file was saved from the model
  * without its head and lacks the prefix ("h.0.ln_1.weight" for "transformer.h.0.ln_1.weight"). */

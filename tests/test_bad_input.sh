@@ -115,6 +115,28 @@ refuses torn_csv "bad.csv" train --set datasets.0.path="$tmp/bad.csv"
 printf 'prompt,completion\na,b\nc,d,e\n' >"$tmp/bad.csv"
 refuses csv_columns "bad.csv:3" train --set datasets.0.path="$tmp/bad.csv"
 refuses held_out_missing "none.jsonl" train --set "test_datasets=[{path: $tmp/none.jsonl, type: completion}]"
+# ... is found before the base is quantized, which can take minutes; so are mistakes in the tokenizer and the template.
+to_nf4=(--set load_in_4bit=true --set adapter=qlora --set quantized_cache="$tmp/nf4")
+early() { # NAME TEXT command...
+    refuses "$@"
+    is "${1}_early" "" "$(find "$tmp/nf4" -name model.safetensors 2>/dev/null)"
+    rm -rf "$tmp/nf4"
+}
+printf '%b' "$good"'{"prompt": "a"}\n' >"$tmp/bad.jsonl"
+early data_before_quantizing "bad.jsonl:2" train "${to_nf4[@]}" --set datasets.0.path="$tmp/bad.jsonl"
+early held_out_before_quantizing "none.jsonl" train "${to_nf4[@]}" --set "test_datasets=[{path: $tmp/none.jsonl, type: completion}]"
+early regex_before_quantizing "missing closing parenthesis" train "${to_nf4[@]}" \
+    --set "test_datasets=[{path: $tmp/train.jsonl, type: prompt_completion, metrics: [regex], regex: '('}]"
+early template_before_quantizing "template" train "${to_nf4[@]}" --set "chat_template_jinja={% if %}" --set chat_template=jinja
+early plan_before_quantizing "bad.jsonl:2" "$NIBBLE" plan "$tmp/run.yaml" "${to_nf4[@]}" --set datasets.0.path="$tmp/bad.jsonl"
+early eval_before_quantizing "none.jsonl" "$NIBBLE" eval "$tmp/run.yaml" --base-only "${to_nf4[@]}" \
+    --set "test_datasets=[{path: $tmp/none.jsonl, type: completion}]"
+cp -r "$tmp/base" "$tmp/spoilt"
+echo '{"model": 7}' >"$tmp/spoilt/tokenizer.json"
+early tokenizer_before_quantizing "tokenizer.json" train "${to_nf4[@]}" --set base_model="$tmp/spoilt"
+NIBBLE_CACHE=$tmp/nf4 early score_before_quantizing "tokenizer.json" score --base "$tmp/spoilt" --load-in-4bit
+yes quantizes "$NIBBLE" train "$tmp/run.yaml" "${to_nf4[@]}" --set output_dir="$tmp/nf4-out"
+yes quantizes_at_last test -n "$(find "$tmp/nf4" -name model.safetensors)"
 refuses held_out_all "val_set_size" train --set val_set_size=12
 
 # ---- adapters ----

@@ -135,7 +135,8 @@ static double expected_bytes(const nb_spec *s, bool in_4bit) {
 
 static void check(nb_run *r, const struct size *z) {
     r->planning = true;
-    if (nb_run_open_model(r) != NB_OK || nb_run_open_adapter(r) != NB_OK || nb_run_open_runners(r) != NB_OK)
+    if (nb_run_open_base(r) != NB_OK || nb_run_open_model(r) != NB_OK || nb_run_open_adapter(r) != NB_OK ||
+        nb_run_open_runners(r) != NB_OK)
         fail_msg("%s: %s", z->yaml, nb_message());
     const nb_spec *s = &r->base->spec;
     const nb_memory_plan m = nb_run_memory(r);
@@ -170,7 +171,7 @@ static void only_plans(void **state) {
     nb_run r;
     load(&c, &sizes[NB_LEN(sizes) - 1], folder(&sizes[NB_LEN(sizes) - 1]));
     assert_ok(nb_run_open(&r, &c));
-    assert_fails(nb_run_open_model(&r), NB_EINPUT, "has neither model.safetensors nor");
+    assert_fails(nb_run_open_base(&r), NB_EINPUT, "has neither model.safetensors nor");
     nb_run_close(&r);
     nb_config_free(&c);
 }

@@ -361,9 +361,10 @@ static nb_status start(loop *l, const nb_train_options *o, char **resume_from) {
     nb_run *r = &l->run;
     NB_TRY(nb_run_open(r, l->c));
     NB_TRY(phase(l, nb_output_prepare(l->c, o->resume, o->overwrite, resume_from)));
+    NB_TRY(in_turn(l, nb_run_open_base));
+    NB_TRY(in_turn(l, nb_run_open_data));
     NB_TRY(in_turn(l, nb_run_open_model));
     NB_TRY(phase(l, nb_run_open_adapter(r)));
-    NB_TRY(in_turn(l, nb_run_open_data));
     if (*resume_from) NB_TRY(phase(l, nb_checkpoint_load_recompute(r, *resume_from)));
     NB_TRY(phase(l, nb_run_open_runners(r)));
     NB_TRY(phase(l, is_first(l) ? nb_output_space(r) : NB_OK));

@@ -131,33 +131,56 @@ static nb_status does_it_fit(const nb_run *r, size_t activations) {
                                 "(`nibble plan` shows what fits)");
 }
 
-nb_status nb_run_open_model(nb_run *r) {
+static nb_base_options base_options(const nb_run *r) {
+    const nb_config *c = r->config;
+    return (nb_base_options){.load_in_4bit = c->load_in_4bit, .double_quant = c->bnb_4bit_use_double_quant,
+                             .quantized_cache = c->quantized_cache, .hollow_ok = r->planning,
+                             .reinit = c->reinit_weights, .seed = (uint64_t)c->seed,
+                             .keep_f32 = c->reinit_weights && c->adapter == NB_ADAPTER_FULL};
+}
+
+nb_status nb_run_open_base(nb_run *r) {
     nb_config *c = r->config;
-    double start = nb_now();
-    nb_base_options o = {.load_in_4bit = c->load_in_4bit, .double_quant = c->bnb_4bit_use_double_quant,
-                         .quantized_cache = c->quantized_cache, .hollow_ok = r->planning,
-                         .reinit = c->reinit_weights, .seed = (uint64_t)c->seed,
-                         .keep_f32 = c->reinit_weights && c->adapter == NB_ADAPTER_FULL};
-    NB_TRY(nb_base_load(&r->base, c->base_model, &o));
-    r->t_base = nb_now() - start;
+    const nb_base_options o = base_options(r);
+    NB_TRY(nb_base_open(&r->base, c->base_model, &o));
     if (c->base_model_sha256 && strcmp(c->base_model_sha256, r->base->sha256) != 0)
         return nb_fail(NB_EINPUT, "%s: sha256 is %s, base_model_sha256 wants %s", c->base_model, r->base->sha256,
                        c->base_model_sha256);
-    if (!r->base->hollow || has_tokenizer(r)) NB_TRY(open_tokenizer(r));
-    NB_TRY(nb_base_quantize_head(r->base, (nb_head_quant)c->lm_head_quant, r->base->hollow ? "" : c->quantized_cache));
+    if (c->router_aux_loss_coef > 0 && !r->base->spec.experts)
+        return nb_fail(NB_EINPUT, "router_aux_loss_coef is %g, and %s is no mixture of experts: leave it out",
+                       c->router_aux_loss_coef, r->base->spec.architecture);
     int64_t context = r->base->spec.context;
     r->sequence_len = c->sequence_len ? c->sequence_len : context < 2048 ? context : 2048;
     if (r->sequence_len > context && !r->base->spec.learned_positions)
         nb_warn("sequence_len %lld is beyond the %lld positions the model was trained with", (long long)r->sequence_len,
                 (long long)context);
+    return !r->base->hollow || has_tokenizer(r) ? open_tokenizer(r) : NB_OK;
+}
+
+nb_status nb_run_open_data(nb_run *r) {
+    nb_config *c = r->config;
+    NB_TRY(nb_data_open(&r->data, c, r->tokenizer, r->sequence_len));
+    nb_loader_options o = {.sequence_len = r->sequence_len, .micro_batch_size = c->micro_batch_size,
+                           .accumulation = c->gradient_accumulation_steps,
+                           .rank = r->comm->rank, .ranks = r->comm->size, .packing = c->sample_packing,
+                           .shuffle = true, .epochs = c->num_epochs, .max_steps = c->max_steps,
+                           .seed = (uint64_t)c->seed};
+    NB_TRY(nb_loader_open(&r->loader, &r->data, &o));
+    r->total_steps = nb_loader_steps(r->loader);
+    return r->data.n_held_out ? nb_heldout_sets_open(&r->held_out, &r->data, c) : NB_OK;
+}
+
+nb_status nb_run_open_model(nb_run *r) {
+    const nb_config *c = r->config;
+    const nb_base_options o = base_options(r);
+    NB_TRY(nb_base_ready(r->base, &o));
+    NB_TRY(nb_base_quantize_head(r->base, (nb_head_quant)c->lm_head_quant, r->base->hollow ? "" : c->quantized_cache));
     /* Position tables for the training sequences, and room for longer held-out prompts and answers; not for all of a
      * long context (128 Ki positions would be 64 MiB that nobody reads). */
+    const int64_t context = r->base->spec.context;
     int64_t positions = context < 8192 ? context : 8192;
     if (r->sequence_len > positions) positions = r->sequence_len;
     NB_TRY(does_base_fit(r));
-    if (c->router_aux_loss_coef > 0 && !r->base->spec.experts)
-        return nb_fail(NB_EINPUT, "router_aux_loss_coef is %g, and %s is no mixture of experts: leave it out",
-                       c->router_aux_loss_coef, r->base->spec.architecture);
     NB_TRY(nb_model_open_shared(&r->model, r->base, r->dev, positions, r->sequence_len,
                                 c->zero_stage == NB_ZERO_BASE ? r->comm : NULL));
     if (c->router_aux_loss_coef >= 0) r->model->aux_coef = (float)c->router_aux_loss_coef;
@@ -220,21 +243,6 @@ nb_status nb_run_open_adapter(nb_run *r) {
     return NB_OK;
 }
 
-nb_status nb_run_open_data(nb_run *r) {
-    nb_config *c = r->config;
-    double start = nb_now();
-    NB_TRY(nb_data_open(&r->data, c, r->tokenizer, r->sequence_len));
-    nb_loader_options o = {.sequence_len = r->sequence_len, .micro_batch_size = c->micro_batch_size,
-                           .accumulation = c->gradient_accumulation_steps,
-                           .rank = r->comm->rank, .ranks = r->comm->size, .packing = c->sample_packing,
-                           .shuffle = true, .epochs = c->num_epochs, .max_steps = c->max_steps,
-                           .seed = (uint64_t)c->seed};
-    NB_TRY(nb_loader_open(&r->loader, &r->data, &o));
-    r->total_steps = nb_loader_steps(r->loader);
-    r->t_data = nb_now() - start;
-    return NB_OK;
-}
-
 /* The generator of an evaluation stops where a chat would: at the tokenizer's end tokens, the template's end of turn,
  * and eot_tokens. */
 static nb_status open_evaluator(nb_run *r) {
@@ -246,9 +254,8 @@ static nb_status open_evaluator(nb_run *r) {
         if (nb_tokenizer_token_id(r->tokenizer, c->eot_tokens.v[i]) >= 0)
             stop[n++] = nb_tokenizer_token_id(r->tokenizer, c->eot_tokens.v[i]);
     nb_evaluator_options o = {.batch_tokens = r->sequence_len * c->eval_batch_size, .stop_ids = stop, .n_stop_ids = n};
-    nb_status st = nb_heldout_sets_open(&r->held_out, &r->data, c);
-    if (st == NB_OK)
-        st = nb_evaluator_open(&r->evaluator, r->model, &r->arena, r->tokenizer, r->held_out, r->data.n_held_out, &o);
+    nb_status st =
+        nb_evaluator_open(&r->evaluator, r->model, &r->arena, r->tokenizer, r->held_out, r->data.n_held_out, &o);
     free(stop);
     return st;
 }

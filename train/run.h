@@ -37,17 +37,18 @@ typedef struct nb_run {
     int64_t total_steps;
     int32_t *added_tokens;  /* ids trained as rows */
     int n_added_tokens;
-    double t_base, t_data;  /* seconds */
 } nb_run;
 
 /* Who trains, and where: the processes and the device. */
 nb_status nb_run_open(nb_run *r, nb_config *c);
-/* Base, tokenizer (with added tokens; NULL with a hollow base that has none), model. */
+/* What is quickly looked at, in this order: the base's files, the tokenizer (with added tokens; NULL with a hollow base that
+ * has none), the template; then the data sets with what is wanted of them, and the loader. */
+nb_status nb_run_open_base(nb_run *r);
+nb_status nb_run_open_data(nb_run *r);
+/* The base's weights, quantized perhaps, and the model on them. */
 nb_status nb_run_open_model(nb_run *r);
 /* The adapter (new, from lora_model_dir, or full) and its optimizer. */
 nb_status nb_run_open_adapter(nb_run *r);
-/* The data sets and the loader. */
-nb_status nb_run_open_data(nb_run *r);
 /* Plans and allocates the memory of training and evaluation; refuses what does not fit. */
 nb_status nb_run_open_runners(nb_run *r);
 void nb_run_close(nb_run *r);
