@@ -252,6 +252,13 @@ NB_INLINE void few_values(float *o, float keep, const float *p, const float *v, 
     }
 }
 
+/* Asks memory for n rows of D numbers. */
+NB_INLINE void ask_rows(const float *x, int64_t row, int64_t n, int64_t D) {
+    enum { LINE = 64 / sizeof(float) };
+    for (int64_t j = 0; j < n; j++)
+        for (int64_t d = 0; d < D; d += LINE) __builtin_prefetch(x + j * row + d);
+}
+
 /* Few queries (decoding): vectors run along the head's channels, since there are too few lanes. Keys are walked in
  * blocks, all lanes over each, so that each key is fetched from memory once. */
 static void rows_attention_few(const nb_attention *a, const nb_attention_block *b, float *scratch) {
@@ -269,6 +276,9 @@ static void rows_attention_few(const nb_attention *a, const nb_attention_block *
         /* Rows of one head lie far apart, at distances that share few cache sets: several lanes read a copy. */
         const float *kj = n > 1 ? kb : k + j0 * row, *vj = n > 1 ? vb : v + j0 * row;
         int64_t count = smaller(NB_KEYS, s.end - j0), ld = n > 1 ? D : row;
+        /* Other heads' rows lie between one row and the next, which no processor's own prefetching is made for. */
+        ask_rows(vj, row, n > 1 ? 0 : count, D);
+        ask_rows(k + (j0 + NB_KEYS) * row, row, smaller(NB_KEYS, s.end - j0 - NB_KEYS), D);
         for (int64_t j = 0; n > 1 && j < count; j++) {
             memcpy(kb + j * D, k + (j0 + j) * row, sizeof(float) * (size_t)D);
             memcpy(vb + j * D, v + (j0 + j) * row, sizeof(float) * (size_t)D);
