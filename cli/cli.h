@@ -4,6 +4,7 @@
 #define NB_CLI_CLI_H
 
 #include <stdbool.h>
+#include <stddef.h>
 #include <stdint.h>
 
 #include "configs/config.h"
@@ -38,6 +39,8 @@ nb_status nb_opt_parse(int argc, char **argv, const char *usage, const char *not
 /* Prints "nibble NAME: message" to stderr and returns the exit status for `st`:
  * 0 for NB_OK, 130/143 for NB_EINTERRUPTED (by the signal), else 1. */
 int nb_exit_status(const char *name, nb_status st);
+/* Text of a file to stdout, its control characters (but newline and tab) made visible. */
+void nb_cli_show(const char *text, size_t n);
 /* "--device NAME" common to many commands. */
 #define NB_DEVICES "auto|cpu|cuda|cuda:N"
 #define NB_DEVICE_HELP "where to compute; auto (the default): a GPU if there is one that can be used"

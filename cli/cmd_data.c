@@ -11,6 +11,7 @@
 #include "core/log.h"
 #include "core/mem.h"
 #include "core/nearest.h"
+#include "core/utf8.h"
 #include "data/added.h"
 #include "data/dataset.h"
 #include "model/spec.h"
@@ -139,8 +140,12 @@ static void print_escaped(const nb_text *t) {
         if (t->s[i] == '\n') fputs("\\n", stdout);
         else if (t->s[i] == '\t') fputs("\\t", stdout);
         else if (t->s[i] == '"') fputs("\\\"", stdout);
-        else if ((unsigned char)t->s[i] < ' ' || t->s[i] == 127) printf("\\x%02x", t->s[i]);
-        else putchar(t->s[i]);
+        else {
+            uint32_t cp;
+            const int n = nb_utf8_char(t->s + i, t->n - i, &cp); /* decoding gives valid text */
+            nb_cli_show(t->s + i, (size_t)n);
+            i += (size_t)n - 1;
+        }
     }
     puts("\"");
 }
@@ -155,7 +160,7 @@ static nb_status print_text(const nb_tokenizer *t, const nb_row *r, bool color) 
         text.n = 0;
         st = nb_tokenizer_decode(t, r->ids + i, end - i, false, &text);
         if (trained) fputs(color ? "\033[32m" : "[", stdout);
-        fwrite(text.n ? text.s : "", 1, text.n, stdout);
+        nb_cli_show(text.n ? text.s : "", text.n);
         if (trained) fputs(color ? "\033[0m" : "]", stdout);
     }
     putchar('\n');

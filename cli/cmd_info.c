@@ -1,5 +1,4 @@
 /* nibble info: what is in a model folder, an adapter folder or a safetensors file. */
-#include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,15 +12,13 @@
 #include "model/safetensors.h"
 #include "model/weights.h"
 
-static void row(const char *name, const char *fmt, ...) __attribute__((format(printf, 2, 3)));
-static void row(const char *name, const char *fmt, ...) {
-    va_list ap;
-    printf("%-13s ", name);
-    va_start(ap, fmt);
-    vprintf(fmt, ap);
-    va_end(ap);
-    putchar('\n');
+/* Names and values come from files. */
+static void say(char *text /* freed */) {
+    nb_cli_show(text, strlen(text));
+    free(text);
 }
+
+#define row(name, ...) (printf("%-13s ", name), say(nb_asprintf(__VA_ARGS__)), (void)putchar('\n'))
 
 /* ---- one file ---- */
 
@@ -45,7 +42,7 @@ static nb_status show_file(const char *path) {
     for (int i = 0; i < s.n_tensors; i++) {
         const nb_st_tensor *t = &s.tensors[i];
         char *shape = shape_text(t);
-        printf("%-*s  %-5s %-16s %14zu\n", width, t->name, nb_st_dtype_name(t->dtype), shape, t->bytes);
+        say(nb_asprintf("%-*s  %-5s %-16s %14zu\n", width, t->name, nb_st_dtype_name(t->dtype), shape, t->bytes));
         bytes += t->bytes;
         free(shape);
     }
@@ -53,7 +50,7 @@ static nb_status show_file(const char *path) {
     const char *key;
     json_t *v;
     json_object_foreach(s.metadata, key, v)
-        if (json_is_string(v)) printf("metadata %s: %.300s\n", key, json_string_value(v));
+        if (json_is_string(v)) say(nb_asprintf("metadata %s: %.300s\n", key, json_string_value(v)));
     nb_st_close(&s);
     return NB_OK;
 }

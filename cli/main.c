@@ -9,6 +9,7 @@
 #include "core/interrupt.h"
 #include "core/mem.h"
 #include "core/nearest.h"
+#include "core/utf8.h"
 
 #define COMMAND(name, help) int nb_cmd_##name(int argc, char **argv);
 #include "cli/commands.def"
@@ -69,6 +70,14 @@ int main(int argc, char **argv) {
     for (int i = 0; i < NB_LEN(commands); i++)
         if (!strcmp(commands[i].name, name)) return flushed(commands[i].run(argc - 1, argv + 1));
     return unknown(name);
+}
+
+void nb_cli_show(const char *text, size_t n) {
+    char shown[8];
+    for (const char *end = text + n; text < end;) {
+        if (nb_utf8_show(shown, &text)) fputs(shown, stdout);
+        else fputs("\\x00", stdout), text++;
+    }
 }
 
 int nb_exit_status(const char *name, nb_status st) {

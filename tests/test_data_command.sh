@@ -22,6 +22,8 @@ check summary 0 "2 rows, " "$dir/run.yaml"
 check ledger 0 "trained on" "$dir/run.yaml"
 check packing 0 "of sequences of 32 tokens; 1 steps an epoch" "$dir/run.yaml"
 check row 0 "Two, or three?[ no, not at all<|endoftext|>]" "$dir/run.yaml" --row 2
+printf 'prompt,completion\na\033[1mb,\302\233c\n' >"$dir/control.csv"
+check row_control_characters 0 'a\x1b[1mb[\u009bc<' "$dir/run.yaml" --row 1 --set datasets.0.path="$dir/control.csv"
 check row_origin 0 "qa.csv:3" "$dir/run.yaml" --row 2
 check row_outside 1 "qa has the rows 1 to 2" "$dir/run.yaml" --row 3
 check dataset_name 1 'did you mean "qa"' "$dir/run.yaml" --row 1 --dataset qaa

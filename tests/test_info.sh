@@ -18,6 +18,10 @@ says info_help "usage: nibble info DIR|FILE" 0 "$NIBBLE" info --help
 says info_nothing "name a model folder" 1 "$NIBBLE" info
 says info_missing "no such folder" 1 "$NIBBLE" info "$tmp/none"
 says info_bad_file "is no safetensors file" 1 "$NIBBLE" info "$0"
+header='{"\u001b[31mred":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+printf "\\$(printf %03o ${#header})\\0\\0\\0\\0\\0\\0\\0%s\\0\\0\\0\\0" "$header" >"$tmp/names.safetensors"
+says info_control_characters '\x1b[31mred' 0 "$NIBBLE" info "$tmp/names.safetensors"
+rm "$tmp/names.safetensors"
 says quantize_help "usage: nibble quantize" 0 "$NIBBLE" quantize --help
 says quantize_needs_both "are needed" 1 "$NIBBLE" quantize --base "$tmp"
 says quantize_no_config "has no config.json" 1 "$NIBBLE" quantize --base "$tmp" --out "$tmp/out"
