@@ -30,6 +30,8 @@ INSTRUCTIONS = {
     "avx2": {"NIBBLE_CPU": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2",
              "MKL_ENABLE_INSTRUCTIONS": "AVX2", "OPENBLAS_CORETYPE": "Haswell"},
 }
+# What gradient_checkpointing: auto is given to fit into.
+MEMORY = {"llama-3.2-1b": "1400MiB"}
 WORKLOADS = ("train", "train-checkpointing", "prompt", "generation", "start", "products")
 # What `nibble train` and peer_torch.py say when the first step begins, and when it is done.
 BEGINS, DONE = r"memory .* planned, |the first step begins", r"step 1/|the first step is done"
@@ -113,12 +115,15 @@ def contenders(ctx, shape, workload):
         return starters(ctx, shape, folder, config["nf4"], train)
     if workload.startswith("train"):
         again = workload.endswith("checkpointing")
-        levels = ("smart", "true") if again else ("false",)
+        levels = {", smart": ["smart"], ", true": ["true"]} if again else {"": ["false"]}
+        if again and shape in MEMORY:
+            levels[", auto in " + MEMORY[shape]] = ["auto", "--set", "memory_limit=" + MEMORY[shape]]
         for base in ("nf4", "bf16"):
-            for level in levels:
-                name = f"nibble {base}" + (f", {level}" if again else "")
-                set_level = ["--set", "gradient_checkpointing=" + level]
-                found[name] = lambda b=base, s=set_level: nibble(ctx, "step", config[b], *s)
+            for name, level in levels.items():
+                if base == "bf16" and "memory_limit" in level[-1]:
+                    continue  # its weights alone are larger
+                found["nibble " + base + name] = lambda b=base, s=level: nibble(
+                    ctx, "step", config[b], "--set", "gradient_checkpointing=" + s[0], *s[1:])
         narrow = ctx.instructions == "all"  # without AVX512-BF16 PyTorch multiplies bf16 without vectors, 30 times slower
         for name, more in (("PyTorch + PEFT bf16", []), ("PyTorch + PEFT bf16, adapters too", ["--narrow-adapters"]),
                            ("PyTorch + PEFT f32", ["--dtype", "float32"]),
