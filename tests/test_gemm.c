@@ -298,7 +298,7 @@ static void test_dots(void **state) {
 
 /* Row i of a product of T rows is bit-equal to the same row alone, for any number of threads. */
 static void row_cases(nb_dev *d) {
-    static const int64_t sizes[][2] = {{64, 256}, {33, 70}, {64, 1152}, {16, 640}, {17, 1280}};
+    static const int64_t sizes[][2] = {{64, 256}, {33, 70}, {100, 2304}, {16, 640}, {17, 1280}};
     static const int heights[] = {1, 2, 3, 4, 5, 11, 12, 16, 29, 70};
     enum { T = 70 };
     int threads = nb_threads();
